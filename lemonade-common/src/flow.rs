@@ -1,0 +1,58 @@
+//! The identity of a flow: protocol, addresses and ports, all in network byte order.
+
+use core::net::{IpAddr, SocketAddr};
+
+/// A flow's 5-tuple; IPv4 addresses are stored IPv4-mapped (RFC 4291, 2.5.5.2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(C)]
+pub struct FlowKey {
+    /// Client address.
+    pub src: [u8; 16],
+    /// Frontend address.
+    pub dst: [u8; 16],
+    /// Client port, big-endian.
+    pub sport: [u8; 2],
+    /// Frontend port, big-endian.
+    pub dport: [u8; 2],
+    /// IP protocol number, zero-extended so that the key has no padding.
+    pub protocol: u32,
+}
+
+const _: () = assert!(size_of::<FlowKey>() == 40);
+
+/// IP protocol number of TCP.
+pub const TCP: u32 = 6;
+
+impl FlowKey {
+    /// Key of a TCP connection from `client` to `frontend`.
+    pub const fn tcp(client: SocketAddr, frontend: SocketAddr) -> Self {
+        Self {
+            src: mapped(client.ip()),
+            dst: mapped(frontend.ip()),
+            sport: client.port().to_be_bytes(),
+            dport: frontend.port().to_be_bytes(),
+            protocol: TCP,
+        }
+    }
+}
+
+const fn mapped(ip: IpAddr) -> [u8; 16] {
+    match ip {
+        IpAddr::V4(v4) => v4.to_ipv6_mapped().octets(),
+        IpAddr::V6(v6) => v6.octets(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_ipv4_client_and_its_mapped_form_are_the_same_flow() {
+        let frontend: SocketAddr = "192.0.2.1:80".parse().unwrap();
+        let plain = FlowKey::tcp("198.51.100.7:5000".parse().unwrap(), frontend);
+        let mapped = FlowKey::tcp("[::ffff:198.51.100.7]:5000".parse().unwrap(), frontend);
+        assert_eq!(plain, mapped);
+        assert_eq!(plain.sport, [0x13, 0x88]);
+    }
+}

@@ -1,0 +1,97 @@
+//! The dispatch table: the one immutable, versioned snapshot that every plane consumes.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use lemonade_common::{BackendIx, FrontendIx};
+
+use crate::model::config::Status;
+use crate::model::{Backend, BackendCell, Config, Frontend, FrontendCell, Name, Pool, PoolCell};
+use crate::strategy::port::{Candidate, StrategyService};
+
+/// Snapshot of routes, strategies, timeouts and health.
+#[derive(Debug, Default)]
+pub struct DispatchTable {
+    /// Grows by one with each commit; 0 is the empty table before the first.
+    pub version: u64,
+    /// Version of the configuration in it; health changes leave it alone.
+    pub config_version: u64,
+    /// The configuration it was compiled from; `None` only in the empty table.
+    pub config: Option<Arc<Config>>,
+    /// Frontends by index.
+    pub frontends: BTreeMap<FrontendIx, Arc<FrontendEntry>>,
+    /// Pools by name.
+    pub pools: BTreeMap<Name, Arc<PoolEntry>>,
+    /// Next index to give out; indices are never reused.
+    pub next_ix: u32,
+}
+
+/// A frontend with all that one of its connections needs.
+#[derive(Debug)]
+pub struct FrontendEntry {
+    /// Identity.
+    pub ix: FrontendIx,
+    /// Settings.
+    pub frontend: Arc<Frontend>,
+    /// Its pool.
+    pub pool: Arc<PoolEntry>,
+    /// Live state.
+    pub cell: Arc<FrontendCell>,
+}
+
+/// A pool with its strategy and the backends that may be picked.
+#[derive(Debug)]
+pub struct PoolEntry {
+    /// Settings.
+    pub pool: Arc<Pool>,
+    /// All backends, ordered by identity.
+    pub backends: Vec<BackendEntry>,
+    /// Those that may be picked: enabled, weight above 0 and up (or all, failing open).
+    pub candidates: Vec<Candidate>,
+    /// Picks among `candidates`.
+    pub strategy: Arc<dyn StrategyService>,
+    /// Live state.
+    pub cell: Arc<PoolCell>,
+}
+
+/// One address of one backend.
+#[derive(Debug, Clone)]
+pub struct BackendEntry {
+    /// Identity, fixed while [`BackendId`] is in the table.
+    pub ix: BackendIx,
+    /// What makes it the same backend over reloads.
+    pub id: BackendId,
+    /// Settings.
+    pub backend: Backend,
+    /// Health as read when the table was compiled.
+    pub status: Status,
+    /// Live state.
+    pub cell: Arc<BackendCell>,
+}
+
+/// What makes a backend the same one over reloads and restarts.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct BackendId {
+    /// Its pool.
+    pub pool: Name,
+    /// Its name.
+    pub name: Name,
+    /// Its address; a host name that resolves to several addresses is several backends.
+    pub ip: IpAddr,
+    /// Its port; `None` takes the port that the client used.
+    pub port: Option<u16>,
+}
+
+impl BackendId {
+    /// Address to connect to for a client that used `client_port`.
+    pub fn address(&self, client_port: u16) -> SocketAddr {
+        SocketAddr::new(self.ip, self.port.unwrap_or(client_port))
+    }
+}
+
+impl std::fmt::Display for BackendId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}", self.pool, self.name)
+    }
+}

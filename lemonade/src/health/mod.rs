@@ -1,0 +1,3 @@
+//! Whether backends may be picked: active probes and passive signals feed one state machine per backend.
+
+pub mod port;

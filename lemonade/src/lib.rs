@@ -1,0 +1,17 @@
+//! Lemonade, a load balancer in one binary and one TOML file.
+//!
+//! A control plane decides, a data plane moves the bytes. `ARCHITECTURE.md` is the map.
+
+use std::future::Future;
+use std::pin::Pin;
+
+pub mod config;
+pub mod control;
+pub mod health;
+pub mod metrics;
+pub mod model;
+pub mod proxy;
+pub mod strategy;
+
+/// A boxed future that a port hands to the composition root.
+pub type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;

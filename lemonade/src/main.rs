@@ -1,0 +1,3 @@
+//! The `lemonade` command.
+
+fn main() {}

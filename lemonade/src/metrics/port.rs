@@ -1,0 +1,159 @@
+//! The metrics port.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use lemonade_common::Reason;
+use serde::{Deserialize, Serialize};
+use tokio_util::sync::CancellationToken;
+
+use crate::BoxFuture;
+use crate::model::Name;
+use crate::model::config::StrategyKind;
+
+use super::snapshot::MetricsSnapshot;
+
+/// One connection, told when it ended: who, where, why this backend, how much, how long, how it ended.
+#[derive(Clone, Debug)]
+pub struct AccessRecord {
+    /// Number of the connection, unique in the process.
+    pub id: u64,
+    /// When it was accepted.
+    pub started: SystemTime,
+    /// How long it lived.
+    pub duration: Duration,
+    /// Frontend it came to.
+    pub frontend: Name,
+    /// Client.
+    pub client: SocketAddr,
+    /// Address that the client used.
+    pub local: SocketAddr,
+    /// Where it went; `None` when it was refused.
+    pub route: Option<Route>,
+    /// Bytes from client to backend.
+    pub bytes_up: u64,
+    /// Bytes from backend to client.
+    pub bytes_down: u64,
+    /// How it ended.
+    pub end: End,
+}
+
+/// Where a connection went and why.
+#[derive(Clone, Debug)]
+pub struct Route {
+    /// Pool.
+    pub pool: Name,
+    /// Backend.
+    pub backend: Name,
+    /// Address connected to.
+    pub address: SocketAddr,
+    /// Strategy that picked it.
+    pub strategy: StrategyKind,
+    /// Candidates it was picked from.
+    pub candidates: u32,
+    /// Connects made, the successful one included.
+    pub attempts: u32,
+    /// Whether it won a race against a late first connect.
+    pub hedged: bool,
+    /// Table version that was consulted.
+    pub table_version: u64,
+    /// Time its connect took.
+    pub connect: Duration,
+}
+
+/// How a connection ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum End {
+    /// Both sides closed in order.
+    Closed,
+    /// The client reset it.
+    ClientReset,
+    /// The backend reset it.
+    BackendReset,
+    /// The client no longer acknowledged.
+    ClientTimeout,
+    /// The backend no longer acknowledged.
+    BackendTimeout,
+    /// No byte for `idle_timeout`.
+    IdleTimeout,
+    /// The drain deadline passed.
+    DrainDeadline,
+    /// It got no backend.
+    Refused(#[serde(with = "reason_text")] Reason),
+}
+
+impl End {
+    /// Stable name, used in access records and metrics.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Closed => "closed",
+            Self::ClientReset => "client_reset",
+            Self::BackendReset => "backend_reset",
+            Self::ClientTimeout => "client_timeout",
+            Self::BackendTimeout => "backend_timeout",
+            Self::IdleTimeout => "idle_timeout",
+            Self::DrainDeadline => "drain_deadline",
+            Self::Refused(reason) => reason.as_str(),
+        }
+    }
+}
+
+mod reason_text {
+    use lemonade_common::Reason;
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(reason: &Reason, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(reason.as_str())
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Reason, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        let found = Reason::ALL.into_iter().find(|reason| reason.as_str() == text);
+        found.ok_or_else(|| serde::de::Error::custom(format_args!("unknown reason `{text}`")))
+    }
+}
+
+/// Takes access records from the data plane. Must not block: a full sink drops and counts.
+pub trait Recorder: Send + Sync {
+    /// Whether records are wanted at all; the data plane does not build them otherwise.
+    fn enabled(&self) -> bool;
+
+    /// Takes one record.
+    fn record(&self, record: AccessRecord);
+}
+
+/// One second of a time series.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Sample {
+    /// Connections live at its end.
+    pub live: u64,
+    /// Connections opened in it.
+    pub opened: u64,
+    /// Connections refused in it.
+    pub refused: u64,
+    /// Bytes from clients to backends in it.
+    pub bytes_up: u64,
+    /// Bytes from backends to clients in it.
+    pub bytes_down: u64,
+}
+
+/// Time series of one name, oldest first, a second apart, 10 minutes at most.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Series {
+    /// Samples, oldest first.
+    pub samples: Vec<Sample>,
+}
+
+/// Reads counters and keeps their history.
+pub trait MetricsService: Send + Sync {
+    /// Takes a sample each second until `stop`.
+    fn run(self: Arc<Self>, stop: CancellationToken) -> BoxFuture<()>;
+
+    /// Counters now.
+    fn snapshot(&self) -> MetricsSnapshot;
+
+    /// Series of the process (`None`) or of one frontend.
+    fn series(&self, frontend: Option<&Name>) -> Series;
+}

@@ -1,0 +1,104 @@
+//! Counters at one moment, as plain numbers; see `aggregating` for how they are read.
+
+use std::time::SystemTime;
+
+use lemonade_common::{BackendIx, FrontendIx, Reason};
+use serde::{Deserialize, Serialize};
+
+use crate::model::cell::BUCKETS;
+use crate::model::config::{Name, Status, StrategyKind};
+
+/// Everything counted, at one moment.
+#[derive(Clone, Debug)]
+pub struct MetricsSnapshot {
+    /// When it was taken.
+    pub at: SystemTime,
+    /// Version of the table it was read through.
+    pub table_version: u64,
+    /// Version of the configuration in that table.
+    pub config_version: u64,
+    /// The process.
+    pub process: ProcessCounters,
+    /// Frontends in the table.
+    pub frontends: Vec<FrontendCounters>,
+    /// Pools in the table.
+    pub pools: Vec<PoolCounters>,
+}
+
+/// Counters of the process; see [`ProcessCell`](crate::model::ProcessCell).
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[expect(missing_docs, reason = "fields mirror ProcessCell, documented there")]
+pub struct ProcessCounters {
+    pub live: u64,
+    pub opened: u64,
+    pub closed: u64,
+    pub accept_pauses: u64,
+    pub events_dropped: u64,
+    pub health_transitions: u64,
+    pub probes: u64,
+    pub reloads_accepted: u64,
+    pub reloads_refused: u64,
+    pub last_reload_failed: bool,
+}
+
+/// Counters of one frontend; see [`FrontendCell`](crate::model::FrontendCell).
+#[derive(Clone, Debug)]
+#[expect(missing_docs, reason = "fields mirror FrontendCell, documented there")]
+pub struct FrontendCounters {
+    pub ix: FrontendIx,
+    pub name: Name,
+    pub pool: Name,
+    pub live: u64,
+    pub opened: u64,
+    pub closed: u64,
+    pub bytes_up: u64,
+    pub bytes_down: u64,
+    pub refused: [u64; Reason::COUNT],
+    pub connect_seconds: HistogramCounts,
+    pub session_seconds: HistogramCounts,
+}
+
+/// Counts of a histogram; bounds are [`BUCKETS`].
+#[derive(Clone, Debug, Default)]
+pub struct HistogramCounts {
+    /// Observations per bucket, not cumulative.
+    pub counts: [u64; BUCKETS.len() + 1],
+    /// Sum in seconds.
+    pub sum: f64,
+}
+
+/// Counters of one pool; see [`PoolCell`](crate::model::PoolCell).
+#[derive(Clone, Debug)]
+#[expect(missing_docs, reason = "fields mirror PoolCell, documented there")]
+pub struct PoolCounters {
+    pub name: Name,
+    pub strategy: StrategyKind,
+    pub queued: u64,
+    pub retries: u64,
+    pub hedges: u64,
+    pub budget_exhausted: u64,
+    pub backends: Vec<BackendCounters>,
+}
+
+/// Counters of one backend; see [`BackendCell`](crate::model::BackendCell).
+#[derive(Clone, Debug)]
+#[expect(missing_docs, reason = "fields mirror BackendCell, documented there")]
+pub struct BackendCounters {
+    pub ix: BackendIx,
+    pub name: Name,
+    pub address: String,
+    pub status: Status,
+    pub enabled: bool,
+    pub weight: u32,
+    pub max_connections: u32,
+    pub live: u64,
+    pub connecting: u64,
+    pub picks: u64,
+    pub opened: u64,
+    pub failures: u64,
+    pub resets: u64,
+    pub bytes_up: u64,
+    pub bytes_down: u64,
+    pub connect_us: Option<u64>,
+    pub first_byte_us: Option<u64>,
+}

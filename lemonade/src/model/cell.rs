@@ -1,0 +1,160 @@
+//! Live state of table entries: atomics that the data plane writes and that outlive the table they were made for.
+//!
+//! A cell is carried to the next table by the identity of its entry, so counters and averages survive a reload.
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, Ordering};
+
+use lemonade_common::Reason;
+use tokio::sync::Notify;
+
+use super::ewma::PeakEwma;
+use super::time::Moment;
+
+/// Live state of one backend.
+#[derive(Debug, Default)]
+pub struct BackendCell {
+    /// Connections that exist or are being made.
+    pub live: AtomicU32,
+    /// Of `live`, those not yet connected.
+    pub connecting: AtomicU32,
+    /// Times it was picked.
+    pub picks: AtomicU64,
+    /// Connections established.
+    pub opened: AtomicU64,
+    /// Connects that failed or timed out.
+    pub failures: AtomicU64,
+    /// Connections that it reset.
+    pub resets: AtomicU64,
+    /// Bytes from client to backend.
+    pub bytes_up: AtomicU64,
+    /// Bytes from backend to client.
+    pub bytes_down: AtomicU64,
+    /// Time to connect.
+    pub connect: PeakEwma,
+    /// Time from the first byte sent to the first byte received.
+    pub first_byte: PeakEwma,
+    /// Failures in a row.
+    pub streak: AtomicU32,
+    /// Moment (microseconds) before which it is avoided because it has just failed; 0: none.
+    pub retry_at: AtomicU64,
+    /// Set for good when the entry left the table, and while it is disabled or down: no new connection.
+    pub closed: AtomicBool,
+}
+
+impl BackendCell {
+    /// Takes one connection slot, or `false` when `max` (0: no limit) is reached.
+    pub fn acquire(&self, max: u32) -> bool {
+        let taken = self.live.fetch_update(Ordering::AcqRel, Ordering::Relaxed, |live| {
+            (max == 0 || live < max).then(|| live + 1)
+        });
+        taken.is_ok()
+    }
+
+    /// Gives a slot back.
+    pub fn release(&self) {
+        self.live.fetch_sub(1, Ordering::AcqRel);
+    }
+
+    /// Whether it failed so recently that another one should be preferred.
+    pub fn backing_off(&self, now: Moment) -> bool {
+        self.retry_at.load(Ordering::Relaxed) > now.0
+    }
+}
+
+/// Live state of one pool.
+#[derive(Debug, Default)]
+pub struct PoolCell {
+    /// Position of the turn-taking strategies.
+    pub cursor: AtomicU64,
+    /// Connections waiting for a free backend.
+    pub queued: AtomicU32,
+    /// Told when a slot of a full backend comes free.
+    pub freed: Notify,
+    /// Connects to another backend after a failure.
+    pub retries: AtomicU64,
+    /// Second connects raced against a late first.
+    pub hedges: AtomicU64,
+    /// Retries not made because the budget was spent.
+    pub budget_exhausted: AtomicU64,
+    /// Tokens of the retry budget.
+    pub budget: Mutex<RetryTokens>,
+}
+
+/// Balance of a pool's retry budget.
+#[derive(Debug, Default, Clone, Copy)]
+pub struct RetryTokens {
+    /// Retries that may still be made.
+    pub balance: f64,
+    /// When it was last topped up.
+    pub at: Moment,
+}
+
+/// Live state of one frontend.
+#[derive(Debug, Default)]
+pub struct FrontendCell {
+    /// Connections accepted and not yet ended.
+    pub live: AtomicU32,
+    /// Connections accepted.
+    pub opened: AtomicU64,
+    /// Connections ended, refused ones included.
+    pub closed: AtomicU64,
+    /// Bytes from client to backend.
+    pub bytes_up: AtomicU64,
+    /// Bytes from backend to client.
+    pub bytes_down: AtomicU64,
+    /// Connections that got no backend, by reason.
+    pub refused: [AtomicU64; Reason::COUNT],
+    /// Time to connect a backend, seconds.
+    pub connect_seconds: Histogram,
+    /// Life of a connection, seconds.
+    pub session_seconds: Histogram,
+}
+
+/// Live state of the process.
+#[derive(Debug, Default)]
+pub struct ProcessCell {
+    /// Connections accepted and not yet ended, over all frontends that ever were.
+    pub live: AtomicU32,
+    /// Connections accepted.
+    pub opened: AtomicU64,
+    /// Connections ended.
+    pub closed: AtomicU64,
+    /// Times accepting was paused for want of descriptors or memory.
+    pub accept_pauses: AtomicU64,
+    /// Internal events dropped because a bounded channel was full.
+    pub events_dropped: AtomicU64,
+    /// Health transitions.
+    pub health_transitions: AtomicU64,
+    /// Health probes made.
+    pub probes: AtomicU64,
+    /// Configurations accepted.
+    pub reloads_accepted: AtomicU64,
+    /// Configurations refused.
+    pub reloads_refused: AtomicU64,
+    /// 1 while the newest configuration seen was refused.
+    pub last_reload_failed: AtomicI64,
+}
+
+/// Upper bounds of [`Histogram`] buckets in seconds.
+pub const BUCKETS: [f64; 14] =
+    [0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 0.25, 1.0, 10.0, 60.0, 600.0];
+
+/// Counts per bucket (not cumulative; the last is above every bound) and their sum.
+#[derive(Debug, Default)]
+pub struct Histogram {
+    /// Observations per bucket.
+    pub counts: [AtomicU64; BUCKETS.len() + 1],
+    /// Sum of observations in microseconds.
+    pub sum_micros: AtomicU64,
+}
+
+impl Histogram {
+    /// Takes in one observation of `micros` microseconds.
+    pub fn observe(&self, micros: u64) {
+        let seconds = micros as f64 / 1e6;
+        let bucket = BUCKETS.partition_point(|&bound| bound < seconds);
+        self.counts[bucket].fetch_add(1, Ordering::Relaxed);
+        self.sum_micros.fetch_add(micros, Ordering::Relaxed);
+    }
+}

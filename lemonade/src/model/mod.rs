@@ -1,0 +1,10 @@
+//! Plain validated types and the live cells that survive a reload; no I/O and no clock.
+
+pub mod cell;
+pub mod config;
+pub mod ewma;
+pub mod time;
+
+pub use cell::{BackendCell, FrontendCell, PoolCell, ProcessCell};
+pub use config::{Backend, Config, Frontend, Health, Name, Pool, StrategyKind, Target};
+pub use time::Moment;

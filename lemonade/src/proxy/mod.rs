@@ -1,0 +1,4 @@
+//! The data-plane port and its adapters: the Tokio proxy moves the bytes.
+
+pub mod error;
+pub mod port;

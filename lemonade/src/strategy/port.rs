@@ -1,0 +1,62 @@
+//! The strategy port: a pure, allocation-free choice among candidates.
+
+use std::fmt::Debug;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use lemonade_common::{BackendIx, FlowKey};
+
+use crate::model::{BackendCell, Moment, StrategyKind};
+
+/// A backend that may be picked: enabled, of weight above 0, and up (or failing open).
+#[derive(Clone, Debug)]
+pub struct Candidate {
+    /// Identity.
+    pub ix: BackendIx,
+    /// Index in the pool's `backends`.
+    pub position: usize,
+    /// Share relative to the others; at least 1.
+    pub weight: u32,
+    /// Connections at most; 0 is no limit.
+    pub max_connections: u32,
+    /// Live state.
+    pub cell: Arc<BackendCell>,
+}
+
+/// What a strategy sees of its pool for one pick.
+#[derive(Clone, Copy, Debug)]
+pub struct PoolView<'a> {
+    /// Ordered by identity; the same slice that the strategy was built for.
+    pub candidates: &'a [Candidate],
+    /// Position of the turn-taking strategies, shared by all workers and kept over reloads.
+    pub cursor: &'a AtomicU64,
+    /// Now.
+    pub now: Moment,
+    /// Random bits, fresh for each pick.
+    pub entropy: u64,
+    /// Backends already tried for this connection.
+    pub excluded: &'a [BackendIx],
+    /// Whether backends that have just failed are eligible too: the second try when nothing else is.
+    pub desperate: bool,
+}
+
+impl PoolView<'_> {
+    /// Whether `candidate` may be picked now.
+    pub fn eligible(&self, candidate: &Candidate) -> bool {
+        let cell = &candidate.cell;
+        !cell.closed.load(Ordering::Relaxed)
+            && (candidate.max_connections == 0
+                || cell.live.load(Ordering::Relaxed) < candidate.max_connections)
+            && (self.desperate || !cell.backing_off(self.now))
+            && !self.excluded.contains(&candidate.ix)
+    }
+}
+
+/// A balancing strategy. It lives in its pool's table entry, so it swaps with it.
+pub trait StrategyService: Debug + Send + Sync {
+    /// Which of the strategies this is.
+    fn strategy(&self) -> StrategyKind;
+
+    /// Picks an eligible candidate, or `None` if there is none. Sync and allocation-free.
+    fn pick<'a>(&self, view: &PoolView<'a>, flow: &FlowKey) -> Option<&'a Candidate>;
+}
