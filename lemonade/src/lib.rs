@@ -11,6 +11,7 @@ pub mod health;
 pub mod metrics;
 pub mod model;
 pub mod proxy;
+pub mod shutdown;
 pub mod strategy;
 
 /// A boxed future that a port hands to the composition root.

@@ -1,3 +1,43 @@
 //! The control plane: compiles configuration and health into the dispatch table and hands it to the planes.
 
 pub mod table;
+
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use table::DispatchTable;
+
+/// What the controller committed last, and what it refused last; published for health and admin.
+#[derive(Clone, Debug)]
+pub struct ControlState {
+    /// The committed table.
+    pub table: Arc<DispatchTable>,
+    /// How the configuration in it came to be.
+    pub accepted: Reload,
+    /// The newest configuration seen, if it was refused; `None` when the newest is the accepted one.
+    pub refused: Option<Refusal>,
+    /// Settings that changed in the file but take effect only at the next start, in words.
+    pub pending_restart: Vec<String>,
+}
+
+/// How a configuration was accepted.
+#[derive(Clone, Debug)]
+pub struct Reload {
+    /// Configuration version.
+    pub version: u64,
+    /// When.
+    pub at: SystemTime,
+    /// Who asked: `start`, `file changed`, `SIGHUP`.
+    pub cause: String,
+}
+
+/// A configuration that was refused.
+#[derive(Clone, Debug)]
+pub struct Refusal {
+    /// When.
+    pub at: SystemTime,
+    /// Who asked.
+    pub cause: String,
+    /// Every error, one a line.
+    pub errors: String,
+}

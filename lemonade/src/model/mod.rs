@@ -3,8 +3,10 @@
 pub mod cell;
 pub mod config;
 pub mod ewma;
+pub mod resolution;
 pub mod time;
 
 pub use cell::{BackendCell, FrontendCell, PoolCell, ProcessCell};
 pub use config::{Backend, Config, Frontend, Health, Name, Pool, StrategyKind, Target};
+pub use resolution::Resolution;
 pub use time::Moment;
