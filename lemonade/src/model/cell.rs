@@ -6,10 +6,10 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, Ordering};
 
 use lemonade_common::Reason;
-use tokio::sync::Notify;
 
 use super::ewma::PeakEwma;
 use super::time::Moment;
+use super::wait::WaitQueue;
 
 /// Live state of one backend.
 #[derive(Debug, Default)]
@@ -69,8 +69,8 @@ pub struct PoolCell {
     pub cursor: AtomicU64,
     /// Connections waiting for a free backend.
     pub queued: AtomicU32,
-    /// Told when a slot of a full backend comes free.
-    pub freed: Notify,
+    /// Those connections, woken as slots come free.
+    pub waiting: WaitQueue,
     /// Connects to another backend after a failure.
     pub retries: AtomicU64,
     /// Second connects raced against a late first.

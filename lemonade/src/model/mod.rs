@@ -5,6 +5,7 @@ pub mod config;
 pub mod ewma;
 pub mod resolution;
 pub mod time;
+pub mod wait;
 
 pub use cell::{BackendCell, FrontendCell, PoolCell, ProcessCell};
 pub use config::{Backend, Config, Frontend, Health, Name, Pool, StrategyKind, Target};
