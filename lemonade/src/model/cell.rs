@@ -4,10 +4,11 @@
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, Ordering};
+use std::time::Duration;
 
 use lemonade_common::Reason;
 
-use super::ewma::PeakEwma;
+use super::ewma::{FailureRatio, PeakEwma};
 use super::time::Moment;
 use super::wait::WaitQueue;
 
@@ -34,6 +35,10 @@ pub struct BackendCell {
     pub connect: PeakEwma,
     /// Time from the first byte sent to the first byte received.
     pub first_byte: PeakEwma,
+    /// Share of connects that failed lately.
+    pub failure_ratio: FailureRatio,
+    /// Moment (microseconds) of the last pick by a strategy that goes by latency; 0: none.
+    pub tried_at: AtomicU64,
     /// Failures in a row.
     pub streak: AtomicU32,
     /// Moment (microseconds) before which it is avoided because it has just failed; 0: none.
@@ -60,7 +65,29 @@ impl BackendCell {
     pub fn backing_off(&self, now: Moment) -> bool {
         self.retry_at.load(Ordering::Relaxed) > now.0
     }
+
+    /// Takes in a connect that succeeded after `took`: ends the back-off. Counters are the caller's.
+    pub fn connected(&self, took: Duration, now: Moment) {
+        self.streak.store(0, Ordering::Relaxed);
+        self.retry_at.store(0, Ordering::Relaxed);
+        self.connect.observe(took, now);
+        self.failure_ratio.observe(false, now);
+    }
+
+    /// Takes in a connect that failed: backs off, twice as long for each further failure in a row. Counters are the caller's.
+    pub fn failed(&self, now: Moment) {
+        let before = self.streak.fetch_add(1, Ordering::Relaxed);
+        let pause = FIRST_BACK_OFF.saturating_mul(1 << before.min(16)).min(LONGEST_BACK_OFF);
+        self.retry_at.fetch_max(now.plus(pause).0, Ordering::Relaxed);
+        self.failure_ratio.observe(true, now);
+    }
 }
+
+/// Time for which a backend is avoided after a first failure.
+pub const FIRST_BACK_OFF: Duration = Duration::from_millis(100);
+
+/// Longest time for which a backend is avoided.
+pub const LONGEST_BACK_OFF: Duration = Duration::from_secs(10);
 
 /// Live state of one pool.
 #[derive(Debug, Default)]
@@ -158,3 +185,6 @@ impl Histogram {
         self.sum_micros.fetch_add(micros, Ordering::Relaxed);
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,197 @@
+//! From configuration and health to the dispatch table: pure, deterministic and total on a valid configuration.
+//!
+//! The previous table serves only to keep indices and live cells, and to share every entry that did not change.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use lemonade_common::{BackendIx, FrontendIx};
+
+use crate::health::port::HealthView;
+use crate::model::config::{Status, WhenAllDown};
+use crate::model::{Backend, Config, Frontend, Name, Pool, Resolution, Target};
+use crate::strategy;
+use crate::strategy::port::Candidate;
+
+use super::table::{BackendEntry, BackendId, DispatchTable, FrontendEntry, PoolEntry};
+
+/// Compiles the table that follows `previous`.
+///
+/// A pool or frontend whose settings, addresses and statuses are the same is shared with `previous`, so what is
+/// built anew is what changed. Nothing live is touched; [`commit_cells`] does that once the table is taken.
+pub fn compile(
+    config: &Arc<Config>,
+    config_version: u64,
+    health: &HealthView,
+    resolution: &Resolution,
+    previous: &DispatchTable,
+) -> DispatchTable {
+    let mut next_ix = previous.next_ix;
+    let pools: BTreeMap<Name, Arc<PoolEntry>> = config
+        .pools
+        .iter()
+        .map(|(name, pool)| {
+            let before = previous.pools.get(name);
+            let same = before.filter(|before| unchanged(before, pool, health, resolution));
+            let entry = same.map_or_else(
+                || Arc::new(pool_entry(pool, health, resolution, before.map(AsRef::as_ref), &mut next_ix)),
+                Arc::clone,
+            );
+            (name.clone(), entry)
+        })
+        .collect();
+    let before: BTreeMap<&Name, &Arc<FrontendEntry>> =
+        previous.frontends.values().map(|entry| (&entry.frontend.name, entry)).collect();
+    let frontends = config
+        .frontends
+        .values()
+        .filter_map(|frontend| {
+            let pool = pools.get(&frontend.pool)?;
+            let entry = frontend_entry(frontend, pool, before.get(&frontend.name).copied(), &mut next_ix);
+            Some((entry.ix, entry))
+        })
+        .collect();
+    DispatchTable {
+        version: previous.version + 1,
+        config_version,
+        config: Some(Arc::clone(config)),
+        frontends,
+        pools,
+        next_ix,
+    }
+}
+
+/// Closes the cells of backends that take no new connection in `next` and opens those of its candidates.
+///
+/// Call it after `next` was taken: workers still on `previous` see at once what may no longer be picked.
+pub fn commit_cells(previous: &DispatchTable, next: &DispatchTable) {
+    let changed = |name: &Name, entry: &Arc<PoolEntry>, other: &DispatchTable| {
+        !other.pools.get(name).is_some_and(|there| Arc::ptr_eq(there, entry))
+    };
+    for (name, entry) in next.pools.iter().filter(|(name, entry)| changed(name, entry, previous)) {
+        let open: BTreeSet<BackendIx> = entry.candidates.iter().map(|candidate| candidate.ix).collect();
+        for backend in &entry.backends {
+            backend.cell.closed.store(!open.contains(&backend.ix), Ordering::Release);
+        }
+        let there: BTreeSet<BackendIx> = entry.backends.iter().map(|backend| backend.ix).collect();
+        let before = previous.pools.get(name).into_iter().flat_map(|before| &before.backends);
+        for gone in before.filter(|backend| !there.contains(&backend.ix)) {
+            gone.cell.closed.store(true, Ordering::Release);
+        }
+    }
+    let gone = previous.pools.iter().filter(|(name, _)| !next.pools.contains_key(*name));
+    for backend in gone.flat_map(|(_, entry)| &entry.backends) {
+        backend.cell.closed.store(true, Ordering::Release);
+    }
+}
+
+fn frontend_entry(
+    frontend: &Arc<Frontend>,
+    pool: &Arc<PoolEntry>,
+    before: Option<&Arc<FrontendEntry>>,
+    next_ix: &mut u32,
+) -> Arc<FrontendEntry> {
+    let (ix, cell) = match before {
+        Some(before) if Arc::ptr_eq(&before.pool, pool) && same(&before.frontend, frontend) => {
+            return Arc::clone(before);
+        }
+        Some(before) => (before.ix, Arc::clone(&before.cell)),
+        None => (FrontendIx(take(next_ix)), Arc::default()),
+    };
+    Arc::new(FrontendEntry { ix, frontend: Arc::clone(frontend), pool: Arc::clone(pool), cell })
+}
+
+fn pool_entry(
+    pool: &Arc<Pool>,
+    health: &HealthView,
+    resolution: &Resolution,
+    before: Option<&PoolEntry>,
+    next_ix: &mut u32,
+) -> PoolEntry {
+    let known = before.map_or(&[][..], |before| &before.backends);
+    let backends: Vec<BackendEntry> = expand(pool, resolution)
+        .into_iter()
+        .map(|(id, backend)| {
+            let (ix, cell) = match known.binary_search_by(|entry| entry.id.cmp(&id)) {
+                Ok(found) => (known[found].ix, Arc::clone(&known[found].cell)),
+                Err(_) => (BackendIx(take(next_ix)), Arc::default()),
+            };
+            BackendEntry { ix, id, backend: backend.clone(), status: status(ix, pool, health), cell }
+        })
+        .collect();
+    let candidates = candidates(pool, &backends);
+    let strategy = strategy::build(pool.strategy, &candidates);
+    let cell = before.map_or_else(Arc::default, |before| Arc::clone(&before.cell));
+    PoolEntry { pool: Arc::clone(pool), backends, candidates, strategy, cell }
+}
+
+fn candidates(pool: &Pool, backends: &[BackendEntry]) -> Vec<Candidate> {
+    let usable =
+        || backends.iter().enumerate().filter(|(_, entry)| entry.backend.enabled && entry.backend.weight > 0);
+    let fail_open =
+        pool.when_all_down == WhenAllDown::TryAll && usable().all(|(_, entry)| entry.status == Status::Down);
+    usable()
+        .filter(|(_, entry)| fail_open || entry.status == Status::Up)
+        .map(|(position, entry)| Candidate {
+            ix: entry.ix,
+            position,
+            weight: entry.backend.weight,
+            max_connections: entry.backend.max_connections,
+            cell: Arc::clone(&entry.cell),
+        })
+        .collect()
+}
+
+/// Whether `before` says all there is to say of `pool` now.
+fn unchanged(before: &PoolEntry, pool: &Arc<Pool>, health: &HealthView, resolution: &Resolution) -> bool {
+    let resolved = pool.backends.iter().any(|backend| matches!(backend.target, Target::Host(..)));
+    let as_resolved = || {
+        let now = expand(pool, resolution);
+        now.len() == before.backends.len()
+            && now.keys().zip(&before.backends).all(|(id, entry)| *id == entry.id)
+    };
+    same(&before.pool, pool)
+        && before.backends.iter().all(|entry| entry.status == status(entry.ix, pool, health))
+        && (!resolved || as_resolved())
+}
+
+/// Every address of every backend, ordered by identity.
+fn expand<'a>(pool: &'a Pool, resolution: &Resolution) -> BTreeMap<BackendId, &'a Backend> {
+    let id = |backend: &Backend, ip| BackendId {
+        pool: pool.name.clone(),
+        name: backend.name.clone(),
+        ip,
+        port: backend.target.port(),
+    };
+    let mut entries = BTreeMap::new();
+    for backend in &pool.backends {
+        match &backend.target {
+            Target::Address(ip, _) => {
+                entries.insert(id(backend, *ip), backend);
+            }
+            Target::Host(host, _) => {
+                let addresses = resolution.hosts.get(host).into_iter().flatten();
+                entries.extend(addresses.map(|ip| (id(backend, *ip), backend)));
+            }
+        }
+    }
+    entries
+}
+
+fn status(ix: BackendIx, pool: &Pool, health: &HealthView) -> Status {
+    health.statuses.get(&ix).copied().unwrap_or(pool.health.initial)
+}
+
+fn same<T: PartialEq>(a: &Arc<T>, b: &Arc<T>) -> bool {
+    Arc::ptr_eq(a, b) || a == b
+}
+
+fn take(next_ix: &mut u32) -> u32 {
+    let ix = *next_ix;
+    *next_ix += 1;
+    ix
+}
+
+#[cfg(test)]
+pub(super) mod tests;

@@ -1,0 +1,1 @@
+//! What changes between two dispatch tables, in an order in which every step is safe.

@@ -1,0 +1,96 @@
+//! Power of two choices: the better of two random candidates is nearly as good as the best of all, and does not herd
+//! (Mitzenmacher, "The Power of Two Choices in Randomized Load Balancing", 1996).
+
+use std::sync::atomic::Ordering;
+
+use lemonade_common::hash::mix;
+
+use crate::model::Moment;
+use crate::strategy::port::{Candidate, PoolView};
+
+/// Picks the cheaper of two random eligible candidates; the first of two equals, and the only one if there is one.
+pub(super) fn pick<'a>(
+    view: &PoolView<'a>,
+    costs: impl Fn(&Candidate, &Candidate) -> (f64, f64),
+) -> Option<&'a Candidate> {
+    let (first, second) = two(view)?;
+    let chosen = match second {
+        Some(second) => {
+            let (a, b) = costs(first, second);
+            if b < a { second } else { first }
+        }
+        None => first,
+    };
+    chosen.cell.tried_at.store(view.now.0, Ordering::Relaxed);
+    Some(chosen)
+}
+
+/// Two different eligible candidates in random order; one if there is one.
+fn two<'a>(view: &PoolView<'a>) -> Option<(&'a Candidate, Option<&'a Candidate>)> {
+    let candidates = view.candidates;
+    let (i, j) = draw(view.entropy, candidates.len());
+    let (first, second) = (candidates.get(i)?, candidates.get(j));
+    let both = view.eligible(first) && second.is_some_and(|second| view.eligible(second));
+    if both {
+        return Some((first, second));
+    }
+    let mut eligible = candidates.iter().filter(|candidate| view.eligible(candidate));
+    let (i, j) = draw(view.entropy, eligible.clone().count());
+    let (low, high) = (i.min(j), i.max(j));
+    // Eligibility may change between the passes, so either may be missing.
+    let low = eligible.by_ref().nth(low)?;
+    let high = eligible.nth(high.saturating_sub(i.min(j) + 1));
+    match high {
+        Some(high) if j < i => Some((high, Some(low))),
+        high => Some((low, high)),
+    }
+}
+
+/// Two different indices below `len`, each ordered pair equally likely; the second is `len` when there is only one.
+fn draw(entropy: u64, len: usize) -> (usize, usize) {
+    if len < 2 {
+        return (0, len);
+    }
+    let below = |bits: u64, len: usize| ((u128::from(bits) * len as u128) >> 64) as usize;
+    let first = below(mix(entropy), len);
+    let second = below(mix(!entropy), len - 1);
+    (first, if second >= first { second + 1 } else { second })
+}
+
+/// What is known of a candidate's speed and load.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Standing {
+    connect: Option<f64>,
+    first_byte: Option<f64>,
+    /// `(live + 1) / weight`
+    pub(super) load: f64,
+    idle: bool,
+}
+
+impl Standing {
+    /// Reads the cell of `candidate`.
+    pub(super) fn of(candidate: &Candidate, now: Moment) -> Self {
+        let cell = &candidate.cell;
+        let live = cell.live.load(Ordering::Relaxed);
+        let tried = Moment(cell.tried_at.load(Ordering::Relaxed));
+        Self {
+            connect: cell.connect.decayed(now, tried),
+            first_byte: cell.first_byte.decayed(now, tried),
+            load: (f64::from(live) + 1.0) / f64::from(candidate.weight.max(1)),
+            idle: live == 0,
+        }
+    }
+
+    /// Whether nothing is known of it and nothing that would tell is under way.
+    pub(super) const fn unexplored(&self) -> bool {
+        self.connect.is_none() && self.first_byte.is_none() && self.idle
+    }
+
+    /// Latency in microseconds; a part that is not known is taken to be as in `other`.
+    ///
+    /// So a candidate still to be measured competes by load alone: it gets its share, not everything.
+    pub(super) fn latency(&self, other: &Self) -> f64 {
+        let part = |own: Option<f64>, other: Option<f64>| own.or(other).unwrap_or(0.0);
+        (part(self.connect, other.connect) + part(self.first_byte, other.first_byte)).max(1.0)
+    }
+}

@@ -1,0 +1,101 @@
+//! Turns in proportion to weight, evenly spaced.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::Ordering;
+
+use lemonade_common::FlowKey;
+use lemonade_common::hash::mix;
+
+use crate::model::StrategyKind;
+use crate::strategy::port::{Candidate, PoolView, StrategyService};
+
+/// Turns in a cycle, above which weights are scaled down.
+const LONGEST_CYCLE: u64 = 65_536;
+
+/// Redraws before an ineligible turn is settled by a scan.
+const REDRAWS: u64 = 8;
+
+/// Gives every candidate exactly its weight in turns within one cycle, as evenly spaced as they can be.
+///
+/// Weights are divided by their greatest common divisor. Of the `m` candidates of weight `w`, the `j`-th has its `k`-th
+/// turn at `(k + (2j + 1) / 2m) / w` of the cycle; the schedule is these moments in order. So no backend gets more than
+/// `ceil(w / v)` turns in a row while another has weight `v`.
+/// A sum of weights above 65,536 is scaled to it by largest remainder, with at least one turn each.
+/// An ineligible turn is given to an evenly drawn turn of the schedule, which keeps the proportions of the rest.
+#[derive(Clone, Debug)]
+pub struct WeightedRoundRobin {
+    schedule: Box<[u32]>,
+}
+
+impl WeightedRoundRobin {
+    /// Lays out the schedule of `candidates`.
+    pub fn new(candidates: &[Candidate]) -> Self {
+        let turns = turns(candidates);
+        let mut peers: BTreeMap<u64, (u64, u64)> = BTreeMap::new();
+        for &weight in &turns {
+            peers.entry(weight).or_default().1 += 1;
+        }
+        let mut moments = Vec::with_capacity(turns.iter().sum::<u64>() as usize);
+        for (position, &weight) in turns.iter().enumerate() {
+            let (rank, count) = peers.entry(weight).or_default();
+            for k in 0..weight {
+                let numerator = u128::from(2 * (k * *count + *rank) + 1) << 64;
+                moments.push((numerator / u128::from(2 * *count * weight), position as u32));
+            }
+            *rank += 1;
+        }
+        moments.sort_unstable();
+        Self { schedule: moments.into_iter().map(|(_, position)| position).collect() }
+    }
+
+    fn at(&self, turn: u64) -> usize {
+        self.schedule[(turn % self.schedule.len() as u64) as usize] as usize
+    }
+}
+
+impl StrategyService for WeightedRoundRobin {
+    fn strategy(&self) -> StrategyKind {
+        StrategyKind::WeightedRoundRobin
+    }
+
+    fn pick<'a>(&self, view: &PoolView<'a>, _flow: &FlowKey) -> Option<&'a Candidate> {
+        let candidates = view.candidates;
+        if self.schedule.is_empty() {
+            return None;
+        }
+        let turn = view.cursor.fetch_add(1, Ordering::Relaxed);
+        let eligible =
+            |position: usize| candidates.get(position).filter(|candidate| view.eligible(candidate));
+        let redrawn = |redraw: u64| self.at(mix(turn.wrapping_mul(REDRAWS).wrapping_add(redraw)));
+        let start = redrawn(0);
+        eligible(self.at(turn))
+            .or_else(|| (0..REDRAWS).find_map(|redraw| eligible(redrawn(redraw))))
+            .or_else(|| (start..candidates.len()).chain(0..start).find_map(eligible))
+    }
+}
+
+/// Turns per cycle of each candidate.
+fn turns(candidates: &[Candidate]) -> Vec<u64> {
+    let divisor = candidates.iter().fold(0, |divisor, candidate| gcd(divisor, u64::from(candidate.weight)));
+    let weights: Vec<u64> =
+        candidates.iter().map(|candidate| u64::from(candidate.weight) / divisor.max(1)).collect();
+    let total: u64 = weights.iter().sum();
+    if total <= LONGEST_CYCLE {
+        return weights;
+    }
+    let share = |weight: u64| u128::from(weight) * u128::from(LONGEST_CYCLE);
+    let mut turns: Vec<u64> =
+        weights.iter().map(|&weight| (share(weight) / u128::from(total)) as u64).collect();
+    let left = LONGEST_CYCLE - turns.iter().sum::<u64>();
+    let mut by_remainder: Vec<usize> = (0..weights.len()).collect();
+    by_remainder.sort_by_key(|&i| std::cmp::Reverse(share(weights[i]) % u128::from(total)));
+    for &i in by_remainder.iter().take(left as usize) {
+        turns[i] += 1;
+    }
+    turns.iter_mut().for_each(|turns| *turns = (*turns).max(1));
+    turns
+}
+
+fn gcd(a: u64, b: u64) -> u64 {
+    if b == 0 { a } else { gcd(b, a % b) }
+}
