@@ -1,4 +1,16 @@
 //! The data-plane port and its adapters: the Tokio proxy moves the bytes.
 
+pub mod adapters;
+mod admit;
+mod budget;
+mod buffer;
+pub mod clock;
+mod conn;
 pub mod error;
+mod establish;
+pub mod flow;
 pub mod port;
+pub mod relay;
+mod shared;
+pub mod socket;
+mod worker;

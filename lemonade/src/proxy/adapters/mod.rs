@@ -1,0 +1,3 @@
+//! Adapters of the data-plane port.
+
+pub mod tokio_proxy;

@@ -1,0 +1,291 @@
+//! The Tokio plane: accepts, picks, connects and relays in userspace, one single-threaded runtime per core.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use lemonade_common::FrontendIx;
+use tokio::sync::mpsc;
+
+use crate::BoxFuture;
+use crate::control::table::DispatchTable;
+use crate::health::port::Signal;
+use crate::metrics::port::Recorder;
+use crate::model::{Name, ProcessCell};
+use crate::proxy::clock::Clock;
+use crate::proxy::error::{ApplyError, ListenError};
+use crate::proxy::flow::{Flow, Flows};
+use crate::proxy::port::{Capabilities, DrainScope, PlaneCounters, ProxyService};
+use crate::proxy::shared::Shared;
+use crate::proxy::socket::{Liveness, listen, probe_address};
+use crate::proxy::worker::{Command, ListenerId, Worker};
+
+/// What the plane is made of; fixed for the life of the process.
+pub struct PlaneSettings {
+    /// Worker threads, at least 1.
+    pub workers: usize,
+    /// Bytes of a relay buffer.
+    pub relay_buffer: usize,
+    /// Connections in total when the configuration says "auto".
+    pub default_limit: u32,
+    /// Seed of the flow hash.
+    pub seed: u64,
+    /// Clock.
+    pub clock: Clock,
+    /// Counters of the process.
+    pub process: Arc<ProcessCell>,
+    /// Takes access records.
+    pub recorder: Arc<dyn Recorder>,
+    /// Takes passive health signals.
+    pub signals: mpsc::Sender<Signal>,
+}
+
+/// The Tokio plane.
+pub struct TokioProxy {
+    shared: Arc<Shared>,
+    workers: Vec<Worker>,
+    listeners: Mutex<Listeners>,
+    default_limit: u32,
+}
+
+#[derive(Default)]
+struct Listeners {
+    open: BTreeMap<Key, Listening>,
+    next_id: ListenerId,
+}
+
+/// A configured address; port 0 means a port of its own for each frontend.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Key {
+    address: SocketAddr,
+    owner: Option<FrontendIx>,
+}
+
+impl Key {
+    fn new(address: SocketAddr, ix: FrontendIx) -> Self {
+        Self { address, owner: (address.port() == 0).then_some(ix) }
+    }
+}
+
+struct Listening {
+    id: ListenerId,
+    /// With the real port.
+    address: SocketAddr,
+    frontend: Arc<AtomicU32>,
+    liveness: Liveness,
+}
+
+/// Sockets that are bound but that no worker has yet.
+struct Bound {
+    key: Key,
+    ix: FrontendIx,
+    liveness: Liveness,
+    address: SocketAddr,
+    sockets: Vec<std::net::TcpListener>,
+}
+
+impl TokioProxy {
+    /// Starts the workers.
+    ///
+    /// # Errors
+    /// When a thread or a runtime cannot be made.
+    pub fn start(settings: PlaneSettings) -> io::Result<Self> {
+        let shared = Arc::new(Shared::new(
+            settings.process,
+            settings.recorder,
+            settings.signals,
+            settings.clock,
+            settings.seed,
+            settings.relay_buffer,
+        ));
+        let workers = (0..settings.workers)
+            .map(|index| Worker::start(index, Arc::clone(&shared), mpsc::unbounded_channel()))
+            .collect::<io::Result<_>>()?;
+        Ok(Self { shared, workers, listeners: Mutex::default(), default_limit: settings.default_limit })
+    }
+
+    /// Stops the workers and waits for their threads.
+    pub fn stop(self: Arc<Self>) {
+        for worker in &self.workers {
+            let _ = worker.commands.send(Command::Exit);
+        }
+        let Ok(plane) = Arc::try_unwrap(self) else { return };
+        for worker in plane.workers {
+            let _ = worker.thread.join();
+        }
+    }
+
+    /// Binds `address` once for each worker.
+    fn bind(&self, address: SocketAddr, liveness: Liveness) -> io::Result<Vec<std::net::TcpListener>> {
+        if address.port() != 0 {
+            probe_address(address)?;
+        }
+        let first = listen(address, liveness)?;
+        let real = first.local_addr()?;
+        let others = (1..self.workers.len()).map(|_| listen(real, liveness));
+        std::iter::once(Ok(first)).chain(others).collect()
+    }
+
+    fn bind_missing(&self, listeners: &Listeners, table: &DispatchTable) -> Result<Vec<Bound>, ApplyError> {
+        let (mut bound, mut failed) = (Vec::new(), Vec::new());
+        for (&ix, entry) in &table.frontends {
+            for &address in &entry.frontend.listen {
+                let key = Key::new(address, ix);
+                if listeners.open.contains_key(&key) {
+                    continue;
+                }
+                let liveness = Liveness::from(&*entry.frontend);
+                let sockets = self.bind(address, liveness);
+                match sockets.and_then(|sockets| Ok((sockets[0].local_addr()?, sockets))) {
+                    Ok((address, sockets)) => bound.push(Bound { key, ix, liveness, address, sockets }),
+                    Err(error) => failed.push(ListenError {
+                        frontend: entry.frontend.name.clone(),
+                        address,
+                        cause: listen_cause(&error),
+                    }),
+                }
+            }
+        }
+        if failed.is_empty() { Ok(bound) } else { Err(ApplyError { listeners: failed }) }
+    }
+
+    fn tell(&self, mut command: impl FnMut(usize) -> Command) {
+        for (index, worker) in self.workers.iter().enumerate() {
+            // A worker that is gone has ended the process already.
+            let _ = worker.commands.send(command(index));
+        }
+    }
+
+    fn close_where(
+        &self,
+        listeners: &mut Listeners,
+        last: &Arc<DispatchTable>,
+        gone: impl Fn(&Key, FrontendIx) -> bool,
+    ) {
+        listeners.open.retain(|key, listening| {
+            let keep = !gone(key, FrontendIx(listening.frontend.load(Ordering::Relaxed)));
+            if !keep {
+                self.tell(|_| Command::Close { id: listening.id, last: Arc::clone(last) });
+            }
+            keep
+        });
+    }
+}
+
+impl ProxyService for TokioProxy {
+    fn offers(&self) -> Capabilities {
+        Capabilities { relays: vec!["copy"] }
+    }
+
+    fn apply(&self, table: Arc<DispatchTable>) -> Result<(), ApplyError> {
+        let mut listeners = self.listeners.lock().unwrap_or_else(PoisonError::into_inner);
+        let previous = self.shared.table();
+        let bound = self.bind_missing(&listeners, &table)?;
+        let limit = table.config.as_ref().and_then(|config| config.runtime.max_connections);
+        self.shared.total_limit.store(limit.unwrap_or(self.default_limit), Ordering::Relaxed);
+        self.shared.commit(Arc::clone(&table));
+        for Bound { key, ix, liveness, address, sockets } in bound {
+            let id = listeners.next_id;
+            listeners.next_id += 1;
+            let frontend = Arc::new(AtomicU32::new(ix.0));
+            let mut sockets = sockets.into_iter();
+            for worker in &self.workers {
+                let Some(socket) = sockets.next() else { break };
+                let _ = worker.commands.send(Command::Open { id, socket, frontend: Arc::clone(&frontend) });
+            }
+            listeners.open.insert(key, Listening { id, address, frontend, liveness });
+        }
+        let mut wanted = BTreeMap::new();
+        for (&ix, entry) in &table.frontends {
+            let liveness = Liveness::from(&*entry.frontend);
+            wanted
+                .extend(entry.frontend.listen.iter().map(|&address| (Key::new(address, ix), (ix, liveness))));
+        }
+        self.close_where(&mut listeners, &previous, |key, _| !wanted.contains_key(key));
+        for (key, listening) in &mut listeners.open {
+            let Some(&(ix, liveness)) = wanted.get(key) else { continue };
+            listening.frontend.store(ix.0, Ordering::Relaxed);
+            if listening.liveness != liveness {
+                listening.liveness = liveness;
+                self.tell(|_| Command::Retune { id: listening.id, liveness });
+            }
+        }
+        Ok(())
+    }
+
+    fn drain(&self, scope: DrainScope, deadline: Duration) -> BoxFuture<u64> {
+        let table = self.shared.table();
+        let ix_in_scope = {
+            let table = Arc::clone(&table);
+            move |scope: &DrainScope, ix: FrontendIx| match scope {
+                DrainScope::All => true,
+                DrainScope::Frontend(name) => {
+                    table.frontends.get(&ix).is_some_and(|entry| entry.frontend.name == *name)
+                }
+            }
+        };
+        let mut listeners = self.listeners.lock().unwrap_or_else(PoisonError::into_inner);
+        self.close_where(&mut listeners, &table, |_, ix| ix_in_scope(&scope, ix));
+        drop(listeners);
+        let workers: Vec<Arc<Flows>> = self.workers.iter().map(|worker| Arc::clone(&worker.flows)).collect();
+        let process = Arc::clone(&self.shared.process);
+        Box::pin(async move {
+            let covered = |flow: &Flow| match &scope {
+                DrainScope::All => true,
+                DrainScope::Frontend(name) => flow.frontend.frontend.name == *name,
+            };
+            let left = || workers.iter().map(|flows| flows.count(covered)).sum::<u64>();
+            let ended = async {
+                // Connections that were accepted but not yet registered count in the process's own number.
+                while left() > 0 || (scope == DrainScope::All && process.live.load(Ordering::Acquire) > 0) {
+                    tokio::time::sleep(Duration::from_millis(10)).await;
+                }
+            };
+            if tokio::time::timeout(deadline, ended).await.is_ok() {
+                return 0;
+            }
+            let reset = workers.iter().map(|flows| flows.force(covered)).sum();
+            let gone = async {
+                while left() > 0 {
+                    tokio::time::sleep(Duration::from_millis(2)).await;
+                }
+            };
+            // An ordered connection ends at its next poll; a second is for a machine that is very busy.
+            let _ = tokio::time::timeout(Duration::from_secs(1), gone).await;
+            reset
+        })
+    }
+
+    fn observe(&self) -> PlaneCounters {
+        let table = self.shared.table();
+        let listeners = self.listeners.lock().unwrap_or_else(PoisonError::into_inner);
+        let named = |listening: &Listening| {
+            let ix = FrontendIx(listening.frontend.load(Ordering::Relaxed));
+            let entry = table.frontends.get(&ix)?;
+            Some((entry.frontend.name.clone(), listening.address))
+        };
+        let listeners: Vec<(Name, SocketAddr)> = listeners.open.values().filter_map(named).collect();
+        let live = self.workers.iter().map(|worker| worker.flows.len() as u64).sum();
+        PlaneCounters { listeners, live, table_version: table.version }
+    }
+}
+
+/// What went wrong with a listener and what to do about it.
+fn listen_cause(error: &io::Error) -> String {
+    match error.kind() {
+        io::ErrorKind::AddrInUse => {
+            "address in use by another process; stop that one (`ss -ltnp` shows it) or choose another port"
+                .to_owned()
+        }
+        io::ErrorKind::PermissionDenied => {
+            "permission denied; ports below 1024 need root or CAP_NET_BIND_SERVICE".to_owned()
+        }
+        io::ErrorKind::AddrNotAvailable => {
+            "no interface of this host has that address; choose one from `ip address`, or 0.0.0.0".to_owned()
+        }
+        _ => error.to_string(),
+    }
+}

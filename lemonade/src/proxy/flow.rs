@@ -1,0 +1,197 @@
+//! A live connection as the rest of the process sees it, and the connections of one worker.
+
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::Poll;
+
+use futures_util::task::AtomicWaker;
+use slab::Slab;
+
+use crate::control::table::FrontendEntry;
+use crate::metrics::port::End;
+use crate::model::{BackendCell, Moment};
+
+/// Upstream (towards the backend) or downstream (towards the client).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Direction {
+    /// Client to backend.
+    Up,
+    /// Backend to client.
+    Down,
+}
+
+/// A live connection. One task writes it; the worker's sweep and observers read it.
+#[derive(Debug)]
+pub struct Flow {
+    /// Number, unique in the process.
+    pub id: u64,
+    /// Client address.
+    pub client: SocketAddr,
+    /// Address that the client used.
+    pub local: SocketAddr,
+    /// When it was accepted.
+    pub started: Moment,
+    /// Frontend as it was then.
+    pub frontend: Arc<FrontendEntry>,
+    backend: Mutex<Option<Arc<BackendCell>>>,
+    up: AtomicU64,
+    down: AtomicU64,
+    folded_up: AtomicU64,
+    folded_down: AtomicU64,
+    /// Whole seconds since start of the last byte.
+    active: AtomicU32,
+    order: AtomicU8,
+    waker: AtomicWaker,
+}
+
+const GO_ON: u8 = 0;
+const IDLE: u8 = 1;
+const FORCE: u8 = 2;
+
+impl Flow {
+    /// A connection that was just accepted.
+    pub fn new(
+        id: u64,
+        client: SocketAddr,
+        local: SocketAddr,
+        frontend: Arc<FrontendEntry>,
+        now: Moment,
+    ) -> Self {
+        Self {
+            id,
+            client,
+            local,
+            started: now,
+            frontend,
+            backend: Mutex::new(None),
+            up: AtomicU64::new(0),
+            down: AtomicU64::new(0),
+            folded_up: AtomicU64::new(0),
+            folded_down: AtomicU64::new(0),
+            active: AtomicU32::new(seconds(now)),
+            order: AtomicU8::new(GO_ON),
+            waker: AtomicWaker::new(),
+        }
+    }
+
+    /// Says which backend its bytes count for.
+    pub fn routed(&self, backend: Arc<BackendCell>) {
+        *self.backend.lock().unwrap_or_else(PoisonError::into_inner) = Some(backend);
+    }
+
+    /// Counts bytes that were written. Only the connection's own task calls this.
+    pub fn moved(&self, direction: Direction, bytes: u64, now: Moment) {
+        let count = match direction {
+            Direction::Up => &self.up,
+            Direction::Down => &self.down,
+        };
+        // One writer: a plain load and store are enough and cost no locked instruction.
+        count.store(count.load(Ordering::Relaxed) + bytes, Ordering::Relaxed);
+        self.active.store(seconds(now), Ordering::Relaxed);
+    }
+
+    /// Bytes written so far, up and down.
+    pub fn bytes(&self) -> (u64, u64) {
+        (self.up.load(Ordering::Relaxed), self.down.load(Ordering::Relaxed))
+    }
+
+    /// Adds what was moved since the last call to the counters of frontend and backend.
+    pub fn fold(&self) {
+        let (up, down) = self.bytes();
+        let up = up.saturating_sub(self.folded_up.swap(up, Ordering::Relaxed));
+        let down = down.saturating_sub(self.folded_down.swap(down, Ordering::Relaxed));
+        if up == 0 && down == 0 {
+            return;
+        }
+        let cell = &self.frontend.cell;
+        cell.bytes_up.fetch_add(up, Ordering::Relaxed);
+        cell.bytes_down.fetch_add(down, Ordering::Relaxed);
+        if let Some(backend) = &*self.backend.lock().unwrap_or_else(PoisonError::into_inner) {
+            backend.bytes_up.fetch_add(up, Ordering::Relaxed);
+            backend.bytes_down.fetch_add(down, Ordering::Relaxed);
+        }
+    }
+
+    /// Waits until the sweep or a drain orders the connection to end.
+    pub async fn ordered(&self) -> End {
+        std::future::poll_fn(|cx| {
+            self.waker.register(cx.waker());
+            match self.order.load(Ordering::Acquire) {
+                IDLE => Poll::Ready(End::IdleTimeout),
+                FORCE => Poll::Ready(End::DrainDeadline),
+                _ => Poll::Pending,
+            }
+        })
+        .await
+    }
+
+    fn order(&self, order: u8) {
+        self.order.store(order, Ordering::Release);
+        self.waker.wake();
+    }
+
+    fn idle(&self, now: Moment) -> bool {
+        let limit = self.frontend.frontend.idle_timeout.as_secs().max(1);
+        u64::from(seconds(now).saturating_sub(self.active.load(Ordering::Relaxed))) > limit
+    }
+}
+
+fn seconds(moment: Moment) -> u32 {
+    u32::try_from(moment.0 / 1_000_000).unwrap_or(u32::MAX)
+}
+
+/// The connections of one worker.
+#[derive(Debug, Default)]
+pub struct Flows {
+    slab: Mutex<Slab<Arc<Flow>>>,
+}
+
+impl Flows {
+    /// Adds a connection; the key removes it.
+    pub fn insert(&self, flow: Arc<Flow>) -> usize {
+        self.lock().insert(flow)
+    }
+
+    /// Removes a connection that ended.
+    pub fn remove(&self, key: usize) {
+        self.lock().remove(key);
+    }
+
+    /// Number of connections.
+    pub fn len(&self) -> usize {
+        self.lock().len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Folds the counters of every connection and ends those idle for too long.
+    pub fn sweep(&self, now: Moment) {
+        for (_, flow) in self.lock().iter() {
+            flow.fold();
+            if flow.idle(now) {
+                flow.order(IDLE);
+            }
+        }
+    }
+
+    /// Orders the connections that `covered` names to end with RST; tells how many.
+    pub fn force(&self, covered: impl Fn(&Flow) -> bool) -> u64 {
+        let flows = self.lock();
+        let covered = flows.iter().filter(|(_, flow)| covered(flow));
+        covered.map(|(_, flow)| flow.order(FORCE)).count() as u64
+    }
+
+    /// Number of connections that `covered` names.
+    pub fn count(&self, covered: impl Fn(&Flow) -> bool) -> u64 {
+        self.lock().iter().filter(|(_, flow)| covered(flow)).count() as u64
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Slab<Arc<Flow>>> {
+        // Nothing inside panics half-way, so a poisoned lock still holds a whole slab.
+        self.slab.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,284 @@
+//! Relay `copy`: userspace copies with a buffer borrowed for the time of each copy.
+//!
+//! One task serves both directions. It waits for readiness without a buffer, reads as much as one buffer holds and
+//! writes it at once; only what the destination does not take keeps the buffer. While a side is not being read, because
+//! its FIN was seen or because the other side is slow, its error state is watched, so that a reset is passed on at once.
+
+use std::future::{Future, poll_fn};
+use std::io::{self, Read, Write};
+use std::net::Shutdown;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use socket2::SockRef;
+use tokio::io::Interest;
+use tokio::net::TcpStream;
+
+use super::{Half, Pending, State};
+use crate::metrics::port::End;
+use crate::proxy::buffer;
+use crate::proxy::flow::Direction;
+
+/// Copies per direction before other connections get their turn.
+const TURNS: u32 = 16;
+
+/// What a relay tells while it runs.
+pub trait Meter {
+    /// Bytes were written in `direction`.
+    fn moved(&self, direction: Direction, bytes: u64);
+}
+
+impl<F: Fn(Direction, u64)> Meter for F {
+    fn moved(&self, direction: Direction, bytes: u64) {
+        self(direction, bytes);
+    }
+}
+
+/// Which side of the connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Side {
+    Client,
+    Backend,
+}
+
+/// Why a direction stopped before its FIN was passed on.
+struct Broken {
+    side: Side,
+    timed_out: bool,
+}
+
+impl Broken {
+    fn new(side: Side, error: &io::Error) -> Self {
+        Self { side, timed_out: error.kind() == io::ErrorKind::TimedOut }
+    }
+
+    const fn end(&self) -> End {
+        match (self.side, self.timed_out) {
+            (Side::Client, false) => End::ClientReset,
+            (Side::Client, true) => End::ClientTimeout,
+            (Side::Backend, false) => End::BackendReset,
+            (Side::Backend, true) => End::BackendTimeout,
+        }
+    }
+}
+
+/// Moves bytes until both directions have ended or one side is reset; tells how it ended.
+///
+/// The sockets stay open. `size` is the buffer size in bytes. Dropping the future between two polls loses nothing that
+/// `state` does not hold.
+pub async fn copy(
+    client: &TcpStream,
+    backend: &TcpStream,
+    state: &mut State,
+    size: usize,
+    meter: &impl Meter,
+) -> End {
+    let mut watches = Watches { client: None, backend: None };
+    poll_fn(|cx| poll(cx, client, backend, state, size, meter, &mut watches)).await
+}
+
+fn poll<'a>(
+    cx: &mut Context<'_>,
+    client: &'a TcpStream,
+    backend: &'a TcpStream,
+    state: &mut State,
+    size: usize,
+    meter: &impl Meter,
+    watches: &mut Watches<'a>,
+) -> Poll<End> {
+    let State { up, down } = state;
+    let moved = |bytes| meter.moved(Direction::Up, bytes);
+    if let Poll::Ready(Err(broken)) = transfer(cx, up, down, client, backend, Direction::Up, size, moved) {
+        return Poll::Ready(broken.end());
+    }
+    let moved = |bytes| meter.moved(Direction::Down, bytes);
+    if let Poll::Ready(Err(broken)) = transfer(cx, down, up, backend, client, Direction::Down, size, moved) {
+        return Poll::Ready(broken.end());
+    }
+    match (up.broken, down.broken) {
+        (true, _) if down.over() => return Poll::Ready(End::BackendReset),
+        (_, true) if up.over() => return Poll::Ready(End::ClientReset),
+        (false, false) if up.over() && down.over() => return Poll::Ready(End::Closed),
+        _ => {}
+    }
+    for (watch, idle, stream, side) in [
+        (&mut watches.client, !up.reading(), client, Side::Client),
+        (&mut watches.backend, !down.reading(), backend, Side::Backend),
+    ] {
+        if idle && let Poll::Ready(error) = watch_errors(cx, watch, stream) {
+            return Poll::Ready(Broken::new(side, &error).end());
+        }
+    }
+    Poll::Pending
+}
+
+/// Moves what can be moved in one direction; `Ready(Ok)` when it is done.
+#[expect(clippy::too_many_arguments, reason = "one call site; a struct would only rename them")]
+fn transfer(
+    cx: &mut Context<'_>,
+    half: &mut Half,
+    other: &Half,
+    source: &TcpStream,
+    destination: &TcpStream,
+    direction: Direction,
+    size: usize,
+    moved: impl Fn(u64),
+) -> Poll<Result<(), Broken>> {
+    let (from, to) = match direction {
+        Direction::Up => (Side::Client, Side::Backend),
+        Direction::Down => (Side::Backend, Side::Client),
+    };
+    for _ in 0..TURNS {
+        if half.pending.is_some() {
+            if half.broken {
+                // Kept for another backend; the end shows in the other direction.
+                return Poll::Pending;
+            }
+            if let Err(error) = ready!(flush(cx, half, destination, &moved)) {
+                if error.kind() == io::ErrorKind::TimedOut {
+                    return Poll::Ready(Err(Broken::new(to, &error)));
+                }
+                // What the destination sent before it reset may still be unread: the other direction reads it and
+                // meets the end there.
+                half.broken = true;
+                if half.written > 0 {
+                    half.release();
+                }
+                cx.waker().wake_by_ref();
+                continue;
+            }
+        }
+        if half.fin_sent {
+            return Poll::Ready(Ok(()));
+        }
+        if half.fin_seen {
+            // The last FIN needs no call of its own: both sockets are closed next.
+            if !other.fin_sent && !half.broken {
+                let _ = SockRef::from(destination).shutdown(Shutdown::Write);
+            }
+            half.fin_sent = true;
+            return Poll::Ready(Ok(()));
+        }
+        let mut scratch = buffer::take(size);
+        match poll_read(cx, source, &mut scratch) {
+            Poll::Pending => {
+                buffer::put(scratch);
+                return Poll::Pending;
+            }
+            Poll::Ready(Ok(0)) => {
+                buffer::put(scratch);
+                if other.broken {
+                    // The write that met the reset has taken the error with it: what is left looks like FIN.
+                    return Poll::Ready(Err(Broken { side: from, timed_out: false }));
+                }
+                half.fin_seen = true;
+            }
+            Poll::Ready(Ok(count)) => {
+                half.read += count as u64;
+                if half.broken {
+                    buffer::put(scratch);
+                } else {
+                    half.pending = Some(Pending { buffer: scratch, start: 0, end: count });
+                }
+            }
+            Poll::Ready(Err(error)) => {
+                buffer::put(scratch);
+                return Poll::Ready(Err(Broken::new(from, &error)));
+            }
+        }
+    }
+    cx.waker().wake_by_ref();
+    Poll::Pending
+}
+
+/// Writes what is pending; `Ready(Ok)` when the buffer is given back.
+fn flush(
+    cx: &mut Context<'_>,
+    half: &mut Half,
+    destination: &TcpStream,
+    moved: &impl Fn(u64),
+) -> Poll<io::Result<()>> {
+    while let Some(pending) = half.pending.as_mut().filter(|pending| pending.start < pending.end) {
+        let count = ready!(poll_write(cx, destination, &pending.buffer[pending.start..pending.end]))?;
+        pending.start += count;
+        half.written += count as u64;
+        moved(count as u64);
+    }
+    half.release();
+    Poll::Ready(Ok(()))
+}
+
+impl Half {
+    /// Gives the borrowed buffer back.
+    fn release(&mut self) {
+        if let Some(pending) = self.pending.take() {
+            buffer::put(pending.buffer);
+        }
+    }
+
+    /// Whether the source is being waited for, so that its errors show as the result of a read.
+    const fn reading(&self) -> bool {
+        self.pending.is_none() && !self.fin_seen
+    }
+}
+
+fn poll_read(cx: &mut Context<'_>, stream: &TcpStream, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
+    poll_io(cx, stream, Interest::READABLE, buffer.len(), |socket| (&*socket).read(buffer))
+}
+
+fn poll_write(cx: &mut Context<'_>, stream: &TcpStream, bytes: &[u8]) -> Poll<io::Result<usize>> {
+    poll_io(cx, stream, Interest::WRITABLE, bytes.len(), |socket| (&*socket).write(bytes))
+}
+
+/// Tries a call when the socket is ready. A short count means that the kernel has no more for now, so readiness is
+/// given up at once, which saves the call that would say "would block".
+fn poll_io(
+    cx: &mut Context<'_>,
+    stream: &TcpStream,
+    interest: Interest,
+    wanted: usize,
+    mut call: impl FnMut(SockRef<'_>) -> io::Result<usize>,
+) -> Poll<io::Result<usize>> {
+    loop {
+        if interest.is_readable() {
+            ready!(stream.poll_read_ready(cx))?;
+        } else {
+            ready!(stream.poll_write_ready(cx))?;
+        }
+        let mut moved = None;
+        let tried = stream.try_io(interest, || {
+            let count = call(SockRef::from(stream))?;
+            moved = Some(count);
+            if 0 < count && count < wanted { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(()) }
+        });
+        if let Some(count) = moved {
+            return Poll::Ready(Ok(count));
+        }
+        match tried {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Poll::Ready(Err(error)),
+            Ok(()) => return Poll::Ready(Ok(0)),
+        }
+    }
+}
+
+type Watch<'a> = Option<Pin<Box<dyn Future<Output = io::Error> + Send + 'a>>>;
+
+/// Error watches of sides that are not being read; made only when needed, since most connections never are.
+struct Watches<'a> {
+    client: Watch<'a>,
+    backend: Watch<'a>,
+}
+
+fn watch_errors<'a>(cx: &mut Context<'_>, watch: &mut Watch<'a>, stream: &'a TcpStream) -> Poll<io::Error> {
+    watch.get_or_insert_with(|| Box::pin(error_of(stream))).as_mut().poll(cx)
+}
+
+/// Waits until the socket is in error and tells which.
+async fn error_of(stream: &TcpStream) -> io::Error {
+    match stream.ready(Interest::ERROR).await {
+        Ok(_) => stream.take_error().ok().flatten().unwrap_or_else(|| io::ErrorKind::ConnectionReset.into()),
+        Err(error) => error,
+    }
+}

@@ -1,0 +1,74 @@
+//! What every worker of the Tokio plane shares.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use arc_swap::ArcSwap;
+use lemonade_common::BackendIx;
+use tokio::sync::mpsc;
+
+use super::clock::Clock;
+use crate::control::table::DispatchTable;
+use crate::health::port::{Signal, SignalKind};
+use crate::metrics::port::Recorder;
+use crate::model::ProcessCell;
+
+/// The table and the ways out of the data plane.
+pub(super) struct Shared {
+    table: ArcSwap<DispatchTable>,
+    /// Connections in total that are allowed; 0 is no limit.
+    pub(super) total_limit: AtomicU32,
+    pub(super) process: Arc<ProcessCell>,
+    pub(super) recorder: Arc<dyn Recorder>,
+    signals: mpsc::Sender<Signal>,
+    pub(super) clock: Clock,
+    pub(super) seed: u64,
+    /// Bytes of a relay buffer.
+    pub(super) buffer: usize,
+    next_id: AtomicU64,
+}
+
+impl Shared {
+    pub(super) fn new(
+        process: Arc<ProcessCell>,
+        recorder: Arc<dyn Recorder>,
+        signals: mpsc::Sender<Signal>,
+        clock: Clock,
+        seed: u64,
+        buffer: usize,
+    ) -> Self {
+        Self {
+            table: ArcSwap::default(),
+            total_limit: AtomicU32::new(0),
+            process,
+            recorder,
+            signals,
+            clock,
+            seed,
+            buffer,
+            next_id: AtomicU64::new(1),
+        }
+    }
+
+    /// The table now: the one place where it is read.
+    pub(super) fn table(&self) -> Arc<DispatchTable> {
+        self.table.load_full()
+    }
+
+    /// Makes `table` the one that new connections see.
+    pub(super) fn commit(&self, table: Arc<DispatchTable>) {
+        self.table.store(table);
+    }
+
+    /// Tells health what was noticed; a full channel drops and counts, it never holds a connection up.
+    pub(super) fn signal(&self, backend: BackendIx, kind: SignalKind) {
+        if self.signals.try_send(Signal { backend, kind }).is_err() {
+            self.process.events_dropped.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Number for a new connection.
+    pub(super) fn connection_id(&self) -> u64 {
+        self.next_id.fetch_add(1, Ordering::Relaxed)
+    }
+}

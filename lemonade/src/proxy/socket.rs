@@ -1,0 +1,169 @@
+//! Every socket option that the proxy sets, in one place.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::AsFd;
+use std::time::Duration;
+
+use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
+
+use crate::model::Frontend;
+
+/// Pending connections that a listener may hold; the kernel caps it at `net.core.somaxconn`.
+const BACKLOG: i32 = 4096;
+
+/// Options that accepted sockets inherit from their listener (Linux), or get one by one elsewhere.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Liveness {
+    /// Keepalive idle time and interval; `None` is off.
+    pub keepalive: Option<Duration>,
+    /// TCP_USER_TIMEOUT; `None` is the kernel's.
+    pub user_timeout: Option<Duration>,
+}
+
+impl From<&Frontend> for Liveness {
+    fn from(frontend: &Frontend) -> Self {
+        Self { keepalive: frontend.keepalive, user_timeout: frontend.user_timeout }
+    }
+}
+
+/// Opens a listener of one worker on `address`, shared with the other workers by SO_REUSEPORT.
+///
+/// # Errors
+/// As socket(2), bind(2) and listen(2).
+pub fn listen(address: SocketAddr, liveness: Liveness) -> io::Result<std::net::TcpListener> {
+    let socket = stream_socket(address)?;
+    #[cfg(unix)]
+    socket.set_reuse_port(true)?;
+    socket.bind(&address.into())?;
+    socket.set_tcp_nodelay(true)?;
+    set_liveness(&socket, liveness)?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
+}
+
+/// Finds out whether another process holds `address`, which SO_REUSEPORT would hide.
+///
+/// # Errors
+/// `AddrInUse` if so; else as bind(2).
+pub fn probe_address(address: SocketAddr) -> io::Result<()> {
+    stream_socket(address)?.bind(&address.into())
+}
+
+fn stream_socket(address: SocketAddr) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    if address.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
+    socket.set_reuse_address(true)?;
+    socket.set_nonblocking(true)?;
+    Ok(socket)
+}
+
+/// Makes the socket of a connection to a backend.
+///
+/// # Errors
+/// As socket(2) and bind(2); `source` must be an address of this host.
+pub fn connector(
+    target: SocketAddr,
+    source: Option<IpAddr>,
+    liveness: Liveness,
+) -> io::Result<tokio::net::TcpSocket> {
+    let socket =
+        if target.is_ipv4() { tokio::net::TcpSocket::new_v4()? } else { tokio::net::TcpSocket::new_v6()? };
+    socket.set_nodelay(true)?;
+    set_liveness(&socket, liveness)?;
+    if let Some(source) = source {
+        // Without it bind() would take a port for good, whatever the target: ephemeral ports would not last.
+        #[cfg(target_os = "linux")]
+        set_bind_address_no_port(&socket)?;
+        socket.bind(SocketAddr::new(source, 0))?;
+    }
+    Ok(socket)
+}
+
+#[cfg(target_os = "linux")]
+fn set_bind_address_no_port(socket: &impl AsFd) -> io::Result<()> {
+    use std::os::fd::AsRawFd;
+
+    let on: libc::c_int = 1;
+    // SAFETY: the option value is one int, valid for the call, and its size is passed with it.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_fd().as_raw_fd(),
+            libc::IPPROTO_IP,
+            libc::IP_BIND_ADDRESS_NO_PORT,
+            (&raw const on).cast(),
+            size_of_val(&on) as libc::socklen_t,
+        )
+    };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Sets keepalive and user timeout on a listener or a connection.
+///
+/// # Errors
+/// As setsockopt(2).
+pub fn set_liveness(socket: &impl AsFd, liveness: Liveness) -> io::Result<()> {
+    let fd = socket.as_fd();
+    let socket = SockRef::from(&fd);
+    match liveness.keepalive {
+        Some(time) => {
+            // The kernel counts whole seconds, from 1 to 32,767.
+            let seconds = Duration::from_secs(time.as_secs().clamp(1, 32_767));
+            socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(seconds).with_interval(seconds))?;
+        }
+        None => socket.set_keepalive(false)?,
+    }
+    #[cfg(target_os = "linux")]
+    socket.set_tcp_user_timeout(liveness.user_timeout)?;
+    Ok(())
+}
+
+/// Closing `socket` from now on sends RST instead of FIN.
+pub fn reset_on_close(socket: &impl AsFd) {
+    // Fails only on a socket that is gone already, which is what is wanted.
+    let fd = socket.as_fd();
+    let _ = SockRef::from(&fd).set_linger(Some(Duration::ZERO));
+}
+
+/// Bytes that `socket` has sent and its peer has not acknowledged.
+#[cfg(target_os = "linux")]
+pub fn unacknowledged(socket: &impl AsFd) -> usize {
+    use std::os::fd::AsRawFd;
+
+    let mut bytes: libc::c_int = 0;
+    // SAFETY: TIOCOUTQ (SIOCOUTQ) writes one int through the pointer, which is valid for the call.
+    let result = unsafe { libc::ioctl(socket.as_fd().as_raw_fd(), libc::TIOCOUTQ, &raw mut bytes) };
+    if result == 0 { usize::try_from(bytes).unwrap_or(0) } else { 0 }
+}
+
+/// Bytes that `socket` has sent and its peer has not acknowledged; unknown here.
+#[cfg(not(target_os = "linux"))]
+pub fn unacknowledged(_socket: &impl AsFd) -> usize {
+    0
+}
+
+/// What an error of a connect says of the backend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ConnectFault {
+    /// It refused or cannot be reached.
+    Failed,
+    /// It did not answer.
+    TimedOut,
+    /// This process or host has no descriptor or memory left; the backend is not to blame.
+    NoDescriptors,
+    /// This host has no local port left towards it; the backend is not to blame.
+    NoPorts,
+}
+
+/// Sorts an error of a connect.
+pub fn connect_fault(error: &io::Error) -> ConnectFault {
+    match error.raw_os_error() {
+        Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM) => ConnectFault::NoDescriptors,
+        Some(libc::EADDRNOTAVAIL | libc::EADDRINUSE) => ConnectFault::NoPorts,
+        Some(libc::ETIMEDOUT) => ConnectFault::TimedOut,
+        Some(_) | None if error.kind() == io::ErrorKind::TimedOut => ConnectFault::TimedOut,
+        Some(_) | None => ConnectFault::Failed,
+    }
+}

@@ -1,0 +1,198 @@
+//! A worker: one thread with a runtime of its own that accepts and carries connections.
+
+use std::collections::HashMap;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use lemonade_common::FrontendIx;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use super::conn::{Context, serve};
+use super::flow::Flows;
+use super::shared::Shared;
+use super::socket::{ConnectFault, Liveness, connect_fault, reset_on_close, set_liveness};
+use crate::control::table::{DispatchTable, FrontendEntry};
+
+/// How often counters are folded and idle connections looked for.
+const SWEEP: Duration = Duration::from_secs(1);
+
+/// First and longest pause of accepting when descriptors or memory have run out.
+const PAUSE: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(1));
+
+/// Number of a listener, the same in every worker.
+pub(super) type ListenerId = u64;
+
+/// What the plane tells a worker.
+pub(super) enum Command {
+    /// Accept on a bound socket.
+    Open { id: ListenerId, socket: std::net::TcpListener, frontend: Arc<AtomicU32> },
+    /// Give connections accepted from now on other socket options.
+    Retune { id: ListenerId, liveness: Liveness },
+    /// Serve what the queue holds, then close. `last` is the table that still knew the frontend.
+    Close { id: ListenerId, last: Arc<DispatchTable> },
+    /// Leave; connections that still exist are dropped.
+    Exit,
+}
+
+/// A running worker.
+pub(super) struct Worker {
+    pub(super) commands: mpsc::UnboundedSender<Command>,
+    pub(super) flows: Arc<Flows>,
+    pub(super) thread: JoinHandle<()>,
+}
+
+impl Worker {
+    /// Starts worker number `index`.
+    ///
+    /// # Errors
+    /// When the thread or its runtime cannot be made.
+    pub(super) fn start(
+        index: usize,
+        shared: Arc<Shared>,
+        (commands, inbox): (mpsc::UnboundedSender<Command>, mpsc::UnboundedReceiver<Command>),
+    ) -> io::Result<Self> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let flows = Arc::new(Flows::default());
+        let context = Context { shared, flows: Arc::clone(&flows) };
+        let thread = std::thread::Builder::new()
+            .name(format!("worker-{index}"))
+            .spawn(move || runtime.block_on(run(context, inbox)))?;
+        Ok(Self { commands, flows, thread })
+    }
+}
+
+/// A listener that this worker accepts on.
+struct Open {
+    socket: Arc<TcpListener>,
+    close: CancellationToken,
+    last: Arc<std::sync::Mutex<Option<Arc<DispatchTable>>>>,
+}
+
+async fn run(context: Context, mut inbox: mpsc::UnboundedReceiver<Command>) {
+    let mut listeners: HashMap<ListenerId, Open> = HashMap::new();
+    let mut sweep = tokio::time::interval(SWEEP);
+    loop {
+        tokio::select! {
+            command = inbox.recv() => match command {
+                Some(Command::Open { id, socket, frontend }) => {
+                    match TcpListener::from_std(socket) {
+                        Ok(socket) => {
+                            let open = Open {
+                                socket: Arc::new(socket),
+                                close: CancellationToken::new(),
+                                last: Arc::default(),
+                            };
+                            tokio::spawn(accept(context.clone(), Arc::clone(&open.socket), frontend, open.close.clone(), Arc::clone(&open.last)));
+                            listeners.insert(id, open);
+                        }
+                        Err(error) => tracing::error!(%error, "a listener could not be registered"),
+                    }
+                }
+                Some(Command::Retune { id, liveness }) => {
+                    if let Some(open) = listeners.get(&id)
+                        && let Err(error) = set_liveness(&*open.socket, liveness)
+                    {
+                        tracing::warn!(%error, "keepalive and user timeout of a listener could not be changed");
+                    }
+                }
+                Some(Command::Close { id, last }) => {
+                    if let Some(open) = listeners.remove(&id) {
+                        *open.last.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(last);
+                        open.close.cancel();
+                    }
+                }
+                Some(Command::Exit) | None => return,
+            },
+            _ = sweep.tick() => context.flows.sweep(context.shared.clock.now()),
+        }
+    }
+}
+
+/// Accepts until told to close, then serves what the queue still holds.
+async fn accept(
+    context: Context,
+    listener: Arc<TcpListener>,
+    frontend: Arc<AtomicU32>,
+    close: CancellationToken,
+    last: Arc<std::sync::Mutex<Option<Arc<DispatchTable>>>>,
+) {
+    let mut pause = PAUSE.0;
+    let closed = close.cancelled();
+    tokio::pin!(closed);
+    loop {
+        let accepted = tokio::select! {
+            biased;
+            () = &mut closed => break,
+            accepted = listener.accept() => accepted,
+        };
+        match accepted {
+            Ok((client, peer)) => {
+                pause = PAUSE.0;
+                let ix = FrontendIx(frontend.load(Ordering::Relaxed));
+                let table = context.shared.table();
+                if let Some(entry) = table.frontends.get(&ix).map(Arc::clone) {
+                    admit(&context, table, entry, client, peer);
+                } else {
+                    // Taken out of the table a moment ago; the close that follows knows the last one.
+                    closed.as_mut().await;
+                    admit_last(&context, &last, ix, client, peer);
+                    break;
+                }
+            }
+            Err(error) if connect_fault(&error) == ConnectFault::NoDescriptors => {
+                context.shared.process.accept_pauses.fetch_add(1, Ordering::Relaxed);
+                tracing::warn!(%error, pause_ms = pause.as_millis() as u64, "accepting is paused: no descriptor or memory left; raise the descriptor limit or lower runtime.max_connections");
+                tokio::select! {
+                    () = &mut closed => break,
+                    () = tokio::time::sleep(pause) => {}
+                }
+                pause = (pause * 2).min(PAUSE.1);
+            }
+            // A client that left while it was queued; the next accept is unharmed.
+            Err(error) => tracing::debug!(%error, "accept"),
+        }
+    }
+    let ix = FrontendIx(frontend.load(Ordering::Relaxed));
+    while let Some(Ok((client, peer))) = futures_util::FutureExt::now_or_never(listener.accept()) {
+        admit_last(&context, &last, ix, client, peer);
+    }
+}
+
+fn admit_last(
+    context: &Context,
+    last: &std::sync::Mutex<Option<Arc<DispatchTable>>>,
+    ix: FrontendIx,
+    client: TcpStream,
+    peer: SocketAddr,
+) {
+    let last = last.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
+    let entry = last.as_ref().and_then(|table| table.frontends.get(&ix)).map(Arc::clone);
+    match (last, entry) {
+        (Some(table), Some(entry)) => admit(context, table, entry, client, peer),
+        _ => reset_on_close(&client),
+    }
+}
+
+fn admit(
+    context: &Context,
+    table: Arc<DispatchTable>,
+    entry: Arc<FrontendEntry>,
+    client: TcpStream,
+    peer: SocketAddr,
+) {
+    // Inherited from the listener on Linux only.
+    #[cfg(not(target_os = "linux"))]
+    {
+        let _ = client.set_nodelay(true);
+        let _ = set_liveness(&client, Liveness::from(&*entry.frontend));
+    }
+    // Fails only when the client has reset already; then nobody waits for an answer.
+    let Ok(local) = client.local_addr() else { return };
+    tokio::spawn(serve(context.clone(), table, entry, client, (peer, local)));
+}
