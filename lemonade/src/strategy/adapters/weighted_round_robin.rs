@@ -1,6 +1,7 @@
 //! Turns in proportion to weight, evenly spaced.
 
-use std::collections::BTreeMap;
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
 use std::sync::atomic::Ordering;
 
 use lemonade_common::FlowKey;
@@ -9,17 +10,17 @@ use lemonade_common::hash::mix;
 use crate::model::StrategyKind;
 use crate::strategy::port::{Candidate, PoolView, StrategyService};
 
-/// Turns in a cycle, above which weights are scaled down.
+/// Turns in a cycle above which weights are scaled down.
 const LONGEST_CYCLE: u64 = 65_536;
 
 /// Redraws before an ineligible turn is settled by a scan.
 const REDRAWS: u64 = 8;
 
-/// Gives every candidate exactly its weight in turns within one cycle, as evenly spaced as they can be.
+/// Gives every candidate exactly its weight in turns within one cycle, as evenly spaced as whole turns allow.
 ///
-/// Weights are divided by their greatest common divisor. Of the `m` candidates of weight `w`, the `j`-th has its `k`-th
-/// turn at `(k + (2j + 1) / 2m) / w` of the cycle; the schedule is these moments in order. So no backend gets more than
-/// `ceil(w / v)` turns in a row while another has weight `v`.
+/// Weights are divided by their greatest common divisor; their sum `W` is the cycle. The `k`-th turn of a candidate of
+/// weight `w` may not come before slot `floor(k W / w)` and must come before `ceil((k + 1) W / w)`; each slot goes to the
+/// turn with the earliest such end. So after any number of picks nobody is a whole turn away from its exact share.
 /// A sum of weights above 65,536 is scaled to it by largest remainder, with at least one turn each.
 /// An ineligible turn is given to an evenly drawn turn of the schedule, which keeps the proportions of the rest.
 #[derive(Clone, Debug)]
@@ -31,21 +32,25 @@ impl WeightedRoundRobin {
     /// Lays out the schedule of `candidates`.
     pub fn new(candidates: &[Candidate]) -> Self {
         let turns = turns(candidates);
-        let mut peers: BTreeMap<u64, (u64, u64)> = BTreeMap::new();
-        for &weight in &turns {
-            peers.entry(weight).or_default().1 += 1;
+        let cycle: u64 = turns.iter().sum();
+        let mut windows = Vec::with_capacity(cycle as usize);
+        for (position, &weight) in (0_u32..).zip(&turns) {
+            windows.extend((0..weight).map(|k| {
+                let end = ((k + 1) * cycle).div_ceil(weight);
+                (k * cycle / weight, Reverse((end, position)))
+            }));
         }
-        let mut moments = Vec::with_capacity(turns.iter().sum::<u64>() as usize);
-        for (position, &weight) in turns.iter().enumerate() {
-            let (rank, count) = peers.entry(weight).or_default();
-            for k in 0..weight {
-                let numerator = u128::from(2 * (k * *count + *rank) + 1) << 64;
-                moments.push((numerator / u128::from(2 * *count * weight), position as u32));
+        windows.sort_unstable_by_key(|&(begin, _)| begin);
+        let mut windows = windows.into_iter().peekable();
+        let mut open = BinaryHeap::new();
+        let mut schedule = Vec::with_capacity(cycle as usize);
+        for slot in 0..cycle {
+            while let Some((_, turn)) = windows.next_if(|&(begin, _)| begin <= slot) {
+                open.push(turn);
             }
-            *rank += 1;
+            schedule.extend(open.pop().map(|Reverse((_, position))| position));
         }
-        moments.sort_unstable();
-        Self { schedule: moments.into_iter().map(|(_, position)| position).collect() }
+        Self { schedule: schedule.into() }
     }
 
     fn at(&self, turn: u64) -> usize {
@@ -88,7 +93,7 @@ fn turns(candidates: &[Candidate]) -> Vec<u64> {
         weights.iter().map(|&weight| (share(weight) / u128::from(total)) as u64).collect();
     let left = LONGEST_CYCLE - turns.iter().sum::<u64>();
     let mut by_remainder: Vec<usize> = (0..weights.len()).collect();
-    by_remainder.sort_by_key(|&i| std::cmp::Reverse(share(weights[i]) % u128::from(total)));
+    by_remainder.sort_by_key(|&i| Reverse(share(weights[i]) % u128::from(total)));
     for &i in by_remainder.iter().take(left as usize) {
         turns[i] += 1;
     }
