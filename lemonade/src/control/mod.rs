@@ -2,6 +2,7 @@
 
 pub mod compile;
 pub mod plan;
+pub mod journal;
 pub mod table;
 
 use std::sync::Arc;

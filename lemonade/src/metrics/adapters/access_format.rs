@@ -1,0 +1,148 @@
+//! The two shapes of an access record.
+
+use std::io::Write;
+use std::time::Duration;
+
+use bytesize::ByteSize;
+use serde::Serialize;
+
+use crate::metrics::port::{AccessRecord, Route};
+
+#[derive(Serialize)]
+struct Line<'a> {
+    kind: &'static str,
+    time: String,
+    id: u64,
+    frontend: &'a str,
+    client: std::net::SocketAddr,
+    local: std::net::SocketAddr,
+    #[serde(flatten)]
+    route: Option<RouteFields<'a>>,
+    bytes_up: u64,
+    bytes_down: u64,
+    duration_ms: f64,
+    end: &'static str,
+}
+
+#[derive(Serialize)]
+struct RouteFields<'a> {
+    pool: &'a str,
+    backend: &'a str,
+    address: std::net::SocketAddr,
+    strategy: &'static str,
+    candidates: u32,
+    attempts: u32,
+    hedged: bool,
+    table_version: u64,
+    connect_ms: f64,
+}
+
+impl<'a> RouteFields<'a> {
+    fn of(route: &'a Route) -> Self {
+        Self {
+            pool: route.pool.as_str(),
+            backend: route.backend.as_str(),
+            address: route.address,
+            strategy: route.strategy.as_str(),
+            candidates: route.candidates,
+            attempts: route.attempts,
+            hedged: route.hedged,
+            table_version: route.table_version,
+            connect_ms: millis(route.connect),
+        }
+    }
+}
+
+/// Appends `record` as one JSON object and a line feed.
+pub fn json_line(record: &AccessRecord, out: &mut Vec<u8>) {
+    let line = Line {
+        kind: "access",
+        time: humantime::format_rfc3339_millis(record.started).to_string(),
+        id: record.id,
+        frontend: record.frontend.as_str(),
+        client: record.client,
+        local: record.local,
+        route: record.route.as_ref().map(RouteFields::of),
+        bytes_up: record.bytes_up,
+        bytes_down: record.bytes_down,
+        duration_ms: millis(record.duration),
+        end: record.end.as_str(),
+    };
+    serde_json::to_writer(&mut *out, &line).expect("plain fields serialize into memory");
+    out.push(b'\n');
+}
+
+/// Appends `record` as one line for people.
+pub fn pretty_line(record: &AccessRecord, out: &mut Vec<u8>) {
+    let time = humantime::format_rfc3339_millis(record.started);
+    let AccessRecord { frontend, client, end, .. } = record;
+    let duration = millis(record.duration);
+    let result = match &record.route {
+        None => writeln!(out, "{time} ACCESS {frontend} {client} refused: {}, {duration} ms", end.as_str()),
+        Some(route) => {
+            let Route { pool, backend, address, candidates, .. } = route;
+            let strategy = route.strategy.as_str();
+            let attempts =
+                if route.attempts > 1 { format!(", attempt {}", route.attempts) } else { String::new() };
+            let hedged = if route.hedged { ", hedged" } else { "" };
+            let (up, down) = (ByteSize(record.bytes_up), ByteSize(record.bytes_down));
+            writeln!(
+                out,
+                "{time} ACCESS {frontend} {client} -> {pool}/{backend} {address} ({strategy} of {candidates}{attempts}\
+                 {hedged}), {up} up, {down} down, {duration} ms, {}",
+                end.as_str()
+            )
+        }
+    };
+    result.expect("writing into memory does not fail");
+}
+
+fn millis(duration: Duration) -> f64 {
+    duration.as_micros() as f64 / 1e3
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::SystemTime;
+
+    use lemonade_common::Reason;
+
+    use super::*;
+    use crate::metrics::fixture::{name, record};
+    use crate::metrics::port::End;
+
+    #[test]
+    fn a_record_is_one_json_line_with_what_the_guide_names() {
+        let mut out = Vec::new();
+        json_line(&record(41), &mut out);
+        assert_eq!(out.iter().filter(|byte| **byte == b'\n').count(), 1);
+        let line: serde_json::Value = serde_json::from_slice(&out).unwrap();
+        assert_eq!(line["kind"], "access");
+        assert_eq!((&line["id"], &line["backend"]), (&41.into(), &"a".into()));
+        assert_eq!((&line["connect_ms"], &line["duration_ms"]), (&0.25.into(), &1500.0.into()));
+        assert_eq!(line["time"], "1970-01-01T00:00:00.000Z");
+        assert_eq!(line.as_object().unwrap().len(), 19);
+        let guide = include_str!("../../../../docs/guide/metrics.md");
+        for field in line.as_object().unwrap().keys() {
+            assert!(guide.contains(&format!("| `{field}` |")), "the guide does not name {field}");
+        }
+    }
+
+    #[test]
+    fn a_line_for_people_says_who_where_why_and_how_it_ended() {
+        let mut out = Vec::new();
+        pretty_line(&record(1), &mut out);
+        let mut refused = record(2);
+        refused.route = None;
+        refused.end = End::Refused(Reason::NoBackendUp);
+        refused.started = SystemTime::UNIX_EPOCH + Duration::from_secs(1);
+        refused.frontend = name("db");
+        pretty_line(&refused, &mut out);
+        assert_eq!(
+            String::from_utf8(out).unwrap(),
+            "1970-01-01T00:00:00.000Z ACCESS web 192.0.2.9:5000 -> web/a 192.0.2.1:80 (round_robin of 3, attempt 2), \
+             10 B up, 2.0 KiB down, 1500 ms, closed\n\
+             1970-01-01T00:00:01.000Z ACCESS db 192.0.2.9:5000 refused: no_backend_up, 1500 ms\n"
+        );
+    }
+}

@@ -1,0 +1,260 @@
+//! Reads the live cells through the committed table and keeps ten minutes of history.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use lemonade_common::FrontendIx;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::BoxFuture;
+use crate::control::ControlState;
+use crate::control::table::{BackendEntry, DispatchTable, FrontendEntry, PoolEntry};
+use crate::metrics::port::{MetricsService, Sample, Series};
+use crate::metrics::snapshot::{
+    BackendCounters, FrontendCounters, HistogramCounts, MetricsSnapshot, PoolCounters, ProcessCounters,
+};
+use crate::model::cell::Histogram;
+use crate::model::{Name, ProcessCell};
+
+/// Samples kept of each series: ten minutes, a second apart.
+pub const KEPT: usize = 600;
+
+/// Most frontends that have a series of their own; above, only the process has one.
+pub const MAX_FRONTEND_SERIES: usize = 200;
+
+/// The [`MetricsService`] of a running process.
+#[derive(Debug)]
+pub struct Aggregating {
+    control: watch::Receiver<Arc<ControlState>>,
+    process: Arc<ProcessCell>,
+    past: Mutex<Past>,
+}
+
+#[derive(Debug, Default)]
+struct Past {
+    process: Track,
+    opened: u64,
+    frontends: BTreeMap<FrontendIx, Totals>,
+    tracks: BTreeMap<FrontendIx, (Name, Track)>,
+}
+
+/// A ring of samples.
+#[derive(Debug, Default)]
+struct Track(VecDeque<Sample>);
+
+/// What a frontend had counted at the last sample.
+#[derive(Clone, Copy, Debug, Default)]
+struct Totals {
+    opened: u64,
+    refused: u64,
+    bytes_up: u64,
+    bytes_down: u64,
+}
+
+impl Aggregating {
+    /// Makes a reader of the tables that `control` tells and of the process's cell.
+    pub fn new(control: watch::Receiver<Arc<ControlState>>, process: Arc<ProcessCell>) -> Self {
+        Self { control, process, past: Mutex::default() }
+    }
+
+    /// Takes one sample; the series advance by one second.
+    pub fn sample(&self) {
+        let table = self.table();
+        let mut past = self.past();
+        let past = &mut *past;
+        past.frontends.retain(|ix, _| table.frontends.contains_key(ix));
+        let own_series = table.frontends.len() <= MAX_FRONTEND_SERIES;
+        past.tracks.retain(|ix, _| own_series && table.frontends.contains_key(ix));
+
+        let mut sum = Sample::default();
+        for (ix, entry) in &table.frontends {
+            let now = Totals::read(entry);
+            let sample =
+                now.since(past.frontends.insert(*ix, now).unwrap_or_default(), load32(&entry.cell.live));
+            sum.refused += sample.refused;
+            sum.bytes_up += sample.bytes_up;
+            sum.bytes_down += sample.bytes_down;
+            if own_series {
+                let track = past.tracks.entry(*ix);
+                track.or_insert_with(|| (entry.frontend.name.clone(), Track::default())).1.push(sample);
+            }
+        }
+        let opened = load(&self.process.opened);
+        sum.live = load32(&self.process.live);
+        sum.opened = opened.saturating_sub(past.opened);
+        past.opened = opened;
+        past.process.push(sum);
+    }
+
+    fn table(&self) -> Arc<DispatchTable> {
+        Arc::clone(&self.control.borrow().table)
+    }
+
+    fn past(&self) -> MutexGuard<'_, Past> {
+        self.past.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl MetricsService for Aggregating {
+    fn run(self: Arc<Self>, stop: CancellationToken) -> BoxFuture<()> {
+        Box::pin(async move {
+            // Late ticks are made up for, so that samples stay a second apart on the clock.
+            let mut tick = tokio::time::interval(Duration::from_secs(1));
+            tick.tick().await;
+            while stop.run_until_cancelled(tick.tick()).await.is_some() {
+                self.sample();
+            }
+        })
+    }
+
+    fn snapshot(&self) -> MetricsSnapshot {
+        let table = self.table();
+        MetricsSnapshot {
+            at: SystemTime::now(),
+            table_version: table.version,
+            config_version: table.config_version,
+            process: process_counters(&self.process),
+            frontends: table.frontends.values().map(|entry| frontend_counters(entry)).collect(),
+            pools: table.pools.values().map(|entry| pool_counters(entry)).collect(),
+        }
+    }
+
+    fn series(&self, frontend: Option<&Name>) -> Series {
+        let past = self.past();
+        let track = match frontend {
+            None => Some(&past.process),
+            Some(name) => past.tracks.values().find(|(own, _)| own == name).map(|(_, track)| track),
+        };
+        Series { samples: track.map(|track| track.0.iter().copied().collect()).unwrap_or_default() }
+    }
+}
+
+impl Track {
+    fn push(&mut self, sample: Sample) {
+        if self.0.len() == KEPT {
+            self.0.pop_front();
+        } else if self.0.capacity() == 0 {
+            self.0.reserve_exact(KEPT);
+        }
+        self.0.push_back(sample);
+    }
+}
+
+impl Totals {
+    fn read(entry: &FrontendEntry) -> Self {
+        let cell = &entry.cell;
+        Self {
+            opened: load(&cell.opened),
+            refused: cell.refused.iter().map(load).sum(),
+            bytes_up: load(&cell.bytes_up),
+            bytes_down: load(&cell.bytes_down),
+        }
+    }
+
+    fn since(self, before: Self, live: u64) -> Sample {
+        Sample {
+            live,
+            opened: self.opened.saturating_sub(before.opened),
+            refused: self.refused.saturating_sub(before.refused),
+            bytes_up: self.bytes_up.saturating_sub(before.bytes_up),
+            bytes_down: self.bytes_down.saturating_sub(before.bytes_down),
+        }
+    }
+}
+
+fn load(counter: &AtomicU64) -> u64 {
+    counter.load(Ordering::Acquire)
+}
+
+fn load32(gauge: &AtomicU32) -> u64 {
+    u64::from(gauge.load(Ordering::Acquire))
+}
+
+// Of a pair of counters the one that follows is read first, so that no reader ever sees more closed than opened.
+fn process_counters(cell: &ProcessCell) -> ProcessCounters {
+    let closed = load(&cell.closed);
+    ProcessCounters {
+        live: load32(&cell.live),
+        closed,
+        opened: load(&cell.opened),
+        accept_pauses: load(&cell.accept_pauses),
+        events_dropped: load(&cell.events_dropped),
+        health_transitions: load(&cell.health_transitions),
+        probes: load(&cell.probes),
+        reloads_accepted: load(&cell.reloads_accepted),
+        reloads_refused: load(&cell.reloads_refused),
+        last_reload_failed: cell.last_reload_failed.load(Ordering::Acquire) != 0,
+    }
+}
+
+fn frontend_counters(entry: &FrontendEntry) -> FrontendCounters {
+    let cell = &entry.cell;
+    let closed = load(&cell.closed);
+    FrontendCounters {
+        ix: entry.ix,
+        name: entry.frontend.name.clone(),
+        pool: entry.pool.pool.name.clone(),
+        live: load32(&cell.live),
+        closed,
+        opened: load(&cell.opened),
+        bytes_up: load(&cell.bytes_up),
+        bytes_down: load(&cell.bytes_down),
+        refused: std::array::from_fn(|reason| load(&cell.refused[reason])),
+        connect_seconds: histogram(&cell.connect_seconds),
+        session_seconds: histogram(&cell.session_seconds),
+    }
+}
+
+fn histogram(cell: &Histogram) -> HistogramCounts {
+    HistogramCounts {
+        counts: std::array::from_fn(|bucket| load(&cell.counts[bucket])),
+        sum: load(&cell.sum_micros) as f64 / 1e6,
+    }
+}
+
+fn pool_counters(entry: &PoolEntry) -> PoolCounters {
+    PoolCounters {
+        name: entry.pool.name.clone(),
+        strategy: entry.pool.strategy,
+        queued: load32(&entry.cell.queued),
+        retries: load(&entry.cell.retries),
+        hedges: load(&entry.cell.hedges),
+        budget_exhausted: load(&entry.cell.budget_exhausted),
+        backends: entry.backends.iter().map(backend_counters).collect(),
+    }
+}
+
+fn backend_counters(entry: &BackendEntry) -> BackendCounters {
+    let cell = &entry.cell;
+    let micros = |duration: Duration| crate::model::time::micros(duration);
+    let address = match entry.id.port {
+        Some(_) => entry.id.address(0).to_string(),
+        None => entry.id.ip.to_string(),
+    };
+    BackendCounters {
+        ix: entry.ix,
+        name: entry.backend.name.clone(),
+        address,
+        status: entry.status,
+        enabled: entry.backend.enabled,
+        weight: entry.backend.weight,
+        max_connections: entry.backend.max_connections,
+        live: load32(&cell.live),
+        connecting: load32(&cell.connecting),
+        opened: load(&cell.opened),
+        picks: load(&cell.picks),
+        failures: load(&cell.failures),
+        resets: load(&cell.resets),
+        bytes_up: load(&cell.bytes_up),
+        bytes_down: load(&cell.bytes_down),
+        connect_us: cell.connect.read().map(micros),
+        first_byte_us: cell.first_byte.read().map(micros),
+    }
+}
+
+#[cfg(test)]
+#[path = "aggregating_tests.rs"]
+mod tests;

@@ -1,0 +1,8 @@
+//! Readers of the live cells and takers of access records.
+
+pub mod access;
+mod access_file;
+pub mod access_format;
+pub mod aggregating;
+pub mod memory;
+pub mod prometheus;

@@ -1,0 +1,306 @@
+//! A snapshot as OpenMetrics text, which Prometheus reads.
+//!
+//! Label values come from names in the table only, so the configuration bounds the number of series. Above
+//! [`MAX_BACKENDS`] or [`MAX_FRONTENDS`] they are added up, per pool or altogether, and a metric says so.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use lemonade_common::Reason;
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, MetricEncoder, NoLabelSet, text};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::registry::Registry;
+
+use crate::metrics::snapshot::{
+    BackendCounters, FrontendCounters, HistogramCounts, MetricsSnapshot, PoolCounters,
+};
+use crate::model::cell::BUCKETS;
+use crate::model::config::Status;
+use crate::shutdown::Phase;
+
+/// Most backends with series of their own.
+pub const MAX_BACKENDS: usize = 10_000;
+
+/// Most frontends with series of their own; each has about fifty, because of its histograms.
+pub const MAX_FRONTENDS: usize = 1_000;
+
+/// `Content-Type` of the text.
+pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// Writes `snapshot` as OpenMetrics text.
+pub fn encode(snapshot: MetricsSnapshot, phase: Phase) -> String {
+    let mut registry = Registry::with_prefix("lemonade");
+    registry.register_collector(Box::new(Snapshot { snapshot, phase }));
+    let mut out = String::new();
+    text::encode(&mut out, &registry).expect("writing to a string does not fail");
+    out
+}
+
+#[derive(Debug)]
+struct Snapshot {
+    snapshot: MetricsSnapshot,
+    phase: Phase,
+}
+
+impl Collector for Snapshot {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let mut out = Families(&mut encoder);
+        self.process(&mut out)?;
+        self.frontends(&mut out)?;
+        self.pools(&mut out)?;
+        self.backends(&mut out)
+    }
+}
+
+impl Snapshot {
+    fn process(&self, out: &mut Families<'_, '_>) -> fmt::Result {
+        let process = &self.snapshot.process;
+        let version = [("version", env!("CARGO_PKG_VERSION"))];
+        out.0.encode_descriptor("build", "What runs", None, MetricType::Info)?.encode_info(&version)?;
+        let phase = "Phase: 0 starting, 1 running, 2 lame duck, 3 draining, 4 forced, 5 stopped";
+        out.gauge("phase", phase, self.phase as u64)?;
+        out.counter("connections_opened", "Connections accepted since the start", process.opened)?;
+        out.counter("connections_closed", "Connections ended since the start", process.closed)?;
+        out.gauge("connections_live", "Connections accepted and not yet ended", process.live)?;
+        out.counter(
+            "accept_pauses",
+            "Pauses of accepting for want of descriptors or memory",
+            process.accept_pauses,
+        )?;
+        out.counter("events_dropped", "Internal events and access records lost", process.events_dropped)?;
+        out.counter("health_transitions", "Backends that came up or went down", process.health_transitions)?;
+        out.counter("probes", "Health probes made", process.probes)?;
+        out.counter("reloads_accepted", "Configurations accepted", process.reloads_accepted)?;
+        out.counter("reloads_refused", "Configurations refused", process.reloads_refused)?;
+        let failed = u64::from(process.last_reload_failed);
+        out.gauge("last_reload_failed", "1 while the newest configuration seen is a refused one", failed)?;
+        out.gauge("config_version", "Version of the configuration in force", self.snapshot.config_version)?;
+        out.gauge("table_version", "Version of the dispatch table in force", self.snapshot.table_version)
+    }
+
+    fn frontends(&self, out: &mut Families<'_, '_>) -> fmt::Result {
+        let frontends = &self.snapshot.frontends;
+        let over = frontends.len() > MAX_FRONTENDS;
+        out.gauge(
+            "frontend_series_aggregated",
+            "1 while there are too many frontends for series of their own",
+            over,
+        )?;
+        if over {
+            let total = frontends.iter().cloned().reduce(add_frontend);
+            each_frontend(out, total.iter().map(|frontend| ([], frontend)))
+        } else {
+            each_frontend(
+                out,
+                frontends.iter().map(|frontend| ([("frontend", frontend.name.as_str())], frontend)),
+            )
+        }
+    }
+
+    fn pools(&self, out: &mut Families<'_, '_>) -> fmt::Result {
+        let pools = || self.snapshot.pools.iter().map(|pool| ([("pool", pool.name.as_str())], pool));
+        let up =
+            |pool: &PoolCounters| pool.backends.iter().filter(|backend| backend.status == Status::Up).count();
+        let retries = "Connects to another backend after a failure";
+        out.counters("pool_retries", retries, pools().map(|(labels, pool)| (labels, pool.retries)))?;
+        let hedges = "Second connects raced against a late first";
+        out.counters("pool_hedges", hedges, pools().map(|(labels, pool)| (labels, pool.hedges)))?;
+        let exhausted = "Retries not made because the budget was spent";
+        out.counters(
+            "pool_retry_budget_exhausted",
+            exhausted,
+            pools().map(|(l, pool)| (l, pool.budget_exhausted)),
+        )?;
+        let queue = "Connections waiting for a free backend";
+        out.gauges("pool_queue_length", queue, pools().map(|(labels, pool)| (labels, pool.queued)))?;
+        let count = "Backend addresses of the pool";
+        out.gauges(
+            "pool_backends",
+            count,
+            pools().map(|(labels, pool)| (labels, pool.backends.len() as u64)),
+        )?;
+        let count = "Backend addresses of the pool that are up";
+        out.gauges("pool_backends_up", count, pools().map(|(labels, pool)| (labels, up(pool) as u64)))
+    }
+
+    fn backends(&self, out: &mut Families<'_, '_>) -> fmt::Result {
+        let mut named: BTreeMap<(&str, &str), BackendSum> = BTreeMap::new();
+        let mut pooled: BTreeMap<&str, BackendSum> = BTreeMap::new();
+        for pool in &self.snapshot.pools {
+            for backend in &pool.backends {
+                named.entry((pool.name.as_str(), backend.name.as_str())).or_default().add(backend);
+                pooled.entry(pool.name.as_str()).or_default().add(backend);
+            }
+        }
+        let over = named.len() > MAX_BACKENDS;
+        out.gauge(
+            "backend_series_aggregated",
+            "1 while there are too many backends for series of their own",
+            over,
+        )?;
+        if over {
+            return each_backend(out, pooled.iter().map(|(pool, sum)| ([("pool", *pool)], sum)));
+        }
+        let backends =
+            || named.iter().map(|((pool, name), sum)| ([("pool", *pool), ("backend", *name)], sum));
+        let up = "1 while the backend is up, at one of its addresses at least";
+        out.gauges("backend_up", up, backends().map(|(labels, sum)| (labels, u64::from(sum.up))))?;
+        each_backend(out, backends())
+    }
+}
+
+fn each_frontend<'a, const N: usize>(
+    out: &mut Families<'_, '_>,
+    frontends: impl Iterator<Item = ([(&'a str, &'a str); N], &'a FrontendCounters)> + Clone,
+) -> fmt::Result
+where
+    [(&'a str, &'a str); N]: EncodeLabelSet,
+{
+    let of = |field: fn(&FrontendCounters) -> u64| {
+        frontends.clone().map(move |(labels, own)| (labels, field(own)))
+    };
+    out.counters("frontend_connections_opened", "Connections accepted", of(|own| own.opened))?;
+    out.counters(
+        "frontend_connections_closed",
+        "Connections ended, refused ones included",
+        of(|own| own.closed),
+    )?;
+    out.gauges("frontend_connections_live", "Connections accepted and not yet ended", of(|own| own.live))?;
+    out.counters("frontend_upstream_bytes", "Bytes from clients to backends", of(|own| own.bytes_up))?;
+    out.counters("frontend_downstream_bytes", "Bytes from backends to clients", of(|own| own.bytes_down))?;
+    let refused = frontends.clone().flat_map(|(labels, own)| {
+        let reason =
+            move |reason: Reason| ((labels, [("reason", reason.as_str())]), own.refused[reason.index()]);
+        Reason::ALL.into_iter().map(reason)
+    });
+    out.counters("frontend_refused", "Connections that got no backend, by reason", refused)?;
+    let connect = frontends.clone().map(|(labels, own)| (labels, &own.connect_seconds));
+    out.histograms("frontend_connect_seconds", "Time to connect a backend", connect)?;
+    let session = frontends.map(|(labels, own)| (labels, &own.session_seconds));
+    out.histograms("frontend_session_seconds", "Life of a connection", session)
+}
+
+fn each_backend<'a, L: EncodeLabelSet>(
+    out: &mut Families<'_, '_>,
+    backends: impl Iterator<Item = (L, &'a BackendSum)> + Clone,
+) -> fmt::Result {
+    let of = |field: fn(&BackendSum) -> u64| backends.clone().map(move |(labels, sum)| (labels, field(sum)));
+    out.gauges("backend_connections_live", "Connections that exist or are being made", of(|sum| sum.live))?;
+    out.gauges("backend_connections_connecting", "Connections being made", of(|sum| sum.connecting))?;
+    out.counters("backend_connections_opened", "Connections established", of(|sum| sum.opened))?;
+    out.counters("backend_picks", "Times picked", of(|sum| sum.picks))?;
+    out.counters("backend_connect_failures", "Connects that failed or timed out", of(|sum| sum.failures))?;
+    out.counters("backend_resets", "Connections reset by the backend", of(|sum| sum.resets))?;
+    out.counters("backend_upstream_bytes", "Bytes from clients to backends", of(|sum| sum.bytes_up))?;
+    out.counters("backend_downstream_bytes", "Bytes from backends to clients", of(|sum| sum.bytes_down))
+}
+
+/// What the addresses of one backend, or the backends of one pool, counted together.
+#[derive(Default)]
+struct BackendSum {
+    up: bool,
+    live: u64,
+    connecting: u64,
+    opened: u64,
+    picks: u64,
+    failures: u64,
+    resets: u64,
+    bytes_up: u64,
+    bytes_down: u64,
+}
+
+impl BackendSum {
+    fn add(&mut self, one: &BackendCounters) {
+        self.up |= one.status == Status::Up;
+        self.live += one.live;
+        self.connecting += one.connecting;
+        self.opened += one.opened;
+        self.picks += one.picks;
+        self.failures += one.failures;
+        self.resets += one.resets;
+        self.bytes_up += one.bytes_up;
+        self.bytes_down += one.bytes_down;
+    }
+}
+
+fn add_frontend(mut sum: FrontendCounters, one: FrontendCounters) -> FrontendCounters {
+    sum.live += one.live;
+    sum.opened += one.opened;
+    sum.closed += one.closed;
+    sum.bytes_up += one.bytes_up;
+    sum.bytes_down += one.bytes_down;
+    sum.refused.iter_mut().zip(one.refused).for_each(|(sum, one)| *sum += one);
+    for (sum, one) in
+        [(&mut sum.connect_seconds, &one.connect_seconds), (&mut sum.session_seconds, &one.session_seconds)]
+    {
+        sum.counts.iter_mut().zip(one.counts).for_each(|(sum, one)| *sum += one);
+        sum.sum += one.sum;
+    }
+    sum
+}
+
+/// Writes whole metric families.
+struct Families<'a, 'b>(&'a mut DescriptorEncoder<'b>);
+
+impl Families<'_, '_> {
+    fn counter(&mut self, name: &str, help: &str, value: u64) -> fmt::Result {
+        let mut encoder = self.0.encode_descriptor(name, help, None, MetricType::Counter)?;
+        count(&mut encoder, value)
+    }
+
+    fn gauge(&mut self, name: &str, help: &str, value: impl Into<u64>) -> fmt::Result {
+        self.0.encode_descriptor(name, help, None, MetricType::Gauge)?.encode_gauge(&value.into())
+    }
+
+    fn counters<L: EncodeLabelSet>(
+        &mut self,
+        name: &str,
+        help: &str,
+        series: impl Iterator<Item = (L, u64)>,
+    ) -> fmt::Result {
+        let mut encoder = self.0.encode_descriptor(name, help, None, MetricType::Counter)?;
+        for (labels, value) in series {
+            count(&mut encoder.encode_family(&labels)?, value)?;
+        }
+        Ok(())
+    }
+
+    fn gauges<L: EncodeLabelSet>(
+        &mut self,
+        name: &str,
+        help: &str,
+        series: impl Iterator<Item = (L, u64)>,
+    ) -> fmt::Result {
+        let mut encoder = self.0.encode_descriptor(name, help, None, MetricType::Gauge)?;
+        for (labels, value) in series {
+            encoder.encode_family(&labels)?.encode_gauge(&value)?;
+        }
+        Ok(())
+    }
+
+    fn histograms<'c, L: EncodeLabelSet>(
+        &mut self,
+        name: &str,
+        help: &str,
+        series: impl Iterator<Item = (L, &'c HistogramCounts)>,
+    ) -> fmt::Result {
+        let mut encoder = self.0.encode_descriptor(name, help, None, MetricType::Histogram)?;
+        let bounds = || BUCKETS.into_iter().chain([f64::INFINITY]);
+        for (labels, histogram) in series {
+            let buckets: Vec<_> = bounds().zip(histogram.counts).collect();
+            let total = histogram.counts.iter().sum();
+            let mut encoder = encoder.encode_family(&labels)?;
+            encoder.encode_histogram::<NoLabelSet>(histogram.sum, total, &buckets, None)?;
+        }
+        Ok(())
+    }
+}
+
+fn count(encoder: &mut MetricEncoder<'_>, value: u64) -> fmt::Result {
+    encoder.encode_counter::<NoLabelSet, _, u64>(&value, None)
+}
+
+#[cfg(test)]
+#[path = "prometheus_tests.rs"]
+mod tests;
