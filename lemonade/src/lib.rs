@@ -7,6 +7,7 @@ use std::pin::Pin;
 
 pub mod config;
 pub mod control;
+pub mod demo;
 pub mod health;
 
 pub mod metrics;

@@ -1,1 +1,55 @@
-fn main() {}
+//! Automation of the workspace; `cargo xtask --help` lists what it does.
+
+mod bench;
+mod generate;
+mod run;
+mod test;
+mod tidy;
+mod workspace;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Runs, tests, checks and measures Lemonade.
+#[derive(Parser)]
+#[command(name = "cargo xtask")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Build a release and start it with config/lemonade.toml and the demo backends it names; arguments after `--` go to `lemonade run` instead
+    Run(run::Args),
+    /// Run every check and every test, and end with one line of counts
+    Test(test::Args),
+    /// Measure Lemonade beside its peers
+    Bench(bench::Args),
+    /// Check the invariants of ARCHITECTURE.md
+    Tidy,
+    /// Write config/schema.json
+    Schema,
+    /// Write shell completions and the man page to target/assets
+    Completions,
+}
+
+fn main() -> ExitCode {
+    let done = match Cli::parse().command {
+        Command::Run(args) => return report(run::main(&args)),
+        Command::Test(args) => return report(test::main(&args)),
+        Command::Bench(args) => bench::main(args),
+        Command::Tidy => return report(tidy::main()),
+        Command::Schema => generate::write_schema(),
+        Command::Completions => generate::write_completions(),
+    };
+    report(done.map(|()| ExitCode::SUCCESS))
+}
+
+fn report(done: anyhow::Result<ExitCode>) -> ExitCode {
+    done.unwrap_or_else(|error| {
+        eprintln!("xtask: {error:#}");
+        ExitCode::FAILURE
+    })
+}

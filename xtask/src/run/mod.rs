@@ -1,0 +1,138 @@
+//! `cargo xtask run`: from a clone to a running load balancer.
+//!
+//! The demo backends hold the reading end of a pipe as standard input, `lemonade` holds the only writing end, and xtask
+//! becomes `lemonade` by `exec`. So signals, terminal and exit code are Lemonade's own, the backends live until it has
+//! drained, and none of them outlives it however it ends.
+
+mod plan;
+
+use std::ffi::OsString;
+use std::io::{self, BufRead, BufReader, ErrorKind, PipeReader};
+use std::net::{SocketAddr, TcpListener};
+use std::path::Path;
+use std::process::{Command, ExitCode, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+
+use crate::workspace;
+use plan::{Demo, Plan};
+
+/// What to run.
+#[derive(clap::Args)]
+pub struct Args {
+    /// Arguments of `lemonade run`, such as `--config my.toml`; without them the demo runs
+    #[arg(last = true)]
+    lemonade: Vec<OsString>,
+}
+
+const CONFIG: &str = "config/lemonade.toml";
+
+/// Time that a demo backend of the run before may take to go away.
+const PORT_PATIENCE: Duration = Duration::from_secs(1);
+
+/// Builds, starts and becomes Lemonade; returns only when something went wrong before that.
+pub fn main(args: &Args) -> anyhow::Result<ExitCode> {
+    workspace::run(&mut workspace::cargo(&["build", "--release", "--package", "lemonade"]))?;
+    let lemonade = workspace::lemonade("release");
+    if !args.lemonade.is_empty() {
+        return become_lemonade(Command::new(&lemonade).arg("run").args(&args.lemonade));
+    }
+
+    let config = workspace::root().join(CONFIG);
+    let check = Command::new(&lemonade).arg("check").arg(&config).stdout(Stdio::null()).status();
+    let check = check.with_context(|| format!("cannot start {}", lemonade.display()))?;
+    if !check.success() {
+        return Ok(exit_code(check));
+    }
+    let text =
+        std::fs::read_to_string(&config).with_context(|| format!("cannot read {}", config.display()))?;
+    let plan = Plan::read(&text)?;
+    let busy = busy(&plan);
+    if !busy.is_empty() {
+        bail!("{}", busy.join("\n"));
+    }
+
+    let (reader, writer) = io::pipe()?;
+    for demo in &plan.demos {
+        start(&lemonade, demo, &reader)?;
+    }
+    drop(reader);
+    println!("{}", plan.next_steps(CONFIG, &shown(&lemonade)));
+    become_lemonade(
+        Command::new(&lemonade).arg("run").arg("--config").arg(&config).stdin(Stdio::from(writer)),
+    )
+}
+
+/// Starts a demo backend and returns once it accepts.
+fn start(lemonade: &Path, demo: &Demo, stdin: &PipeReader) -> anyhow::Result<()> {
+    let mut command = Command::new(lemonade);
+    command
+        .args(["demo-backend", "--until-stdin-closes", "--name", &demo.name])
+        .args(["--listen", &demo.listen.to_string()])
+        .args(["--delay", &format!("{}ms", demo.delay.as_millis())])
+        .stdin(Stdio::from(stdin.try_clone()?))
+        .stdout(Stdio::piped());
+    // Ctrl-C reaches the terminal's process group: the backends must not see it while Lemonade drains.
+    #[cfg(unix)]
+    std::os::unix::process::CommandExt::process_group(&mut command, 0);
+    let mut child = command.spawn().with_context(|| format!("cannot start demo backend {}", demo.name))?;
+
+    let mut line = String::new();
+    if let Some(stdout) = child.stdout.take() {
+        BufReader::new(stdout).read_line(&mut line)?;
+    }
+    if line.is_empty() {
+        bail!("demo backend {} ended before it listened: {}", demo.name, child.wait()?);
+    }
+    Ok(())
+}
+
+/// One sentence for each address that somebody else listens on.
+fn busy(plan: &Plan) -> Vec<String> {
+    let deadline = Instant::now() + PORT_PATIENCE;
+    plan.addresses()
+        .filter(|(address, _)| {
+            while is_busy(*address) {
+                if Instant::now() > deadline {
+                    return true;
+                }
+                thread::sleep(Duration::from_millis(20));
+            }
+            false
+        })
+        .map(|(address, setting)| {
+            format!(
+                "{address} is in use; stop what listens there (`ss -ltnp 'sport = :{}'` names it) \
+                 or change {setting} in {CONFIG}",
+                address.port()
+            )
+        })
+        .collect()
+}
+
+fn is_busy(address: SocketAddr) -> bool {
+    TcpListener::bind(address).is_err_and(|error| error.kind() == ErrorKind::AddrInUse)
+}
+
+/// A path as the user would type it here.
+fn shown(path: &Path) -> String {
+    let here = std::env::current_dir().unwrap_or_default();
+    path.strip_prefix(here).unwrap_or(path).display().to_string()
+}
+
+#[cfg(unix)]
+fn become_lemonade(command: &mut Command) -> anyhow::Result<ExitCode> {
+    let error = std::os::unix::process::CommandExt::exec(command);
+    Err(error).with_context(|| format!("cannot start {command:?}"))
+}
+
+#[cfg(not(unix))]
+fn become_lemonade(command: &mut Command) -> anyhow::Result<ExitCode> {
+    Ok(exit_code(command.status().with_context(|| format!("cannot start {command:?}"))?))
+}
+
+fn exit_code(status: std::process::ExitStatus) -> ExitCode {
+    status.code().and_then(|code| u8::try_from(code).ok()).map_or(ExitCode::FAILURE, ExitCode::from)
+}

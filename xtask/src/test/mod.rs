@@ -1,0 +1,93 @@
+//! `cargo xtask test`: every check and every test, with its own set-up, in one go.
+//!
+//! A step that fails does not stop the next: the last line counts everything, and only then does the command fail.
+
+mod product;
+mod set_up;
+mod suite;
+mod tally;
+
+use std::process::{Command, ExitCode};
+use std::time::Instant;
+
+use crate::{tidy, workspace};
+use suite::Suite;
+use tally::Tally;
+
+/// How much to test.
+#[derive(clap::Args)]
+pub struct Args {
+    /// Run the sizes that take hours too (sets LEMONADE_FULL=1 for the tests)
+    #[arg(long)]
+    full: bool,
+}
+
+type Step<'a> = (&'a str, Box<dyn FnOnce() -> anyhow::Result<Tally> + 'a>);
+
+/// Runs every step; ends with the line `N passed, F failed, S skipped`.
+pub fn main(args: &Args) -> anyhow::Result<ExitCode> {
+    let began = Instant::now();
+    let suite = Suite::new(args.full)?;
+    let steps: Vec<Step<'_>> = vec![
+        ("set-up", Box::new(set_up::install)),
+        ("format", Box::new(|| check(&mut workspace::cargo(&["fmt", "--all", "--", "--check"])))),
+        ("clippy, warnings denied", Box::new(clippy)),
+        ("tidy", Box::new(tidy)),
+        ("unit, property and corpus tests", Box::new(|| suite.unit())),
+        ("process-level tests", Box::new(|| suite.process())),
+        ("namespace tests", Box::new(|| suite.namespace())),
+        ("documentation, warnings denied", Box::new(docs)),
+        ("configuration, schema, completions, man page", Box::new(product::check)),
+        ("dependencies", Box::new(deny)),
+    ];
+
+    let mut total = Tally::default();
+    for (name, step) in steps {
+        println!("==> {name}");
+        let at = Instant::now();
+        let tally = step().unwrap_or_else(|error| Tally::failure(format!("{name}: {error:#}")));
+        println!("<== {name}: {} in {:.1} s", tally.counts(), at.elapsed().as_secs_f64());
+        total.add(tally);
+    }
+    println!("\nall steps took {:.0} s", began.elapsed().as_secs_f64());
+    print!("{}", total.summary());
+    Ok(if total.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// One check: it passes if the command does.
+fn check(command: &mut Command) -> anyhow::Result<Tally> {
+    workspace::run(command)?;
+    Ok(Tally::pass())
+}
+
+fn clippy() -> anyhow::Result<Tally> {
+    check(&mut workspace::cargo(&[
+        "clippy",
+        "--workspace",
+        "--all-targets",
+        "--all-features",
+        "--",
+        "-D",
+        "warnings",
+    ]))
+}
+
+fn tidy() -> anyhow::Result<Tally> {
+    let violations = tidy::check()?;
+    anyhow::ensure!(violations.is_empty(), "\n{}", violations.join("\n"));
+    Ok(Tally::pass())
+}
+
+fn docs() -> anyhow::Result<Tally> {
+    let mut cargo = workspace::cargo(&["doc", "--no-deps", "--workspace"]);
+    check(cargo.env("RUSTDOCFLAGS", "-D warnings"))
+}
+
+/// `deny.toml`, where its tool is installed.
+fn deny() -> anyhow::Result<Tally> {
+    if !set_up::on_path("cargo-deny") {
+        println!("deny.toml is not checked: cargo-deny is not installed");
+        return Ok(Tally::default());
+    }
+    check(&mut workspace::cargo(&["deny", "check", "bans", "licenses", "sources"]))
+}

@@ -1,0 +1,75 @@
+//! What the tests need from the host.
+
+use std::env;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use super::tally::Tally;
+use crate::workspace;
+
+/// Programs of the namespace tests, with the Debian package that brings each.
+const TOOLS: [(&str, &str); 2] = [("ip", "iproute2"), ("nft", "nftables")];
+
+/// Installs what is missing, where that needs no password; what stays missing shows up as skipped tests.
+pub fn install() -> anyhow::Result<Tally> {
+    let packages: Vec<_> =
+        TOOLS.iter().filter(|(tool, _)| !on_path(tool)).map(|(_, package)| *package).collect();
+    if packages.is_empty() {
+        return Ok(Tally::default());
+    }
+    if !(is_root() && on_path("apt-get")) {
+        println!("missing and not installed, for want of root or apt: {}", packages.join(", "));
+        return Ok(Tally::default());
+    }
+    let install = ["install", "--yes", "--no-install-recommends"];
+    for args in [&["update"][..], &[&install[..], &packages[..]].concat()] {
+        let mut apt = Command::new("apt-get");
+        apt.args(args).env("DEBIAN_FRONTEND", "noninteractive").stdin(Stdio::null()).stdout(Stdio::null());
+        if let Err(error) = workspace::run(&mut apt) {
+            println!("{error:#}");
+        }
+    }
+    Ok(Tally::default())
+}
+
+/// Whether network namespaces can be made here.
+///
+/// # Errors
+/// The reason why not, for people.
+pub fn probe_namespaces() -> Result<(), String> {
+    let name = format!("lemonade-probe-{}", std::process::id());
+    let ip = |args: &[&str]| {
+        let output = Command::new("ip").args(args).stdin(Stdio::null()).output();
+        let output = output.map_err(|error| format!("`ip` (iproute2) cannot be started: {error}"))?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        let why = said.lines().next().unwrap_or("failed");
+        if output.status.success() {
+            Ok(())
+        } else {
+            Err(format!("needs root: `ip {}`: {why}", args.join(" ")))
+        }
+    };
+    ip(&["netns", "add", &name])?;
+    let up = ip(&["-n", &name, "link", "set", "lo", "up"]);
+    ip(&["netns", "delete", &name])?;
+    up
+}
+
+/// Whether a program is on PATH or where Debian keeps those of root.
+pub fn on_path(program: &str) -> bool {
+    let path = env::var_os("PATH").unwrap_or_default();
+    let sbin = ["/usr/sbin", "/sbin"].into_iter().map(|folder| Path::new(folder).to_path_buf());
+    env::split_paths(&path).chain(sbin).any(|folder| folder.join(program).is_file())
+}
+
+#[cfg(unix)]
+fn is_root() -> bool {
+    use std::os::unix::fs::MetadataExt;
+
+    std::fs::metadata("/proc/self").is_ok_and(|process| process.uid() == 0)
+}
+
+#[cfg(not(unix))]
+fn is_root() -> bool {
+    false
+}

@@ -1,0 +1,132 @@
+//! The test binaries of the workspace, by tier.
+
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::path::PathBuf;
+use std::process::Stdio;
+
+use anyhow::{Context, ensure};
+use serde_json::Value;
+
+use super::set_up;
+use super::tally::Tally;
+use crate::{generate, workspace};
+
+/// Feature that the test targets of the namespace tier require.
+const NAMESPACES: &str = "netns";
+
+/// The same, named from the workspace.
+const FEATURE: &str = "lemonade-tests/netns";
+
+/// The tests, and where they note what they skipped.
+pub struct Suite {
+    full: bool,
+    skips: PathBuf,
+}
+
+impl Suite {
+    /// Makes the folder for notes.
+    pub fn new(full: bool) -> anyhow::Result<Self> {
+        let folder = workspace::target().join("xtask");
+        fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
+        Ok(Self { full, skips: folder.join("skips") })
+    }
+
+    /// What needs nothing: no root, no network.
+    pub fn unit(&self) -> anyhow::Result<Tally> {
+        let mut tally = self.run(&["--lib", "--bins"])?;
+        tally.add(self.run(&["--doc"])?);
+        Ok(tally)
+    }
+
+    /// What needs the built binary and loopback.
+    pub fn process(&self) -> anyhow::Result<Tally> {
+        let targets = targets(&metadata()?, false);
+        ensure!(!targets.is_empty(), "the workspace has no process-level test");
+        self.run(&named(&targets))
+    }
+
+    /// What needs network namespaces.
+    pub fn namespace(&self) -> anyhow::Result<Tally> {
+        let targets = targets(&metadata()?, true);
+        if targets.is_empty() {
+            println!("no test target requires the feature `{NAMESPACES}`");
+            return Ok(Tally::default());
+        }
+        if let Err(reason) = set_up::probe_namespaces() {
+            let mut skipped = Tally::default();
+            targets.iter().for_each(|target| skipped.add(Tally::skip(target, &reason)));
+            return Ok(skipped);
+        }
+        self.run(&[&["--features", FEATURE][..], &named(&targets)].concat())
+    }
+
+    fn run(&self, args: &[&str]) -> anyhow::Result<Tally> {
+        let lemonade = generate::build()?;
+        fs::write(&self.skips, "").with_context(|| format!("cannot write {}", self.skips.display()))?;
+        let mut cargo = workspace::cargo(&["test", "--no-fail-fast", "--workspace"]);
+        cargo.args(args).env("LEMONADE_SKIPS", &self.skips).env("LEMONADE_BIN", &lemonade);
+        if self.full {
+            cargo.env("LEMONADE_FULL", "1");
+        }
+        let mut child = cargo.stdin(Stdio::null()).stdout(Stdio::piped()).spawn()?;
+        let mut tally = Tally::default();
+        let stdout = child.stdout.take().context("the output of cargo is a pipe")?;
+        for line in BufReader::new(stdout).split(b'\n') {
+            let line = line?;
+            let line = String::from_utf8_lossy(&line);
+            println!("{line}");
+            tally.read_line(&line);
+        }
+        let status = child.wait()?;
+        tally.read_skips(&fs::read_to_string(&self.skips)?);
+        if !status.success() && tally.failed == 0 {
+            tally.add(Tally::failure(format!("cargo test {}: {status}", args.join(" "))));
+        }
+        Ok(tally)
+    }
+}
+
+fn metadata() -> anyhow::Result<Value> {
+    let text = workspace::output(&mut workspace::cargo(&["metadata", "--no-deps", "--format-version", "1"]))?;
+    Ok(serde_json::from_str(&text)?)
+}
+
+fn named(targets: &[String]) -> Vec<&str> {
+    targets.iter().flat_map(|target| ["--test", target]).collect()
+}
+
+/// Test targets that do, or do not, require namespaces.
+fn targets(metadata: &Value, namespaces: bool) -> Vec<String> {
+    let list = |value: &Value, key: &str| value[key].as_array().cloned().unwrap_or_default();
+    list(metadata, "packages")
+        .into_iter()
+        .flat_map(|package| list(&package, "targets"))
+        .filter(|target| list(target, "kind").iter().any(|kind| kind == "test"))
+        .filter(|target| {
+            list(target, "required-features").iter().any(|feature| feature == NAMESPACES) == namespaces
+        })
+        .filter_map(|target| target["name"].as_str().map(str::to_owned))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn targets_are_told_apart_by_the_feature_they_require() {
+        let metadata = json!({"packages": [
+            {"name": "lemonade", "targets": [{"kind": ["lib"], "name": "lemonade"}]},
+            {"name": "lemonade-tests", "targets": [
+                {"kind": ["lib"], "name": "support"},
+                {"kind": ["test"], "name": "reload"},
+                {"kind": ["test"], "name": "paths", "required-features": [NAMESPACES]},
+            ]},
+        ]});
+        assert_eq!(targets(&metadata, false), ["reload"]);
+        assert_eq!(targets(&metadata, true), ["paths"]);
+    }
+}

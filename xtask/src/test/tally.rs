@@ -1,0 +1,135 @@
+//! Counts of tests, read from what libtest prints.
+
+use std::fmt::Write;
+
+/// What passed, failed and was skipped.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Tally {
+    pub passed: usize,
+    pub failed: usize,
+    pub skipped: usize,
+    /// Names of what failed.
+    pub failures: Vec<String>,
+    /// `test: reason` of what was skipped.
+    pub skips: Vec<String>,
+}
+
+impl Tally {
+    /// One check that passed.
+    pub fn pass() -> Self {
+        Self { passed: 1, ..Self::default() }
+    }
+
+    /// One check that failed.
+    pub fn failure(what: String) -> Self {
+        eprintln!("{what}");
+        let first = what.lines().find(|line| !line.trim().is_empty()).unwrap_or_default();
+        Self { failed: 1, failures: vec![first.to_owned()], ..Self::default() }
+    }
+
+    /// One test, or group of tests, that was not run.
+    pub fn skip(what: &str, reason: &str) -> Self {
+        Self { skipped: 1, skips: vec![format!("{what}: {reason}")], ..Self::default() }
+    }
+
+    /// Takes in one line of a test run.
+    pub fn read_line(&mut self, line: &str) {
+        if let Some(counts) = line.strip_prefix("test result: ").and_then(|line| line.split_once(". ")) {
+            for count in counts.1.split("; ") {
+                match count.split_once(' ') {
+                    Some((n, "passed")) => self.passed += n.parse().unwrap_or(0),
+                    Some((n, "failed")) => self.failed += n.parse().unwrap_or(0),
+                    Some((n, "ignored")) => self.skipped += n.parse().unwrap_or(0),
+                    Some(_) | None => {}
+                }
+            }
+        } else if let Some((name, outcome)) = line.strip_prefix("test ").and_then(|t| t.rsplit_once(" ... "))
+        {
+            if outcome == "FAILED" {
+                self.failures.push(name.to_owned());
+            } else if let Some(reason) = outcome.strip_prefix("ignored") {
+                let reason = reason.trim_start_matches(", ");
+                let reason = if reason.is_empty() { "no reason given" } else { reason };
+                self.skips.push(format!("{name}: {reason}"));
+            }
+        }
+    }
+
+    /// Turns tests that passed by skipping themselves into skipped ones; a line is `SKIP test: reason`.
+    pub fn read_skips(&mut self, text: &str) {
+        for line in text.lines().filter(|line| !line.trim().is_empty()) {
+            self.passed = self.passed.saturating_sub(1);
+            self.skipped += 1;
+            self.skips.push(line.trim_start_matches("SKIP ").to_owned());
+        }
+    }
+
+    /// Adds another tally to this one.
+    pub fn add(&mut self, other: Self) {
+        self.passed += other.passed;
+        self.failed += other.failed;
+        self.skipped += other.skipped;
+        self.failures.extend(other.failures);
+        self.skips.extend(other.skips);
+    }
+
+    /// The line that a run ends with.
+    pub fn counts(&self) -> String {
+        format!("{} passed, {} failed, {} skipped", self.passed, self.failed, self.skipped)
+    }
+
+    /// Each skip and failure on a line, then the counts on the last.
+    pub fn summary(&self) -> String {
+        let mut text = String::new();
+        for skip in &self.skips {
+            let _ = writeln!(text, "SKIP {skip}");
+        }
+        for failure in &self.failures {
+            let _ = writeln!(text, "FAIL {failure}");
+        }
+        let _ = writeln!(text, "{}", self.counts());
+        text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const RUN: &str = "\
+running 4 tests
+test control::keeps_ids ... ok
+test reload::hours - should panic ... ignored, runs for hours
+test drain::waits ... FAILED
+test odd ... ignored
+test result: FAILED. 1 passed; 1 failed; 2 ignored; 0 measured; 0 filtered out; finished in 0.01s
+test result: ok. 12 passed; 0 failed; 0 ignored; 0 measured; 3 filtered out; finished in 1.20s
+";
+
+    fn tally() -> Tally {
+        let mut tally = Tally::default();
+        RUN.lines().for_each(|line| tally.read_line(line));
+        tally
+    }
+
+    #[test]
+    fn counts_of_several_test_binaries_add_up() {
+        assert_eq!(tally().counts(), "13 passed, 1 failed, 2 skipped");
+    }
+
+    #[test]
+    fn each_skip_and_each_failure_is_named_before_the_counts() {
+        let mut tally = tally();
+        tally.read_skips("SKIP netns::nat: needs root\n\n");
+        tally.add(Tally::failure("format: cargo fmt: exit status: 1\nmore".to_owned()));
+        assert_eq!(
+            tally.summary(),
+            "SKIP reload::hours - should panic: runs for hours\n\
+             SKIP odd: no reason given\n\
+             SKIP netns::nat: needs root\n\
+             FAIL drain::waits\n\
+             FAIL format: cargo fmt: exit status: 1\n\
+             12 passed, 2 failed, 3 skipped\n"
+        );
+    }
+}
