@@ -1,0 +1,3 @@
+//! The planes.
+
+pub mod model;
