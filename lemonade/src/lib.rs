@@ -10,10 +10,12 @@ pub mod control;
 pub mod demo;
 pub mod health;
 
+pub mod limits;
 pub mod metrics;
 pub mod model;
 pub mod proxy;
 pub mod shutdown;
+pub mod state_dir;
 pub mod strategy;
 
 /// A boxed future that a port hands to the composition root.

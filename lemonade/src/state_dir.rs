@@ -23,7 +23,10 @@ impl StateDir {
     pub fn open(configured: Option<&Path>) -> anyhow::Result<Self> {
         let path = configured.map_or_else(default_path, Path::to_owned);
         fs::create_dir_all(&path).with_context(|| {
-            format!("cannot make the state folder {}; set runtime.state_dir to one that can be written", path.display())
+            format!(
+                "cannot make the state folder {}; set runtime.state_dir to one that can be written",
+                path.display()
+            )
         })?;
         let place = path.join("lock");
         let mut lock = OpenOptions::new()
@@ -32,7 +35,12 @@ impl StateDir {
             .create(true)
             .truncate(false)
             .open(&place)
-            .with_context(|| format!("cannot write {}; set runtime.state_dir to a folder that can be written", place.display()))?;
+            .with_context(|| {
+                format!(
+                    "cannot write {}; set runtime.state_dir to a folder that can be written",
+                    place.display()
+                )
+            })?;
         if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
             let mut holder = String::new();
             let _ = lock.read_to_string(&mut holder);

@@ -194,4 +194,4 @@ fn take(next_ix: &mut u32) -> u32 {
 }
 
 #[cfg(test)]
-pub(super) mod tests;
+pub(crate) mod tests;

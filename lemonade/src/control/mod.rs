@@ -1,8 +1,8 @@
 //! The control plane: compiles configuration and health into the dispatch table and hands it to the planes.
 
 pub mod compile;
-pub mod plan;
 pub mod journal;
+pub mod plan;
 pub mod table;
 
 use std::sync::Arc;

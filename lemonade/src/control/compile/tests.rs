@@ -8,7 +8,7 @@ use crate::model::config::{
 };
 
 /// A configuration of these pools and frontends, the rest as by default.
-pub(in crate::control) fn config(
+pub(crate) fn config(
     pools: impl IntoIterator<Item = Pool>,
     frontends: impl IntoIterator<Item = Frontend>,
 ) -> Arc<Config> {
@@ -30,7 +30,7 @@ pub(in crate::control) fn config(
     })
 }
 
-pub(in crate::control) fn frontend(name: &str, port: u16, pool: &str) -> Frontend {
+pub(crate) fn frontend(name: &str, port: u16, pool: &str) -> Frontend {
     Frontend {
         name: Name::new(name),
         listen: vec![([127, 0, 0, 1], port).into()],
@@ -45,7 +45,7 @@ pub(in crate::control) fn frontend(name: &str, port: u16, pool: &str) -> Fronten
     }
 }
 
-pub(in crate::control) fn pool(name: &str, backends: impl IntoIterator<Item = Backend>) -> Pool {
+pub(crate) fn pool(name: &str, backends: impl IntoIterator<Item = Backend>) -> Pool {
     Pool {
         name: Name::new(name),
         strategy: StrategyKind::RoundRobin,
@@ -69,7 +69,7 @@ pub(in crate::control) fn pool(name: &str, backends: impl IntoIterator<Item = Ba
     }
 }
 
-pub(in crate::control) fn backend(name: &str, host: u8) -> Backend {
+pub(crate) fn backend(name: &str, host: u8) -> Backend {
     Backend {
         name: Name::new(name),
         target: Target::Address(IpAddr::from([10, 0, 0, host]), Some(80)),
@@ -79,11 +79,7 @@ pub(in crate::control) fn backend(name: &str, host: u8) -> Backend {
     }
 }
 
-pub(in crate::control) fn next(
-    config: &Arc<Config>,
-    health: &HealthView,
-    previous: &DispatchTable,
-) -> DispatchTable {
+pub(crate) fn next(config: &Arc<Config>, health: &HealthView, previous: &DispatchTable) -> DispatchTable {
     compile(config, previous.config_version + 1, health, &Resolution::default(), previous)
 }
 

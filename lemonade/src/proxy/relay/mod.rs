@@ -5,6 +5,9 @@
 
 pub mod copy;
 
+#[cfg(test)]
+mod tests;
+
 use crate::metrics::port::End;
 
 /// Relay state of a connection: one [`Half`] per direction.
