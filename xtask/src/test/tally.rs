@@ -34,8 +34,10 @@ impl Tally {
 
     /// Takes in one line of a test run.
     pub fn read_line(&mut self, line: &str) {
-        if let Some(counts) = line.strip_prefix("test result: ").and_then(|line| line.split_once(". ")) {
-            for count in counts.1.split("; ") {
+        // A program that a test started may have written to the same line before it.
+        let result = line.split_once("test result: ").and_then(|(_, result)| result.split_once(". "));
+        if let Some((_, counts)) = result {
+            for count in counts.split("; ") {
                 match count.split_once(' ') {
                     Some((n, "passed")) => self.passed += n.parse().unwrap_or(0),
                     Some((n, "failed")) => self.failed += n.parse().unwrap_or(0),
@@ -55,12 +57,12 @@ impl Tally {
         }
     }
 
-    /// Turns tests that passed by skipping themselves into skipped ones; a line is `SKIP test: reason`.
+    /// Turns tests that passed by skipping themselves into skipped ones; a line is `test: reason`.
     pub fn read_skips(&mut self, text: &str) {
         for line in text.lines().filter(|line| !line.trim().is_empty()) {
             self.passed = self.passed.saturating_sub(1);
             self.skipped += 1;
-            self.skips.push(line.trim_start_matches("SKIP ").to_owned());
+            self.skips.push(line.to_owned());
         }
     }
 
@@ -103,7 +105,7 @@ test reload::hours - should panic ... ignored, runs for hours
 test drain::waits ... FAILED
 test odd ... ignored
 test result: FAILED. 1 passed; 1 failed; 2 ignored; 0 measured; 0 filtered out; finished in 0.01s
-test result: ok. 12 passed; 0 failed; 0 ignored; 0 measured; 3 filtered out; finished in 1.20s
+stray words test result: ok. 12 passed; 0 failed; 0 ignored; 0 measured; 3 filtered out; finished in 1.20s
 ";
 
     fn tally() -> Tally {
@@ -120,7 +122,7 @@ test result: ok. 12 passed; 0 failed; 0 ignored; 0 measured; 3 filtered out; fin
     #[test]
     fn each_skip_and_each_failure_is_named_before_the_counts() {
         let mut tally = tally();
-        tally.read_skips("SKIP netns::nat: needs root\n\n");
+        tally.read_skips("netns::nat: needs root\n\n");
         tally.add(Tally::failure("format: cargo fmt: exit status: 1\nmore".to_owned()));
         assert_eq!(
             tally.summary(),
