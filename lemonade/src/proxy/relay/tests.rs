@@ -19,7 +19,7 @@ const SOON: Duration = Duration::from_secs(5);
 struct Relayed {
     client: TcpStream,
     backend: TcpStream,
-    relay: JoinHandle<(End, State, TcpStream, TcpStream)>,
+    relay: JoinHandle<(End, State)>,
 }
 
 async fn pair() -> (TcpStream, TcpStream) {
@@ -33,14 +33,14 @@ async fn relayed() -> Relayed {
     let relay = tokio::spawn(async move {
         let mut state = State::default();
         let end = copy(&near_client, &near_backend, &mut state, 16 * 1024, &|_: Direction, _: u64| {}).await;
-        (end, state, near_client, near_backend)
+        // Both sockets close here: that is the last FIN.
+        (end, state)
     });
     Relayed { client, backend, relay }
 }
 
-async fn end_of(relay: JoinHandle<(End, State, TcpStream, TcpStream)>) -> (End, State) {
-    let (end, state, ..) = timeout(SOON, relay).await.expect("the relay ends").unwrap();
-    (end, state)
+async fn end_of(relay: JoinHandle<(End, State)>) -> (End, State) {
+    timeout(SOON, relay).await.expect("the relay ends").unwrap()
 }
 
 /// Writes until nothing more is taken, so that the relay holds bytes that it cannot pass on.
