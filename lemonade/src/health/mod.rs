@@ -2,3 +2,4 @@
 
 pub mod fsm;
 pub mod port;
+pub mod schedule;
