@@ -3,4 +3,8 @@
 pub mod adapters;
 pub mod fsm;
 pub mod port;
+mod roster;
 pub mod schedule;
+
+#[cfg(test)]
+mod testing;

@@ -1,4 +1,5 @@
-//! Adapters of the health port: the real prober and a scripted one.
+//! Adapters of the health port: the service, its real prober, and a scripted prober.
 
+pub mod backend;
 pub mod probe;
 pub mod scripted;
