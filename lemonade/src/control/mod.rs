@@ -1,5 +1,6 @@
 //! The control plane: compiles configuration and health into the dispatch table and hands it to the planes.
 
+pub mod resolve;
 pub mod table;
 
 use std::sync::Arc;
