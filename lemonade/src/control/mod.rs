@@ -3,6 +3,7 @@
 pub mod compile;
 pub mod journal;
 pub mod plan;
+pub mod resolve;
 pub mod table;
 
 use std::sync::Arc;

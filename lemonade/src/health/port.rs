@@ -1,6 +1,7 @@
 //! The health port.
 
 use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -104,13 +105,23 @@ pub trait HealthService: Send + Sync {
     fn histories(&self) -> BTreeMap<BackendIx, History>;
 }
 
+/// Why a probe did not succeed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ProbeError {
+    /// The backend failed it, in words: `connection refused`.
+    Backend(String),
+    /// It could not be made for want of descriptors, ports or memory here; says nothing about the backend.
+    Local(String),
+}
+
 /// Makes one probe. Its adapters are the real one and a scripted one.
 pub trait Prober: Send + Sync + 'static {
-    /// Probes `target` within `timeout`; success carries what was seen (`HTTP 200`), failure why.
+    /// Probes `target` within `timeout`, from `source` if given; success carries what was seen (`HTTP 200`).
     fn probe(
         &self,
-        target: std::net::SocketAddr,
+        target: SocketAddr,
+        source: Option<IpAddr>,
         kind: &HealthKind,
         timeout: Duration,
-    ) -> BoxFuture<Result<String, String>>;
+    ) -> BoxFuture<Result<String, ProbeError>>;
 }
