@@ -55,18 +55,17 @@ pub fn main(args: &Args) -> anyhow::Result<ExitCode> {
     }
 
     let (reader, writer) = io::pipe()?;
-    for demo in &plan.demos {
-        start(&lemonade, demo, &reader)?;
-    }
+    let ids: Vec<u32> =
+        plan.demos.iter().map(|demo| start(&lemonade, demo, &reader)).collect::<anyhow::Result<_>>()?;
     drop(reader);
-    println!("{}", plan.next_steps(CONFIG, &shown(&lemonade)));
+    println!("{}", plan.next_steps(&ids, CONFIG, &shown(&lemonade)));
     become_lemonade(
         Command::new(&lemonade).arg("run").arg("--config").arg(&config).stdin(Stdio::from(writer)),
     )
 }
 
-/// Starts a demo backend and returns once it accepts.
-fn start(lemonade: &Path, demo: &Demo, stdin: &PipeReader) -> anyhow::Result<()> {
+/// Starts a demo backend and returns its process id once it accepts.
+fn start(lemonade: &Path, demo: &Demo, stdin: &PipeReader) -> anyhow::Result<u32> {
     let mut command = Command::new(lemonade);
     command
         .args(["demo-backend", "--until-stdin-closes", "--name", &demo.name])
@@ -86,7 +85,7 @@ fn start(lemonade: &Path, demo: &Demo, stdin: &PipeReader) -> anyhow::Result<()>
     if line.is_empty() {
         bail!("demo backend {} ended before it listened: {}", demo.name, child.wait()?);
     }
-    Ok(())
+    Ok(child.id())
 }
 
 /// One sentence for each address that somebody else listens on.

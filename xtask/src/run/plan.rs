@@ -19,6 +19,12 @@ pub struct Demo {
     pub delay: Duration,
 }
 
+impl Demo {
+    fn shown(&self, id: u32) -> String {
+        format!("{} ({} ms, process {id})", self.name, self.delay.as_millis())
+    }
+}
+
 /// Addresses of a configuration.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Plan {
@@ -75,11 +81,10 @@ impl Plan {
         frontends.chain(demos).chain(admin)
     }
 
-    /// What to tell the user, who sees only this before the log begins.
-    pub fn next_steps(&self, config: &str, lemonade: &str) -> String {
+    /// What to tell the user, who sees only this before the log begins; `ids` are the processes of the demo backends.
+    pub fn next_steps(&self, ids: &[u32], config: &str, lemonade: &str) -> String {
         let mut text = String::from("\n");
-        let demos: Vec<_> =
-            self.demos.iter().map(|demo| format!("{} ({} ms)", demo.name, demo.delay.as_millis())).collect();
+        let demos: Vec<_> = self.demos.iter().zip(ids).map(|(demo, id)| demo.shown(*id)).collect();
         let mut line = |what: &str, how: &str| {
             let _ = writeln!(text, "  {what:<16} {how}");
         };
@@ -161,6 +166,6 @@ mod tests {
     fn a_closed_admin_address_is_not_shown() {
         let plan = Plan::read("[admin]\nlisten = \"off\"").unwrap();
         assert_eq!(plan.admin, None);
-        assert!(!plan.next_steps("c.toml", "lemonade").contains("admin"));
+        assert!(!plan.next_steps(&[], "c.toml", "lemonade").contains("admin"));
     }
 }
