@@ -76,6 +76,7 @@ async fn resolve<L, F>(
     let slots = Arc::new(Semaphore::new(CONCURRENT));
     let mut lookups = JoinSet::new();
     let mut hosts: BTreeMap<Arc<str>, Host> = BTreeMap::new();
+    let mut followed: Option<Arc<Config>> = None;
     let mut open = true;
     config.mark_changed();
     loop {
@@ -90,7 +91,11 @@ async fn resolve<L, F>(
             changed = config.changed(), if open => {
                 open = changed.is_ok();
                 let table = Arc::clone(&config.borrow_and_update());
-                follow(&mut hosts, table.config.as_deref(), &out.borrow());
+                // The empty table before the first commit says nothing about names; health commits keep the configuration.
+                let differs = |new: &&Arc<Config>| !followed.as_ref().is_some_and(|old| Arc::ptr_eq(old, new));
+                let Some(new) = table.config.as_ref().filter(differs) else { continue };
+                follow(&mut hosts, new, &out.borrow());
+                followed = Some(Arc::clone(new));
                 publish(&hosts, &out);
             }
             Some(Ok((name, found))) = lookups.join_next(), if !lookups.is_empty() => {
@@ -104,8 +109,8 @@ async fn resolve<L, F>(
 }
 
 /// Watches the names in `config` and forgets the others.
-fn follow(hosts: &mut BTreeMap<Arc<str>, Host>, config: Option<&Config>, known: &Resolution) {
-    let wanted = config.map(names).unwrap_or_default();
+fn follow(hosts: &mut BTreeMap<Arc<str>, Host>, config: &Config, known: &Resolution) {
+    let wanted = names(config);
     hosts.retain(|name, _| wanted.contains(name));
     let now = Instant::now();
     for name in wanted {
