@@ -76,6 +76,7 @@ async fn resolve<L, F>(
     let slots = Arc::new(Semaphore::new(CONCURRENT));
     let mut lookups = JoinSet::new();
     let mut hosts: BTreeMap<Arc<str>, Host> = BTreeMap::new();
+    let mut followed: Option<Arc<Config>> = None;
     let mut open = true;
     config.mark_changed();
     loop {
@@ -90,22 +91,26 @@ async fn resolve<L, F>(
             changed = config.changed(), if open => {
                 open = changed.is_ok();
                 let table = Arc::clone(&config.borrow_and_update());
-                follow(&mut hosts, table.config.as_deref(), &out.borrow());
+                // The empty table before the first commit says nothing about names; health commits keep the configuration.
+                let differs = |new: &&Arc<Config>| !followed.as_ref().is_some_and(|old| Arc::ptr_eq(old, new));
+                let Some(new) = table.config.as_ref().filter(differs) else { continue };
+                follow(&mut hosts, new, &out.borrow());
+                followed = Some(Arc::clone(new));
+                publish(&hosts, &out);
             }
             Some(Ok((name, found))) = lookups.join_next(), if !lookups.is_empty() => {
-                if let Some(host) = hosts.get_mut(&name) {
-                    take(&name, host, found);
+                if hosts.get_mut(&name).is_some_and(|host| take(&name, host, found)) {
+                    publish(&hosts, &out);
                 }
             }
             () = sleep_until(next) => {}
         }
-        publish(&hosts, &out);
     }
 }
 
 /// Watches the names in `config` and forgets the others.
-fn follow(hosts: &mut BTreeMap<Arc<str>, Host>, config: Option<&Config>, known: &Resolution) {
-    let wanted = config.map(names).unwrap_or_default();
+fn follow(hosts: &mut BTreeMap<Arc<str>, Host>, config: &Config, known: &Resolution) {
+    let wanted = names(config);
     hosts.retain(|name, _| wanted.contains(name));
     let now = Instant::now();
     for name in wanted {
@@ -118,12 +123,13 @@ fn follow(hosts: &mut BTreeMap<Arc<str>, Host>, config: Option<&Config>, known: 
     }
 }
 
-/// Takes in an answer; on an error or an empty answer what is known stays.
-fn take(name: &str, host: &mut Host, found: Result<Vec<IpAddr>, String>) {
+/// Takes in an answer; on an error or an empty answer what is known stays. Whether that changed.
+fn take(name: &str, host: &mut Host, found: Result<Vec<IpAddr>, String>) -> bool {
     host.busy = false;
+    let changed = found.as_ref().is_ok_and(|found| *found != host.known);
     match found {
         Ok(found) => {
-            if host.failing || host.known != found {
+            if host.failing || changed {
                 info!(host = name, addresses = ?found, "backend host resolves");
             }
             host.failing = false;
@@ -138,6 +144,7 @@ fn take(name: &str, host: &mut Host, found: Result<Vec<IpAddr>, String>) {
         }
     }
     host.next = Instant::now() + if host.known.is_empty() { RETRY } else { REFRESH };
+    changed
 }
 
 fn publish(hosts: &BTreeMap<Arc<str>, Host>, out: &watch::Sender<Arc<Resolution>>) {
@@ -186,17 +193,15 @@ where
 {
     let slots = Arc::clone(slots);
     async move {
-        let answer = timeout(LOOKUP_TIMEOUT, async {
-            let slot = slots.acquire_owned().await;
-            let lookup = async move {
-                let found = lookup.await;
-                drop(slot);
-                found
-            };
-            tokio::spawn(lookup).await.map_err(io::Error::other).flatten()
+        let slot = slots.acquire_owned().await;
+        let lookup = tokio::spawn(async move {
+            let found = lookup.await;
+            drop(slot);
+            found
         });
-        let late = || format!("no answer within {}", humantime::format_duration(LOOKUP_TIMEOUT));
-        let found = answer.await.map_err(|_| late())?.map_err(|error| error.to_string())?;
+        let late = |_| format!("no answer within {}", humantime::format_duration(LOOKUP_TIMEOUT));
+        let answer = timeout(LOOKUP_TIMEOUT, lookup).await.map_err(late)?;
+        let found = answer.map_err(io::Error::other).flatten().map_err(|error| error.to_string())?;
         let mut found: Vec<_> = found.into_iter().collect::<BTreeSet<_>>().into_iter().collect();
         found.truncate(ADDRESSES);
         if found.is_empty() { Err("the answer is empty".to_owned()) } else { Ok(found) }

@@ -220,6 +220,18 @@ async fn follows_the_table() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn the_empty_table_before_the_first_commit_forgets_nothing() {
+    let names = Names::default();
+    names.set("a", Ok(&["127.0.0.1"]));
+    let known = Resolution { hosts: [(Arc::from("a"), vec![IpAddr::from([127, 0, 0, 1])])].into() };
+    let mut bench = Bench::start(&names, &["a"], known);
+    bench.config.send_replace(Arc::default());
+    pass(1).await;
+    assert!(!bench.out.has_changed().expect("the resolver runs"));
+    assert!(bench.known("a").is_some());
+}
+
+#[tokio::test(start_paused = true)]
 async fn first_answers_are_bounded_in_time() {
     let names = Names::default();
     names.set("a", Ok(&["127.0.0.1"]));

@@ -94,15 +94,13 @@ impl BackendHealth {
                     let membership = self.roster().sync(&table, now, &mut || fastrand::u64(..));
                     admit(&wiring, &membership);
                 }
-                Some(Ok(landed)) = flights.join_next(), if !flights.is_empty() => {
-                    if let Err(ProbeError::Local(why)) = &landed.result && Instant::now() >= warn_at {
-                        warn!(%why, "probes cannot be made; backends keep their status");
-                        warn_at = Instant::now() + WARN_AGAIN;
-                    }
-                    let Landed { ticket, result, took } = landed;
-                    let now = self.now();
-                    let shift = self.roster().probed(ticket, &result, took, now, fastrand::u64(..));
-                    self.tell(&wiring, shift);
+                Some(Ok(first)) = flights.join_next(), if !flights.is_empty() => {
+                    // What else has landed is told together, so that a mass failure is few publications.
+                    let more = std::iter::from_fn(|| flights.try_join_next()).flatten();
+                    let landed: Vec<_> = std::iter::once(first).chain(more).collect();
+                    self.warn_of_local_trouble(&landed, &mut warn_at);
+                    let shifts = self.land(landed);
+                    self.tell(&wiring, shifts);
                 }
                 count = wiring.signals.recv_many(&mut signals, BATCH), if passive => {
                     passive = count > 0;
@@ -148,6 +146,15 @@ impl BackendHealth {
         }
     }
 
+    fn land(&self, landed: Vec<Landed>) -> Vec<Shift> {
+        let now = self.now();
+        let mut roster = self.roster();
+        let shifts = landed.into_iter().filter_map(|Landed { ticket, result, took }| {
+            roster.probed(ticket, &result, took, now, fastrand::u64(..))
+        });
+        shifts.collect()
+    }
+
     fn take_in(&self, signals: impl Iterator<Item = Signal>) -> Vec<Shift> {
         let now = self.now();
         let mut roster = self.roster();
@@ -155,13 +162,13 @@ impl BackendHealth {
     }
 
     /// Publishes, logs and counts changes of status. Nobody has to listen.
-    fn tell(&self, wiring: &HealthWiring, shifts: impl IntoIterator<Item = Shift>) {
-        let shifts: Vec<_> = shifts.into_iter().collect();
-        wiring.view.send_if_modified(|view| {
-            for shift in &shifts {
-                Arc::make_mut(view).statuses.insert(shift.backend, shift.transition.status);
-            }
-            !shifts.is_empty()
+    fn tell(&self, wiring: &HealthWiring, shifts: Vec<Shift>) {
+        if shifts.is_empty() {
+            return;
+        }
+        wiring.view.send_modify(|view| {
+            let changes = shifts.iter().map(|shift| (shift.backend, shift.transition.status));
+            Arc::make_mut(view).statuses.extend(changes);
         });
         for Shift { transition, .. } in shifts {
             let (backend, address, cause) = (&transition.backend, &transition.address, &transition.cause);
@@ -173,6 +180,19 @@ impl BackendHealth {
             if let Err(TrySendError::Full(_)) = wiring.transitions.try_send(transition) {
                 self.process.events_dropped.fetch_add(1, Ordering::Relaxed);
             }
+        }
+    }
+
+    fn warn_of_local_trouble(&self, landed: &[Landed], warn_at: &mut Instant) {
+        let trouble = landed.iter().find_map(|landed| match &landed.result {
+            Err(ProbeError::Local(why)) => Some(why),
+            Ok(_) | Err(ProbeError::Backend(_)) => None,
+        });
+        if let Some(why) = trouble
+            && Instant::now() >= *warn_at
+        {
+            warn!(%why, "probes cannot be made; backends keep their status");
+            *warn_at = Instant::now() + WARN_AGAIN;
         }
     }
 

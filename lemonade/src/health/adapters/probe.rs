@@ -75,12 +75,14 @@ async fn connect(target: SocketAddr, source: Option<IpAddr>) -> Result<TcpStream
     let open = || {
         let socket = if target.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
         if let Some(source) = source.filter(|source| source.is_ipv4() == target.is_ipv4()) {
+            // Otherwise each probe would take a port of its own for as long as its connection is in TIME_WAIT.
+            socket.set_reuseaddr(true)?;
             socket.bind(SocketAddr::new(source, 0))?;
         }
         Ok(socket)
     };
     let socket = open().map_err(|error: std::io::Error| ProbeError::Local(in_words(&error)))?;
-    socket.connect(target).await.map_err(|error| {
+    let stream = socket.connect(target).await.map_err(|error| {
         let local = [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM, Errno::ADDRNOTAVAIL];
         let words = in_words(&error);
         if Errno::from_io_error(&error).is_some_and(|errno| local.contains(&errno)) {
@@ -88,7 +90,19 @@ async fn connect(target: SocketAddr, source: Option<IpAddr>) -> Result<TcpStream
         } else {
             ProbeError::Backend(words)
         }
-    })
+    })?;
+    if connected_to_itself(&stream) {
+        // A reset leaves the port free for the backend.
+        let _ = stream.set_zero_linger();
+        return Err(ProbeError::Backend("connection refused".to_owned()));
+    }
+    Ok(stream)
+}
+
+/// Whether nobody listens but the kernel chose the target's port as our own, so that the connect met itself: TCP's
+/// simultaneous open, which happens on loopback now and then.
+fn connected_to_itself(stream: &TcpStream) -> bool {
+    matches!((stream.local_addr(), stream.peer_addr()), (Ok(own), Ok(peer)) if own == peer)
 }
 
 async fn exchange(stream: TcpStream, target: SocketAddr, check: &HttpCheck) -> Answer {

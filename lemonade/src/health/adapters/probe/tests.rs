@@ -64,6 +64,19 @@ async fn refused_connect_is_told_in_words() {
 }
 
 #[tokio::test]
+async fn a_connect_that_met_itself_is_no_backend() {
+    let socket = TcpSocket::new_v4().expect("a socket");
+    socket.bind("127.0.0.1:0".parse().expect("an address")).expect("loopback");
+    let own = socket.local_addr().expect("is bound");
+    let stream = socket.connect(own).await.expect("meets itself");
+    assert!(connected_to_itself(&stream));
+    stream.set_zero_linger().expect("is open");
+
+    let (address, _server) = serve("").await;
+    assert!(!connected_to_itself(&connect(address, None).await.expect("is served")));
+}
+
+#[tokio::test]
 async fn own_address_is_used() {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("loopback");
     let address = listener.local_addr().expect("is bound");
