@@ -10,7 +10,8 @@ use crate::strategy::port::{Candidate, PoolView, StrategyService};
 
 /// Picks the lowest `(live + 1) / weight`, connects in flight included; a candidate without connections comes first.
 ///
-/// Equals rotate; equals of different weight share in proportion to it.
+/// This is "never queue" of Linux' IPVS. Equals rotate; equals of different weight share in proportion to it.
+/// A pick looks at every candidate.
 #[derive(Clone, Copy, Debug)]
 pub struct LeastConnections;
 
