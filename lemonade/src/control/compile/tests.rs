@@ -170,6 +170,22 @@ fn disabled_weightless_and_down_backends_are_no_candidates() {
 }
 
 #[test]
+fn a_change_of_guard_leaves_no_moment_without_an_open_backend() {
+    let settings = config([pool("web", [backend("a", 1), backend("b", 2)])], [frontend("f", 1, "web")]);
+    let all = first(&settings);
+    let (a, b) = (entry(&all, "web", "a"), entry(&all, "web", "b"));
+    let only_a = next(&settings, &health(&[b.ix]), &all);
+    commit_cells(&all, &only_a);
+    let only_b = next(&settings, &health(&[a.ix]), &only_a);
+    let closed = || [a, b].map(|entry| entry.cell.closed.load(Ordering::Relaxed));
+    assert_eq!(closed(), [false, true]);
+    open_cells(&only_a, &only_b);
+    assert_eq!(closed(), [false, false], "both tables find their candidate open while they change");
+    commit_cells(&only_a, &only_b);
+    assert_eq!(closed(), [true, false]);
+}
+
+#[test]
 fn fail_open_tries_all_that_are_enabled_once_none_is_up() {
     let zero = Backend { weight: 0, ..backend("zero", 3) };
     let open =
