@@ -62,26 +62,45 @@ pub fn compile(
     }
 }
 
-/// Closes the cells of backends that take no new connection in `next` and opens those of its candidates.
+/// Opens the cells of the candidates of `next`.
+///
+/// Call it before `next` is taken, so that its first pick finds them open; `previous` picks only its own candidates.
+pub fn open_cells(previous: &DispatchTable, next: &DispatchTable) {
+    for (_, entry) in changed_pools(next, previous) {
+        for candidate in &entry.candidates {
+            candidate.cell.closed.store(false, Ordering::Release);
+        }
+    }
+}
+
+/// Opens the cells of the candidates of `next` and closes those of all other backends, those that left included.
 ///
 /// Call it after `next` was taken: workers still on `previous` see at once what may no longer be picked.
 pub fn commit_cells(previous: &DispatchTable, next: &DispatchTable) {
-    let changed = |name: &Name, entry: &Arc<PoolEntry>, other: &DispatchTable| {
-        !other.pools.get(name).is_some_and(|there| Arc::ptr_eq(there, entry))
-    };
-    for (name, entry) in next.pools.iter().filter(|(name, entry)| changed(name, entry, previous)) {
-        let open: BTreeSet<BackendIx> = entry.candidates.iter().map(|candidate| candidate.ix).collect();
-        for backend in &entry.backends {
-            backend.cell.closed.store(!open.contains(&backend.ix), Ordering::Release);
-        }
-        let there: BTreeSet<BackendIx> = entry.backends.iter().map(|backend| backend.ix).collect();
+    open_cells(previous, next);
+    for (name, entry) in changed_pools(next, previous) {
         let before = previous.pools.get(name).into_iter().flat_map(|before| &before.backends);
-        for gone in before.filter(|backend| !there.contains(&backend.ix)) {
-            gone.cell.closed.store(true, Ordering::Release);
-        }
+        close_others(entry.backends.iter().chain(before), &entry.candidates);
     }
-    let gone = previous.pools.iter().filter(|(name, _)| !next.pools.contains_key(*name));
-    for backend in gone.flat_map(|(_, entry)| &entry.backends) {
+    for (_, entry) in previous.pools.iter().filter(|(name, _)| !next.pools.contains_key(*name)) {
+        close_others(&entry.backends, &[]);
+    }
+}
+
+/// Pools of `table` that it does not share with `other`.
+fn changed_pools<'a>(
+    table: &'a DispatchTable,
+    other: &DispatchTable,
+) -> impl Iterator<Item = (&'a Name, &'a Arc<PoolEntry>)> {
+    table
+        .pools
+        .iter()
+        .filter(|(name, entry)| !other.pools.get(*name).is_some_and(|there| Arc::ptr_eq(there, entry)))
+}
+
+fn close_others<'a>(backends: impl IntoIterator<Item = &'a BackendEntry>, candidates: &[Candidate]) {
+    let open: BTreeSet<BackendIx> = candidates.iter().map(|candidate| candidate.ix).collect();
+    for backend in backends.into_iter().filter(|backend| !open.contains(&backend.ix)) {
         backend.cell.closed.store(true, Ordering::Release);
     }
 }

@@ -140,11 +140,11 @@ fn frontends(
         before: previous.frontends.get(&after.ix).cloned(),
         after: Arc::clone(after),
     }));
-    let mut listeners = listeners(&old);
-    for (address, after) in self::listeners(&new) {
-        ops.push(MapOp::Listen { address, before: listeners.remove(&address), after });
+    let mut left = listeners(&old);
+    for (address, after) in listeners(&new) {
+        ops.push(MapOp::Listen { address, before: left.remove(&address), after });
     }
-    ops.extend(listeners.into_iter().map(|(address, before)| MapOp::Unlisten { address, before }));
+    ops.extend(left.into_iter().map(|(address, before)| MapOp::Unlisten { address, before }));
     old.into_iter().filter(|entry| !next.frontends.contains_key(&entry.ix)).collect()
 }
 

@@ -39,7 +39,7 @@ pub struct BackendCell {
     pub failure_ratio: FailureRatio,
     /// Moment (microseconds) of the last pick by a strategy that goes by latency; 0: none.
     pub tried_at: AtomicU64,
-    /// Failures in a row.
+    /// Failures in a row; those during a back-off count as one with its first.
     pub streak: AtomicU32,
     /// Moment (microseconds) before which it is avoided because it has just failed; 0: none.
     pub retry_at: AtomicU64,
@@ -75,11 +75,21 @@ impl BackendCell {
     }
 
     /// Takes in a connect that failed: backs off, twice as long for each further failure in a row. Counters are the caller's.
+    ///
+    /// Failures during a back-off do not lengthen it: they are of connects made before it, many of them at once.
     pub fn failed(&self, now: Moment) {
-        let before = self.streak.fetch_add(1, Ordering::Relaxed);
-        let pause = FIRST_BACK_OFF.saturating_mul(1 << before.min(16)).min(LONGEST_BACK_OFF);
-        self.retry_at.fetch_max(now.plus(pause).0, Ordering::Relaxed);
         self.failure_ratio.observe(true, now);
+        let until = self.retry_at.load(Ordering::Relaxed);
+        let doublings = self.streak.load(Ordering::Relaxed).min(16);
+        let pause = FIRST_BACK_OFF.saturating_mul(1 << doublings).min(LONGEST_BACK_OFF);
+        let begun = until <= now.0
+            && self
+                .retry_at
+                .compare_exchange(until, now.plus(pause).0, Ordering::Relaxed, Ordering::Relaxed)
+                .is_ok();
+        if begun {
+            self.streak.fetch_add(1, Ordering::Relaxed);
+        }
     }
 }
 

@@ -30,7 +30,7 @@ pub const NEWEST: f32 = 0.2;
 impl PeakEwma {
     /// Takes in one sample.
     pub fn observe(&self, sample: Duration, now: Moment) {
-        let sample = (sample.as_micros() as f32).max(1.0);
+        let sample = (sample.as_micros() as f32).clamp(1.0, 1e12);
         self.sampled.update(now, |seen| match seen {
             Some((average, elapsed)) if sample < average => {
                 let keep = kept(elapsed);
@@ -61,6 +61,9 @@ impl PeakEwma {
 impl FailureRatio {
     /// Takes in the outcome of one connect.
     pub fn observe(&self, failed: bool, now: Moment) {
+        if !failed && self.sampled.load().is_none() {
+            return; // A backend that never failed costs no write.
+        }
         let outcome = if failed { 1.0 } else { 0.0 };
         self.sampled.update(now, |seen| {
             let ratio = seen.map_or(0.0, |(ratio, elapsed)| ratio * kept(elapsed));

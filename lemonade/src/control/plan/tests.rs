@@ -21,7 +21,7 @@ fn the_journal_says_what_changed_and_nothing_else() {
         [
             "pool web: backend a added (10.0.0.1:80)",
             "pool web: backend b added (10.0.0.2:80)",
-            "pool web added: round_robin, 2 backends",
+            "pool web added: strategy round_robin",
             "frontend web added: pool web",
             "frontend web: listens on 127.0.0.1:8080",
         ]

@@ -42,13 +42,7 @@ impl Display for MapOp {
                 write!(f, "backend {}: {}", after.id, backend_changes(before, after))
             }
             Self::PutPool { before: None, after } => {
-                let count = after.backends.len();
-                write!(
-                    f,
-                    "pool {} added: {}, {count} backends",
-                    after.pool.name,
-                    after.pool.strategy.as_str()
-                )
+                write!(f, "pool {} added: strategy {}", after.pool.name, after.pool.strategy.as_str())
             }
             Self::PutPool { before: Some(before), after } => {
                 let changes = pool_changes(before, after);

@@ -6,32 +6,36 @@ const START: Moment = Moment(1_000_000);
 fn back_off_doubles_to_ten_seconds_and_ends_with_a_success() {
     let cell = BackendCell::default();
     let mut pauses = Vec::new();
+    let mut now = START;
     for _ in 0..40 {
-        cell.failed(START);
-        pauses.push((cell.retry_at.load(Ordering::Relaxed) - START.0) / 1000);
+        cell.failed(now);
+        assert!(cell.backing_off(now));
+        let until = Moment(cell.retry_at.load(Ordering::Relaxed));
+        pauses.push(until.since(now).as_millis());
+        now = until;
+        assert!(!cell.backing_off(now));
     }
     assert_eq!(pauses[..9], [100, 200, 400, 800, 1600, 3200, 6400, 10_000, 10_000]);
     assert_eq!(pauses[39], 10_000);
-    assert!(cell.backing_off(START));
-    assert!(!cell.backing_off(START.plus(LONGEST_BACK_OFF)));
 
-    cell.connected(Duration::from_millis(3), START);
-    assert!(!cell.backing_off(START));
+    cell.failed(now);
+    cell.connected(Duration::from_millis(3), now);
+    assert!(!cell.backing_off(now));
     assert_eq!(cell.streak.load(Ordering::Relaxed), 0);
     assert_eq!(cell.connect.read(), Some(Duration::from_millis(3)));
-    cell.failed(START);
-    assert_eq!(cell.retry_at.load(Ordering::Relaxed), START.plus(FIRST_BACK_OFF).0);
+    cell.failed(now);
+    assert_eq!(cell.retry_at.load(Ordering::Relaxed), now.plus(FIRST_BACK_OFF).0);
 }
 
 #[test]
-fn a_late_report_does_not_shorten_the_back_off() {
+fn a_burst_of_failures_is_one_step() {
     let cell = BackendCell::default();
-    cell.streak.store(5, Ordering::Relaxed);
-    cell.failed(START.plus(Duration::from_secs(5)));
-    let until = cell.retry_at.load(Ordering::Relaxed);
-    cell.streak.store(0, Ordering::Relaxed);
-    cell.failed(START);
-    assert_eq!(cell.retry_at.load(Ordering::Relaxed), until);
+    for after in 0..50 {
+        cell.failed(START.plus(Duration::from_millis(after)));
+    }
+    assert_eq!(cell.retry_at.load(Ordering::Relaxed), START.plus(FIRST_BACK_OFF).0);
+    assert_eq!(cell.streak.load(Ordering::Relaxed), 1);
+    assert!(cell.failure_ratio.read(START) > 0.99);
 }
 
 #[test]

@@ -10,7 +10,8 @@ use crate::strategy::port::{Candidate, PoolView, StrategyService};
 
 /// Picks the lowest `(live + 1) / weight`, connects in flight included; a candidate without connections comes first.
 ///
-/// Equals rotate; equals of different weight share in proportion to it.
+/// This is "never queue" of Linux' IPVS. Equals rotate; equals of different weight share in proportion to it.
+/// A pick looks at every candidate.
 #[derive(Clone, Copy, Debug)]
 pub struct LeastConnections;
 
@@ -33,18 +34,14 @@ impl StrategyService for LeastConnections {
         let mut lowest: Option<Lowest<'a>> = None;
         for candidate in view.candidates.iter().filter(|candidate| view.eligible(candidate)) {
             let load = Load::of(candidate);
-            let order = lowest.as_ref().map_or(Less, |lowest| load.compare(lowest.load));
-            match (order, &mut lowest) {
-                (Equal, Some(lowest)) => {
-                    lowest.count += 1;
-                    lowest.weight += u64::from(candidate.weight);
-                    lowest.alike &= candidate.weight == lowest.first.weight;
-                }
-                (Greater, Some(_)) => {}
-                (Less | Equal | Greater, lowest) => {
-                    let weight = u64::from(candidate.weight);
-                    *lowest = Some(Lowest { load, first: candidate, count: 1, weight, alike: true });
-                }
+            let Some(best) = &mut lowest else {
+                lowest = Some(Lowest::new(load, candidate));
+                continue;
+            };
+            match load.compare(best.load) {
+                Less => *best = Lowest::new(load, candidate),
+                Equal => best.admit(candidate),
+                Greater => {}
             }
         }
         let lowest = lowest?;
@@ -67,7 +64,17 @@ impl StrategyService for LeastConnections {
     }
 }
 
-impl Lowest<'_> {
+impl<'a> Lowest<'a> {
+    fn new(load: Load, candidate: &'a Candidate) -> Self {
+        Self { load, first: candidate, count: 1, weight: u64::from(candidate.weight), alike: true }
+    }
+
+    fn admit(&mut self, candidate: &Candidate) {
+        self.count += 1;
+        self.weight += u64::from(candidate.weight);
+        self.alike &= candidate.weight == self.first.weight;
+    }
+
     /// Where turn `turn` falls among equals: strict turns if they weigh the same, else points of a Weyl sequence
     /// (multiples of the golden ratio), which spread evenly over the weights without a schedule.
     fn offset(&self, turn: u64) -> u64 {
