@@ -96,10 +96,10 @@ impl Journal {
 
     /// Appends one line, in one write, so that a crash tears at most the last one.
     pub fn append(&self, entry: &Entry) {
-        if let Err(error) = self.try_append(entry) {
-            if self.dropped.fetch_add(1, Ordering::Relaxed) == 0 {
-                self.complain(&error);
-            }
+        if let Err(error) = self.try_append(entry)
+            && self.dropped.fetch_add(1, Ordering::Relaxed) == 0
+        {
+            self.complain(&error);
         }
     }
 

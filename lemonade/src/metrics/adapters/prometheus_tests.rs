@@ -238,8 +238,14 @@ proptest! {
 fn many(frontends: usize, backends: usize) -> MetricsSnapshot {
     use proptest::strategy::ValueTree;
     let mut runner = proptest::test_runner::TestRunner::deterministic();
-    let mut one = |ix| frontend(ix).new_tree(&mut runner).unwrap().current();
-    let frontends: Vec<_> = (0..u32::try_from(frontends).unwrap()).map(&mut one).collect();
+    let one = frontend(0).new_tree(&mut runner).unwrap().current();
+    let frontends = (0..u32::try_from(frontends).unwrap())
+        .map(|ix| FrontendCounters {
+            name: Name::new(format!("f{ix}")),
+            bytes_down: ix.into(),
+            ..one.clone()
+        })
+        .collect();
     let mut snapshot = snapshot().new_tree(&mut runner).unwrap().current();
     let mut template = backend().new_tree(&mut runner).unwrap().current();
     template.picks = 3;
