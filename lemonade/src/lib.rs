@@ -8,7 +8,7 @@ use std::pin::Pin;
 pub mod config;
 pub mod control;
 pub mod health;
-
+pub mod log;
 pub mod metrics;
 pub mod model;
 pub mod proxy;
