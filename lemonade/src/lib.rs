@@ -5,6 +5,7 @@
 use std::future::Future;
 use std::pin::Pin;
 
+pub mod admin;
 pub mod config;
 pub mod control;
 pub mod health;
