@@ -1,5 +1,6 @@
 //! The admin interface through real sockets.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::net::SocketAddr;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -132,6 +133,38 @@ async fn status_tells_real_addresses_counters_and_why_a_backend_is_down() {
     assert_eq!(b.why, "8 failed in a row: probe: connection refused");
     assert_eq!((b.outcomes.len(), b.outcomes[4].at.as_str()), (5, "1970-01-01T00:00:08.000Z"));
     assert!((b.outcomes[0].took_ms - 1.5).abs() < f64::EPSILON);
+}
+
+/// Every name of a field in `value`; names given by the configuration or by a reason are not fields.
+fn fields(value: &serde_json::Value, found: &mut BTreeSet<String>) {
+    match value {
+        serde_json::Value::Object(object) => {
+            for (name, inner) in object {
+                found.insert(name.clone());
+                if name != "refused" || inner.get("errors").is_some() {
+                    fields(inner, found);
+                }
+            }
+        }
+        serde_json::Value::Array(items) => items.iter().for_each(|item| fields(item, found)),
+        serde_json::Value::Null
+        | serde_json::Value::Bool(_)
+        | serde_json::Value::Number(_)
+        | serde_json::Value::String(_) => {}
+    }
+}
+
+#[test]
+fn the_guide_names_each_field_of_the_status() {
+    let served = Served::bind();
+    let status = Status::read(&served.wiring, SystemTime::now());
+    let mut found = BTreeSet::new();
+    fields(&serde_json::to_value(status).unwrap(), &mut found);
+    assert!(found.contains("took_ms") && found.contains("relay_why"));
+    let guide = include_str!("../../../docs/guide/metrics.md");
+    for field in found {
+        assert!(guide.contains(&format!("`{field}`")), "the guide does not name {field}");
+    }
 }
 
 #[tokio::test]
