@@ -8,8 +8,16 @@ use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::{Layer, Registry, reload};
 
-use crate::metrics::adapters::access::Style;
 use crate::model::config::{Log, LogFormat};
+
+/// Shape of a line, decided.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Style {
+    /// For people.
+    Pretty,
+    /// One JSON object.
+    Json,
+}
 
 /// Sends the log of the whole process to stderr; tells the style that access records should have beside it.
 ///

@@ -55,6 +55,4 @@ pub struct AdminWiring {
 }
 
 #[cfg(test)]
-mod fixture;
-#[cfg(test)]
 mod tests;

@@ -5,7 +5,12 @@ use std::path::PathBuf;
 
 /// Platform's place of the admin socket for this user.
 pub fn default_socket() -> PathBuf {
-    place(rustix::process::geteuid().as_raw(), std::env::var_os("XDG_RUNTIME_DIR").as_deref())
+    place(user(), std::env::var_os("XDG_RUNTIME_DIR").as_deref())
+}
+
+/// Effective user of this process.
+pub(super) fn user() -> u32 {
+    rustix::process::geteuid().as_raw()
 }
 
 fn place(uid: u32, runtime_dir: Option<&OsStr>) -> PathBuf {

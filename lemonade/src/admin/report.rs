@@ -258,5 +258,4 @@ fn bytes(number: u64) -> String {
 }
 
 #[cfg(test)]
-#[path = "report_tests.rs"]
 mod tests;

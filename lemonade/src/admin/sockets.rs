@@ -11,7 +11,7 @@ use socket2::{Domain, SockAddr, Socket, Type};
 
 use crate::model::config::Admin;
 
-use super::place::default_socket;
+use super::place::{default_socket, user};
 
 /// Why the admin interface could not be opened.
 #[derive(Debug, thiserror::Error)]
@@ -107,8 +107,7 @@ fn make_folder(path: &Path) -> Result<(), String> {
     if shared {
         let meta =
             fs::symlink_metadata(folder).map_err(|error| format!("cannot look at {shown}: {error}"))?;
-        let own =
-            meta.is_dir() && meta.uid() == rustix::process::geteuid().as_raw() && meta.mode() & 0o022 == 0;
+        let own = meta.is_dir() && meta.uid() == user() && meta.mode() & 0o022 == 0;
         if !own {
             return Err(format!(
                 "the folder {shown} can be changed by another user; remove it or set [admin] socket"

@@ -13,12 +13,15 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use super::client::{ClientError, fetch};
-use super::fixture::Served;
 use super::status::Status;
 use super::{AdminError, bind};
 use crate::control::{ControlState, Refusal};
 use crate::model::config::Admin;
 use crate::shutdown::Phase;
+
+mod fixture;
+
+use fixture::Served;
 
 const SOON: Duration = Duration::from_secs(10);
 

@@ -278,7 +278,7 @@ fn above_the_limits_series_are_added_up_and_a_metric_says_so() {
 
 #[test]
 fn the_guide_names_each_metric() {
-    let guide = include_str!("../../../../docs/guide/metrics.md");
+    let guide = include_str!("../../../../../docs/guide/metrics.md");
     let text = encode(many(1, 1), Phase::Running);
     for family in text.lines().filter_map(|line| line.strip_prefix("# TYPE ")) {
         let (name, kind) = family.split_once(' ').unwrap();

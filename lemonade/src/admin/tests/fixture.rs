@@ -11,14 +11,13 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use super::{AdminSockets, AdminWiring, bind, serve};
 use crate::BoxFuture;
+use crate::admin::{AdminSockets, AdminWiring, bind, serve};
 use crate::control::ControlState;
 use crate::control::journal::Journal;
 use crate::control::table::DispatchTable;
 use crate::health::port::{HealthService, HealthWiring, History, Outcome};
-use crate::log::LogHandle;
-use crate::metrics::adapters::access::Style;
+use crate::log::{LogHandle, Style};
 use crate::metrics::adapters::aggregating::Aggregating;
 use crate::metrics::fixture::{name, state};
 use crate::model::ProcessCell;
