@@ -5,12 +5,14 @@
 use std::future::Future;
 use std::pin::Pin;
 
+pub mod admin;
 pub mod config;
 pub mod control;
 pub mod demo;
 pub mod health;
 
 pub mod limits;
+pub mod log;
 pub mod metrics;
 pub mod model;
 pub mod proxy;

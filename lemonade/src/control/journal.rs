@@ -4,6 +4,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -96,10 +97,10 @@ impl Journal {
 
     /// Appends one line, in one write, so that a crash tears at most the last one.
     pub fn append(&self, entry: &Entry) {
-        if let Err(error) = self.try_append(entry) {
-            if self.dropped.fetch_add(1, Ordering::Relaxed) == 0 {
-                self.complain(&error);
-            }
+        if let Err(error) = self.try_append(entry)
+            && self.dropped.fetch_add(1, Ordering::Relaxed) == 0
+        {
+            self.complain(&error);
         }
     }
 
@@ -149,7 +150,8 @@ impl Journal {
 
     fn reopen(&self) -> io::Result<Open> {
         std::fs::create_dir_all(&self.folder)?;
-        let mut file = OpenOptions::new().create(true).append(true).read(true).open(self.path(0))?;
+        let mut file =
+            OpenOptions::new().create(true).append(true).read(true).mode(0o640).open(self.path(0))?;
         let mut bytes = file.metadata()?.len();
         if bytes > 0 {
             let mut last = [0];

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::TryRecvError;
 
+use crate::log::Style;
 use crate::metrics::port::{AccessRecord, Recorder};
 use crate::model::ProcessCell;
 use crate::model::config::AccessLog;
@@ -26,15 +27,6 @@ const GATHER: Duration = Duration::from_millis(10);
 
 /// Bytes of lines after which the writer writes even while more records wait.
 const BATCH: usize = 64 * 1024;
-
-/// Shape of a record that goes to the log.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Style {
-    /// One line for people.
-    Pretty,
-    /// One JSON object.
-    Json,
-}
 
 /// The [`Recorder`] of a running process; clones share one writer, which ends when the last is gone.
 #[derive(Clone, Debug)]
@@ -256,5 +248,4 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 #[cfg(test)]
-#[path = "access_tests.rs"]
 mod tests;

@@ -2,7 +2,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 /// A file that is appended to, and made anew when its path no longer leads to it.
@@ -15,7 +15,7 @@ pub(super) struct RotatedFile {
 impl RotatedFile {
     /// Opens `path`, made if absent.
     pub(super) fn open(path: &Path) -> io::Result<Self> {
-        let open = OpenOptions::new().create(true).append(true).open(path);
+        let open = OpenOptions::new().create(true).append(true).mode(0o640).open(path);
         let file =
             open.map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", path.display())))?;
         Ok(Self { path: path.to_owned(), file })

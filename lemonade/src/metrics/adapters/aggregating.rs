@@ -256,5 +256,4 @@ fn backend_counters(entry: &BackendEntry) -> BackendCounters {
 }
 
 #[cfg(test)]
-#[path = "aggregating_tests.rs"]
 mod tests;

@@ -302,5 +302,4 @@ fn count(encoder: &mut MetricEncoder<'_>, value: u64) -> fmt::Result {
 }
 
 #[cfg(test)]
-#[path = "prometheus_tests.rs"]
 mod tests;

@@ -238,8 +238,14 @@ proptest! {
 fn many(frontends: usize, backends: usize) -> MetricsSnapshot {
     use proptest::strategy::ValueTree;
     let mut runner = proptest::test_runner::TestRunner::deterministic();
-    let mut one = |ix| frontend(ix).new_tree(&mut runner).unwrap().current();
-    let frontends: Vec<_> = (0..u32::try_from(frontends).unwrap()).map(&mut one).collect();
+    let one = frontend(0).new_tree(&mut runner).unwrap().current();
+    let frontends = (0..u32::try_from(frontends).unwrap())
+        .map(|ix| FrontendCounters {
+            name: Name::new(format!("f{ix}")),
+            bytes_down: ix.into(),
+            ..one.clone()
+        })
+        .collect();
     let mut snapshot = snapshot().new_tree(&mut runner).unwrap().current();
     let mut template = backend().new_tree(&mut runner).unwrap().current();
     template.picks = 3;
@@ -272,7 +278,7 @@ fn above_the_limits_series_are_added_up_and_a_metric_says_so() {
 
 #[test]
 fn the_guide_names_each_metric() {
-    let guide = include_str!("../../../../docs/guide/metrics.md");
+    let guide = include_str!("../../../../../docs/guide/metrics.md");
     let text = encode(many(1, 1), Phase::Running);
     for family in text.lines().filter_map(|line| line.strip_prefix("# TYPE ")) {
         let (name, kind) = family.split_once(' ').unwrap();

@@ -32,7 +32,9 @@ impl Pipe {
 
 impl Write for Pipe {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let mut state = self.0.1.wait_while(lock(&self.0.0), |state| state.stalled).unwrap();
+        let (state, changed) = &*self.0;
+        let flowing = changed.wait_while(lock(state), |state| state.stalled);
+        let mut state = flowing.unwrap_or_else(PoisonError::into_inner);
         if state.broken {
             return Err(io::ErrorKind::BrokenPipe.into());
         }

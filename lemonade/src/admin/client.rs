@@ -1,0 +1,91 @@
+//! A small HTTP client for the admin socket, used by the command line.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use axum::body::Bytes;
+use http_body_util::{BodyExt, Full};
+use hyper::Request;
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
+use tokio::net::UnixStream;
+
+/// Time for the whole exchange.
+pub const TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Why the admin socket gave no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// Nothing is there, or nobody serves it.
+    #[error("nobody answers at {}: is Lemonade running? Name its admin socket with --admin PATH", .0.display())]
+    NotRunning(PathBuf),
+    /// The socket's mode forbids it.
+    #[error("permission denied at {}: run as the user of Lemonade, or as root", .0.display())]
+    Forbidden(PathBuf),
+    /// It took too long.
+    #[error("no answer from {} within {}", .0.display(), humantime::format_duration(TIMEOUT))]
+    TimedOut(PathBuf),
+    /// Anything else.
+    #[error("cannot talk to {}: {cause}", .path.display())]
+    Other {
+        /// Socket.
+        path: PathBuf,
+        /// Cause in words.
+        cause: String,
+    },
+}
+
+/// Sends one request and reads its whole answer: status code and body.
+///
+/// # Errors
+/// Nobody answers, may answer, or answered in time; a status such as 403 is an answer.
+pub async fn fetch(
+    socket: &Path,
+    method: &str,
+    path: &str,
+    body: Vec<u8>,
+) -> Result<(u16, Vec<u8>), ClientError> {
+    let exchange = tokio::time::timeout(TIMEOUT, exchange(socket, method, path, body)).await;
+    exchange.unwrap_or_else(|_| Err(ClientError::TimedOut(socket.to_owned())))
+}
+
+async fn exchange(
+    socket: &Path,
+    method: &str,
+    path: &str,
+    body: Vec<u8>,
+) -> Result<(u16, Vec<u8>), ClientError> {
+    let other = |cause: String| ClientError::Other { path: socket.to_owned(), cause };
+    let stream = UnixStream::connect(socket).await.map_err(|error| {
+        let kind = error.kind();
+        if matches!(kind, io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) {
+            ClientError::NotRunning(socket.to_owned())
+        } else if kind == io::ErrorKind::PermissionDenied {
+            ClientError::Forbidden(socket.to_owned())
+        } else {
+            other(error.to_string())
+        }
+    })?;
+    let request = Request::builder()
+        .method(method)
+        .uri(path)
+        .header("host", "lemonade")
+        .body(Full::new(Bytes::from(body)))
+        .map_err(|error| other(error.to_string()))?;
+    let (mut sender, connection) =
+        http1::handshake(TokioIo::new(stream)).await.map_err(|error| other(error.to_string()))?;
+    let answer = async {
+        let response = sender.send_request(request).await?;
+        let code = response.status().as_u16();
+        let body = response.into_body().collect().await?.to_bytes().to_vec();
+        Ok::<_, hyper::Error>((code, body))
+    };
+    let mut answer = std::pin::pin!(answer);
+    tokio::select! {
+        answer = answer.as_mut() => answer,
+        // The connection ends when its peer is done; what it has read by then is still to be taken.
+        _ = connection => answer.await,
+    }
+    .map_err(|error| other(error.to_string()))
+}

@@ -1,0 +1,261 @@
+//! The status as a table for people, 100 columns wide.
+
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use bytesize::ByteSize;
+
+use super::routes::phase_words;
+use super::status::{BackendStatus, ConfigStatus, FrontendStatus, PoolStatus, Rates, Status};
+use crate::model::config::Status as Up;
+
+/// Widest line of a table, in characters.
+const WIDTH: usize = 100;
+
+/// Narrowest that a column of text is cut to.
+const NARROWEST: usize = 6;
+
+/// Draws `status`; `colours` is for a terminal.
+pub fn report(status: &Status, colours: bool) -> String {
+    let mut out = String::new();
+    head(status, colours, &mut out).expect("writing to a string does not fail");
+    let row =
+        |own: &FrontendStatus| Row { cells: frontend_cells(own), bad: own.listening.is_empty(), note: None };
+    let frontends = status.frontends.iter().map(row);
+    out.push('\n');
+    table(&FRONTEND, frontends.collect(), colours, &mut out);
+    for pool in &status.pools {
+        out.push('\n');
+        pool_line(pool, &mut out).expect("writing to a string does not fail");
+        table(&BACKEND, pool.backends.iter().map(backend_row).collect(), colours, &mut out);
+    }
+    out
+}
+
+fn head(status: &Status, colours: bool, out: &mut String) -> std::fmt::Result {
+    let up = humantime::format_duration(Duration::from_secs(status.uptime_seconds));
+    let phase = phase_words(status.phase);
+    let Status { version, pid, workers, .. } = status;
+    writeln!(
+        out,
+        "Lemonade {version}: {phase}, up {up}, pid {pid}, {workers} workers, log filter {}",
+        status.log_filter
+    )?;
+    let ConfigStatus { file, version, table_version, at, cause, .. } = &status.config;
+    writeln!(out, "Config    {file}, version {version} (table {table_version}), {cause} at {at}")?;
+    if let Some(refused) = &status.config.refused {
+        let line = format!("REFUSED   {} at {}: still running version {version}", refused.cause, refused.at);
+        writeln!(out, "{}", painted(line, colours))?;
+        for error in &refused.errors {
+            writeln!(out, "  {}", clean(error))?;
+        }
+    }
+    for setting in &status.config.pending_restart {
+        writeln!(out, "Waits for the next start: {}", clean(setting))?;
+    }
+    let process = &status.process;
+    writeln!(out, "Traffic   {} live, {} opened, {} closed", process.live, process.opened, process.closed)?;
+    writeln!(out, "  10 s    {}", rates_words(&status.last_10s))?;
+    writeln!(out, "  60 s    {}", rates_words(&status.last_60s))?;
+    let lost = process.events_dropped + status.journal_dropped;
+    if lost > 0 || process.accept_pauses > 0 {
+        let line = format!("Trouble   {lost} events lost, accepting paused {} times", process.accept_pauses);
+        writeln!(out, "{}", painted(line, colours))?;
+    }
+    Ok(())
+}
+
+fn rates_words(rates: &Rates) -> String {
+    format!(
+        "{:.1} connections/s, {:.1} refused/s, {}/s up, {}/s down",
+        rates.opened_per_second,
+        rates.refused_per_second,
+        bytes(rates.bytes_up_per_second as u64),
+        bytes(rates.bytes_down_per_second as u64)
+    )
+}
+
+fn pool_line(pool: &PoolStatus, out: &mut String) -> std::fmt::Result {
+    let PoolStatus { name, strategy, queued, retries, hedges, budget_exhausted, .. } = pool;
+    write!(out, "POOL {name}: {strategy}, {queued} waiting, {retries} retries, {hedges} hedges")?;
+    if *budget_exhausted > 0 {
+        write!(out, ", {budget_exhausted} retries over budget")?;
+    }
+    writeln!(out)
+}
+
+const FRONTEND: [Column; 11] = [
+    Column::text("FRONTEND"),
+    Column::text("ADDRESS"),
+    Column::text("POOL"),
+    Column::text("RELAY"),
+    Column::number("LIVE"),
+    Column::number("OPENED"),
+    Column::number("REFUSED"),
+    Column::number("/S 10S"),
+    Column::number("/S 60S"),
+    Column::number("UP"),
+    Column::number("DOWN"),
+];
+
+fn frontend_cells(own: &FrontendStatus) -> Vec<String> {
+    let addresses = if own.listening.is_empty() { &own.configured } else { &own.listening };
+    let address = match (addresses.as_slice(), own.listening.is_empty()) {
+        ([], _) => "none".to_owned(),
+        ([first, ..], true) => format!("{first} (closed)"),
+        ([only], false) => only.to_string(),
+        ([first, more @ ..], false) => format!("{first} +{}", more.len()),
+    };
+    let rate = |rates: Option<Rates>| {
+        rates.map_or_else(|| "-".to_owned(), |rates| format!("{:.1}", rates.opened_per_second))
+    };
+    vec![
+        own.name.clone(),
+        address,
+        own.pool.clone(),
+        format!("{}/{}", own.plane, own.relay),
+        count(own.live),
+        count(own.opened),
+        count(own.refused.values().sum()),
+        rate(own.last_10s),
+        rate(own.last_60s),
+        bytes(own.bytes_up),
+        bytes(own.bytes_down),
+    ]
+}
+
+const BACKEND: [Column; 9] = [
+    Column::text("  BACKEND"),
+    Column::text("ADDRESS"),
+    Column::text("STATUS"),
+    Column::number("WEIGHT"),
+    Column::number("LIVE"),
+    Column::number("PICKS"),
+    Column::number("FAILED"),
+    Column::number("CONNECT"),
+    Column::number("1ST BYTE"),
+];
+
+fn backend_row(own: &BackendStatus) -> Row {
+    let down = own.enabled && own.status == Up::Down;
+    let idle = down || !own.enabled || own.weight == 0;
+    let note = idle.then(|| format!("    {}", own.why));
+    Row { cells: backend_cells(own), bad: down, note }
+}
+
+fn backend_cells(own: &BackendStatus) -> Vec<String> {
+    let status = match (own.enabled, own.status) {
+        (false, _) => "off",
+        (true, Up::Up) => "up",
+        (true, Up::Down) => "DOWN",
+    };
+    let latency =
+        |millis: Option<f64>| millis.map_or_else(|| "-".to_owned(), |millis| format!("{millis:.1}ms"));
+    vec![
+        format!("  {}", own.name),
+        own.address.clone(),
+        status.to_owned(),
+        count(own.weight.into()),
+        count(own.live),
+        count(own.picks),
+        count(own.failures.saturating_add(own.resets)),
+        latency(own.connect_ms),
+        latency(own.first_byte_ms),
+    ]
+}
+
+struct Column {
+    title: &'static str,
+    number: bool,
+}
+
+impl Column {
+    const fn text(title: &'static str) -> Self {
+        Self { title, number: false }
+    }
+
+    const fn number(title: &'static str) -> Self {
+        Self { title, number: true }
+    }
+}
+
+struct Row {
+    cells: Vec<String>,
+    bad: bool,
+    /// A line of its own below.
+    note: Option<String>,
+}
+
+fn table(columns: &[Column], rows: Vec<Row>, colours: bool, out: &mut String) {
+    let title =
+        Row { cells: columns.iter().map(|column| column.title.to_owned()).collect(), bad: false, note: None };
+    let mut rows: Vec<Row> = std::iter::once(title).chain(rows).collect();
+    for cell in rows.iter_mut().flat_map(|row| &mut row.cells) {
+        *cell = clean(cell);
+    }
+    let longest = |at: usize| rows.iter().map(|row| row.cells[at].chars().count()).max().unwrap_or_default();
+    let mut widths: Vec<usize> = (0..columns.len()).map(longest).collect();
+    narrow(columns, &mut widths);
+    for row in &rows {
+        let mut line = String::new();
+        for ((cell, column), width) in row.cells.iter().zip(columns).zip(&widths) {
+            let cell = cut(cell, *width);
+            let padded =
+                if column.number { format!("{cell:>width$}  ") } else { format!("{cell:<width$}  ") };
+            line.push_str(&padded);
+        }
+        let note = row.note.as_deref().map(|note| cut(&clean(note), WIDTH));
+        for line in std::iter::once(line.trim_end().to_owned()).chain(note) {
+            out.push_str(&if row.bad { painted(line, colours) } else { line });
+            out.push('\n');
+        }
+    }
+}
+
+/// Takes from the widest column of text until a line fits.
+fn narrow(columns: &[Column], widths: &mut [usize]) {
+    let gaps = 2 * (widths.len() - 1);
+    while widths.iter().sum::<usize>() + gaps > WIDTH {
+        let wide = (0..widths.len()).filter(|at| !columns[*at].number && widths[*at] > NARROWEST);
+        let Some(widest) = wide.max_by_key(|at| widths[*at]) else { return };
+        widths[widest] -= 1;
+    }
+}
+
+fn cut(text: &str, width: usize) -> String {
+    if text.chars().count() <= width {
+        return text.to_owned();
+    }
+    text.chars().take(width - 1).chain(['…']).collect()
+}
+
+/// Names and causes come from files and networks: no control character of theirs reaches the terminal.
+fn clean(text: &str) -> String {
+    text.chars().map(|letter| if letter.is_control() { '?' } else { letter }).collect()
+}
+
+fn painted(text: String, colours: bool) -> String {
+    if colours { format!("\u{1b}[31m{text}\u{1b}[0m") } else { text }
+}
+
+fn count(number: u64) -> String {
+    if number < 100_000 {
+        return number.to_string();
+    }
+    let mut scaled = number as f64;
+    let mut unit = "";
+    for next in ["k", "M", "G", "T", "P", "E"] {
+        if scaled >= 1e3 {
+            scaled /= 1e3;
+            unit = next;
+        }
+    }
+    format!("{scaled:.1}{unit}")
+}
+
+fn bytes(number: u64) -> String {
+    ByteSize(number).to_string().replace(' ', "")
+}
+
+#[cfg(test)]
+mod tests;

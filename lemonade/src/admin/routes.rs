@@ -1,0 +1,219 @@
+//! What is served, and through which door.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use axum::Router;
+use axum::extract::{DefaultBodyLimit, Request, State};
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post, put};
+use serde::Serialize;
+
+use super::AdminWiring;
+use super::dump::dump;
+use super::status::Status;
+use crate::control::journal::{Entry, Kind};
+use crate::metrics::adapters::prometheus;
+use crate::shutdown::Phase;
+
+/// Most bytes of a request's body.
+const MAX_BODY: usize = 64 * 1024;
+
+/// Time for one request, its body included.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How a request came in.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Door {
+    /// The unix socket: reads and changes, for whoever may open its file.
+    Unix,
+    /// This TCP address: reads.
+    Tcp(SocketAddr),
+}
+
+type Wiring = State<Arc<AdminWiring>>;
+
+/// Everything that `door` offers.
+pub(super) fn router(wiring: Arc<AdminWiring>, door: Door) -> Router {
+    let reads = Router::new()
+        .route("/healthz", get(async || "alive\n"))
+        .route("/readyz", get(readyz))
+        .route("/metrics", get(metrics))
+        .route("/api/v1/status", get(status))
+        .route("/api/v1/dump", get(dump_all));
+    let routes = match door {
+        Door::Unix => {
+            reads.route("/api/v1/log-filter", put(log_filter)).route("/api/v1/reload", post(reload))
+        }
+        Door::Tcp(_) => {
+            reads.route("/api/v1/log-filter", put(elsewhere)).route("/api/v1/reload", post(elsewhere))
+        }
+    };
+    routes
+        .fallback(async || {
+            (StatusCode::NOT_FOUND, "no such page; the guide lists them: docs/guide/metrics.md\n")
+        })
+        .layer(DefaultBodyLimit::max(MAX_BODY))
+        .layer(middleware::from_fn(move |request, next| within_bounds(door, request, next)))
+        .with_state(wiring)
+}
+
+async fn within_bounds(door: Door, request: Request, next: Next) -> Response {
+    if let Door::Tcp(address) = door
+        && !is_own_name(request.headers(), address)
+    {
+        let why = "the Host header is not an address of this interface: use its IP address or `localhost`\n";
+        return (StatusCode::FORBIDDEN, why).into_response();
+    }
+    let answer = tokio::time::timeout(REQUEST_TIMEOUT, next.run(request)).await;
+    answer.unwrap_or_else(|_| {
+        (StatusCode::REQUEST_TIMEOUT, "the request took longer than 5 s\n").into_response()
+    })
+}
+
+/// Whether `Host` is an address, so that no page can read this interface by a name that it controls (DNS rebinding).
+fn is_own_name(headers: &HeaderMap, address: SocketAddr) -> bool {
+    let Some(host) = headers.get(header::HOST).and_then(|host| host.to_str().ok()) else { return false };
+    let name = match host.rsplit_once(':') {
+        Some((name, port)) if !port.is_empty() && port.bytes().all(|digit| digit.is_ascii_digit()) => name,
+        _ => host,
+    };
+    if name.eq_ignore_ascii_case("localhost") {
+        return true;
+    }
+    let bare = name.strip_prefix('[').and_then(|name| name.strip_suffix(']')).unwrap_or(name);
+    bare.parse::<IpAddr>().is_ok_and(|ip| {
+        let public = !address.ip().to_canonical().is_loopback();
+        public || ip.to_canonical().is_loopback() || ip == address.ip()
+    })
+}
+
+async fn readyz(State(wiring): Wiring) -> Response {
+    let phase = *wiring.phase.borrow();
+    let applied = wiring.control.borrow().table.config.is_some();
+    match phase {
+        Phase::Running if applied => "ready\n".into_response(),
+        Phase::Running => {
+            (StatusCode::SERVICE_UNAVAILABLE, "not ready: no table applied yet\n").into_response()
+        }
+        Phase::Starting | Phase::LameDuck | Phase::Draining | Phase::Forced | Phase::Stopped => {
+            let why = format!("not ready: {}\n", phase_words(phase));
+            (StatusCode::SERVICE_UNAVAILABLE, why).into_response()
+        }
+    }
+}
+
+/// Words for a phase.
+pub(super) const fn phase_words(phase: Phase) -> &'static str {
+    match phase {
+        Phase::Starting => "starting",
+        Phase::Running => "running",
+        Phase::LameDuck => "lame duck",
+        Phase::Draining => "draining",
+        Phase::Forced => "forced",
+        Phase::Stopped => "stopped",
+    }
+}
+
+async fn metrics(State(wiring): Wiring) -> Response {
+    let phase = *wiring.phase.borrow();
+    let text = prometheus::encode(wiring.metrics.snapshot(), phase);
+    ([(header::CONTENT_TYPE, prometheus::CONTENT_TYPE)], text).into_response()
+}
+
+async fn status(State(wiring): Wiring) -> Response {
+    json(StatusCode::OK, &Status::read(&wiring, SystemTime::now()))
+}
+
+async fn dump_all(State(wiring): Wiring) -> Response {
+    json(StatusCode::OK, &dump(&wiring, SystemTime::now()))
+}
+
+async fn log_filter(State(wiring): Wiring, filter: String) -> Response {
+    let before = wiring.log.current();
+    let result = wiring.log.set(&filter);
+    let mut entry = admin_entry(&wiring);
+    entry.diff.push(format!("log filter: {before} -> {}", filter.trim()));
+    if let Err(why) = &result {
+        entry.result.clone_from(why);
+    }
+    wiring.journal.append(&entry);
+    match result {
+        Ok(()) => {
+            let now = wiring.log.current();
+            tracing::info!(filter = %now, "log filter changed through the admin socket");
+            format!("log filter is now {now}\n").into_response()
+        }
+        Err(why) => (StatusCode::BAD_REQUEST, format!("{why}\n")).into_response(),
+    }
+}
+
+async fn reload(State(wiring): Wiring) -> Response {
+    let asked = wiring.reloads.try_send("admin".to_owned());
+    let mut entry = admin_entry(&wiring);
+    entry.diff.push("reload asked for".to_owned());
+    let answer = match asked {
+        Ok(()) => (StatusCode::ACCEPTED, "reload asked for; its result is in `lemonade status`\n"),
+        Err(_) => {
+            "refused: other reloads are waiting".clone_into(&mut entry.result);
+            (StatusCode::SERVICE_UNAVAILABLE, "other reloads are waiting; try again\n")
+        }
+    };
+    wiring.journal.append(&entry);
+    answer.into_response()
+}
+
+fn admin_entry(wiring: &AdminWiring) -> Entry {
+    Entry::new(SystemTime::now(), wiring.control.borrow().accepted.version, "admin", Kind::Admin)
+}
+
+async fn elsewhere() -> Response {
+    let why = "changes go through the unix socket only: [admin] socket, or `curl --unix-socket`\n";
+    (StatusCode::FORBIDDEN, why).into_response()
+}
+
+fn json(status: StatusCode, body: &impl Serialize) -> Response {
+    match serde_json::to_vec(body) {
+        Ok(bytes) => (status, [(header::CONTENT_TYPE, "application/json")], bytes).into_response(),
+        Err(error) => {
+            (StatusCode::INTERNAL_SERVER_ERROR, format!("cannot write the answer: {error}\n")).into_response()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn passes(host: &str, address: &str) -> bool {
+        let headers = HeaderMap::from_iter([(header::HOST, host.parse().unwrap())]);
+        is_own_name(&headers, address.parse().unwrap())
+    }
+
+    #[test]
+    fn a_page_cannot_read_the_interface_by_a_name_of_its_own() {
+        let own = "127.0.0.1:9900";
+        for host in
+            ["127.0.0.1:9900", "127.0.0.1", "localhost:9900", "LocalHost", "[::1]:9900", "127.8.8.8:1"]
+        {
+            assert!(passes(host, own), "{host}");
+        }
+        for host in [
+            "evil.example",
+            "evil.example:9900",
+            "127.0.0.1.evil.example:9900",
+            "192.0.2.1:9900",
+            "",
+            "::x:1",
+        ] {
+            assert!(!passes(host, own), "{host}");
+            assert!(!is_own_name(&HeaderMap::new(), own.parse().unwrap()));
+        }
+        assert!(passes("192.0.2.1:9900", "0.0.0.0:9900"));
+        assert!(passes("[2001:db8::1]:9900", "[::]:9900"));
+        assert!(!passes("evil.example:9900", "0.0.0.0:9900"));
+    }
+}
