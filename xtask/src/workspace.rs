@@ -43,8 +43,8 @@ pub fn cargo(args: &[&str]) -> Command {
 /// # Errors
 /// It cannot be started, or it fails.
 pub fn run(command: &mut Command) -> anyhow::Result<()> {
-    let status = command.status().with_context(|| format!("cannot start {command:?}"))?;
-    ensure!(status.success(), "{command:?}: {status}");
+    let status = command.status().with_context(|| format!("cannot start {}", shown(command)))?;
+    ensure!(status.success(), "`{}`: {status}", shown(command));
     Ok(())
 }
 
@@ -53,12 +53,20 @@ pub fn run(command: &mut Command) -> anyhow::Result<()> {
 /// # Errors
 /// It cannot be started, fails, or writes something else than UTF-8.
 pub fn output(command: &mut Command) -> anyhow::Result<String> {
-    let output = command.output().with_context(|| format!("cannot start {command:?}"))?;
+    let output = command.output().with_context(|| format!("cannot start {}", shown(command)))?;
     ensure!(
         output.status.success(),
-        "{command:?}: {}\n{}",
+        "`{}`: {}\n{}",
+        shown(command),
         output.status,
         String::from_utf8_lossy(&output.stderr).trim_end()
     );
-    String::from_utf8(output.stdout).with_context(|| format!("{command:?}: not UTF-8"))
+    String::from_utf8(output.stdout).with_context(|| format!("`{}`: not UTF-8", shown(command)))
+}
+
+/// A command as it would be typed.
+pub fn shown(command: &Command) -> String {
+    let program = Path::new(command.get_program()).file_name().unwrap_or_else(|| command.get_program());
+    let words = std::iter::once(program).chain(command.get_args());
+    words.map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ")
 }

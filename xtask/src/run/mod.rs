@@ -124,12 +124,12 @@ fn shown(path: &Path) -> String {
 #[cfg(unix)]
 fn become_lemonade(command: &mut Command) -> anyhow::Result<ExitCode> {
     let error = std::os::unix::process::CommandExt::exec(command);
-    Err(error).with_context(|| format!("cannot start {command:?}"))
+    Err(error).with_context(|| format!("cannot start {}", workspace::shown(command)))
 }
 
 #[cfg(not(unix))]
 fn become_lemonade(command: &mut Command) -> anyhow::Result<ExitCode> {
-    Ok(exit_code(command.status().with_context(|| format!("cannot start {command:?}"))?))
+    Ok(exit_code(command.status().with_context(|| format!("cannot start {}", workspace::shown(command)))?))
 }
 
 fn exit_code(status: std::process::ExitStatus) -> ExitCode {

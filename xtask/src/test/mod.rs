@@ -74,7 +74,8 @@ fn clippy() -> anyhow::Result<Tally> {
 
 fn tidy() -> anyhow::Result<Tally> {
     let violations = tidy::check()?;
-    anyhow::ensure!(violations.is_empty(), "\n{}", violations.join("\n"));
+    violations.iter().for_each(|violation| println!("{violation}"));
+    anyhow::ensure!(violations.is_empty(), "{} violations, named above", violations.len());
     Ok(Tally::pass())
 }
 

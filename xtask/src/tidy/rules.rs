@@ -82,6 +82,16 @@ impl Rule {
     }
 }
 
+/// Calls and constants that only Linux has, of those that a balancer would want.
+const LINUX_ONLY: &str = r"(?x)
+    \bstd::os::linux\b
+    | \brustix::(mount|thread|event::(epoll|eventfd))\b
+    | \bset_(tcp_user_timeout|tcp_quickack|tcp_cork|freebind(_ipv4|_ipv6)?|mark|cpu_affinity|incoming_cpu)\(
+    | \bbind_device\(
+    | \blibc::(accept4|epoll_\w+|eventfd|pidfd_\w+|prctl|splice|recvmmsg|sendmmsg)\b
+    | \blibc::(IP_BIND_ADDRESS_NO_PORT|IP_FREEBIND|TCP_(USER_TIMEOUT|QUICKACK|CORK|INFO|DEFER_ACCEPT|CONGESTION))\b
+    | \blibc::(SO_MARK|SO_BUSY_POLL|SO_INCOMING_CPU|SIOCOUTQ|TIOCOUTQ|MSG_ZEROCOPY|EPOLL\w*|PR_\w+|SYS_\w+)\b";
+
 /// Paths that make a channel although they are not `app`, with the reason.
 const CHANNEL_MAKERS: [(&str, &str); 3] = [
     ("lemonade/src/config/adapters/", "the file watcher's thread wakes its own task"),
@@ -189,10 +199,8 @@ pub fn rules() -> Vec<Rule> {
             name: "linux behind cfg",
             applies: |s| s.is_rust() && s.path.starts_with("lemonade/src/"),
             must: Must::HoldWith(
-                // Error numbers and C types are on every Unix.
-                regex(
-                    r"\brustix::(event|fs|mount|net|process|system|thread)\b|\blibc::([A-DF-Z]|EPOLL|[a-z]\w*\()|\bstd::os::linux\b",
-                ),
+                // What POSIX has (locks, limits, user ids, error numbers) is on every Unix.
+                regex(LINUX_ONLY),
                 regex(r#"target_os = "linux""#),
             ),
             instead: r#"put it behind #[cfg(target_os = "linux")] in this file, with what other systems do beside it"#,

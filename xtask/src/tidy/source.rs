@@ -39,6 +39,7 @@ impl Source {
             || self.path.contains("/tests/")
             || self.path.ends_with("/tests.rs")
             || self.path.ends_with("_tests.rs")
+            || self.path.ends_with("/fixture.rs")
     }
 }
 
@@ -59,8 +60,9 @@ pub fn read_all(root: &Path) -> anyhow::Result<Vec<Source>> {
             if kind.is_dir() && !SKIPPED.iter().any(|name| entry.file_name() == *name) {
                 folders.push(path);
             } else if kind.is_file() && is_source(&path) {
-                let text =
-                    fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+                // A test may keep a file that is no UTF-8 on purpose.
+                let text = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
+                let text = String::from_utf8_lossy(&text);
                 let below = path.strip_prefix(root).unwrap_or(&path).to_string_lossy().replace('\\', "/");
                 sources.push(Source::new(&below, &text));
             }

@@ -35,9 +35,9 @@ const BROKEN: &[(&str, &[(&str, &str)])] = &[
     ("I8 no_std", &[("lemonade-common/src/lib.rs", "//! #![no_std]\npub mod flow;")]),
     ("I8 no alloc", &[("lemonade-common/src/ring.rs", "extern crate alloc;")]),
     ("I8 no alloc", &[("lemonade-common/src/ring.rs", "slots: Vec<u32>,")]),
-    ("linux behind cfg", &[("lemonade/src/proxy/socket.rs", "rustix::net::sockopt::set_tcp_cork(s, true);")]),
-    ("linux behind cfg", &[("lemonade/src/proxy/socket.rs", "libc::ioctl(fd, request);")]),
+    ("linux behind cfg", &[("lemonade/src/proxy/socket.rs", "socket.set_tcp_user_timeout(t)?;")]),
     ("linux behind cfg", &[("lemonade/src/proxy/socket.rs", "let option = libc::TCP_USER_TIMEOUT;")]),
+    ("linux behind cfg", &[("lemonade/src/app.rs", "libc::prctl(libc::PR_SET_DUMPABLE, 0);")]),
     ("linux behind cfg", &[("lemonade/src/proxy/socket.rs", "use std::os::linux::net::SocketAddrExt;")]),
     ("ignored test", &[("tests/reload.rs", "#[test]\n#[ignore]\nfn slow() {}")]),
     ("type name", &[("lemonade/src/control/mod.rs", "pub struct PoolManager {")]),
@@ -65,6 +65,7 @@ const FINE: &[(&str, &str)] = &[
     ("tests/reload.rs", "#[ignore = \"needs an hour\"]"),
     ("tests/reload.rs", "struct Database;\nfn get_metrics() {}"),
     ("lemonade/src/health/adapters/probe.rs", "use rustix::io::Errno;\nlet gone = libc::ECONNRESET;"),
+    ("lemonade/src/state_dir.rs", "use rustix::fs::{FlockOperation, flock};"),
     ("lemonade/src/metrics/adapters/access.rs", "let (a, b) = mpsc::channel(4);"),
 ];
 
