@@ -1,0 +1,132 @@
+//! The file as it is meant: raw values to [`Config`], every rule checked.
+
+mod listen;
+mod pool;
+mod process;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::model::{Config, Frontend, Name};
+
+use super::raw::{RawConfig, RawFrontend};
+use super::report::{Report, Spot};
+use super::value::Period;
+use super::wording;
+use listen::Listeners;
+
+/// What an empty file could say.
+const MINIMAL: &str = "the least is:\n  frontend.web = { listen = \"127.0.0.1:8080\", pool = \"web\" }\n  \
+                       [[pool.web.backend]]\n  address = \"127.0.0.1:9001\"";
+
+/// Checks everything; the result is only valid if nothing was reported.
+pub(super) fn config(raw: RawConfig, report: &mut Report<'_>) -> Config {
+    let runtime = process::runtime(raw.runtime, &mut report.at(&["runtime"]));
+    let admin = process::admin(raw.admin, &mut report.at(&["admin"]));
+    let log = process::log(raw.log, &mut report.at(&["log"]));
+
+    if report
+        .document()
+        .root()
+        .get("frontend")
+        .is_none_or(|value| value.get_ref().as_table().is_some_and(|table| table.is_empty()))
+    {
+        let what =
+            if report.document().root().is_empty() { "the file is empty" } else { "there is no frontend" };
+        report.at(&[]).wrong_here(what, MINIMAL);
+    }
+
+    let mut listeners = Listeners::default();
+    if let Some(address) = admin.listen {
+        listeners.reserve(address, "admin");
+    }
+    let pool_names: Vec<&str> = raw.pool.keys().map(String::as_str).collect();
+    let mut frontends = BTreeMap::new();
+    for (name, raw) in raw.frontend {
+        let mut spot = report.at(&["frontend", &name]);
+        check_name(&name, &mut spot);
+        let frontend = frontend(&name, raw, &pool_names, &mut listeners, &mut spot);
+        frontends.insert(Name::new(name), Arc::new(frontend));
+    }
+    let mut pools = BTreeMap::new();
+    for (name, raw) in raw.pool {
+        let mut spot = report.at(&["pool", &name]);
+        check_name(&name, &mut spot);
+        let pool = pool::pool(&name, raw, &mut spot);
+        pools.insert(Name::new(name), Arc::new(pool));
+    }
+    Config { runtime, admin, log, frontends, pools }
+}
+
+fn frontend(
+    name: &str,
+    raw: RawFrontend,
+    pools: &[&str],
+    listeners: &mut Listeners,
+    spot: &mut Spot<'_, '_>,
+) -> Frontend {
+    let listen = listen::expand(name, raw.listen, listeners, spot);
+    let pool = match raw.pool {
+        None => {
+            spot.wrong("pool", "pool is missing", wording::choices("", pools));
+            String::new()
+        }
+        Some(pool) => {
+            if !pools.contains(&pool.as_str()) {
+                spot.wrong("pool", format!("there is no pool {pool:?}"), wording::choices(&pool, pools));
+            }
+            pool
+        }
+    };
+    if !raw.accelerate_cgroup.is_empty()
+        && let Some((message, hint)) = wording::later("accelerate_cgroup", "")
+    {
+        spot.wrong("accelerate_cgroup", message, hint);
+    }
+    let keepalive = raw.keepalive.0.map(|Period(period)| {
+        if !(Duration::from_secs(1)..=Duration::from_secs(32_767)).contains(&period) {
+            spot.wrong("keepalive", "is not from 1 to 32767 seconds", "write such as \"60s\", or \"off\"");
+        }
+        period
+    });
+    Frontend {
+        name: Name::new(name),
+        listen,
+        pool: Name::new(pool),
+        relay: raw.relay.into(),
+        max_connections: raw.max_connections,
+        connect_timeout: positive("connect_timeout", raw.connect_timeout, "\"1s\"", spot),
+        hedge_after: raw
+            .hedge_after
+            .0
+            .map(|period| positive("hedge_after", period, "\"200ms\", or \"off\"", spot)),
+        idle_timeout: positive("idle_timeout", raw.idle_timeout, "\"10m\"", spot),
+        keepalive,
+        user_timeout: raw
+            .user_timeout
+            .0
+            .map(|period| positive("user_timeout", period, "\"2m\", or \"off\"", spot)),
+    }
+}
+
+/// A duration of at least a millisecond.
+fn positive(key: &str, Period(period): Period, example: &str, spot: &mut Spot<'_, '_>) -> Duration {
+    if period < Duration::from_millis(1) {
+        spot.wrong(key, "is shorter than a millisecond", format!("write such as {example}"));
+    }
+    period
+}
+
+fn check_name(name: &str, spot: &mut Spot<'_, '_>) {
+    if !is_name(name) {
+        spot.wrong_name(format!("{name:?} is no valid name"), NAME_RULE);
+    }
+}
+
+const NAME_RULE: &str = "write 1 to 64 of a-z, 0-9, _ and -";
+
+fn is_name(name: &str) -> bool {
+    (1..=64).contains(&name.len())
+        && name.bytes().all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'_' | b'-'))
+}

@@ -1,0 +1,123 @@
+//! Messages of the parsers in words for people, and suggestions.
+
+use std::ops::Range;
+
+use super::report::Step;
+
+/// Keys and words that later builds bring: what they are and what to write in this one.
+const LATER: [(&str, &str, &str); 9] = [
+    ("protocol", "udp", "write \"tcp\""),
+    ("data_plane", "forward", "write \"proxy\""),
+    ("fallback", "refuse", "write \"proxy\""),
+    ("relay", "sk_msg", "write \"auto\" or \"copy\""),
+    ("relay", "sockmap", "write \"auto\" or \"copy\""),
+    ("relay", "splice", "write \"auto\" or \"copy\""),
+    ("strategy", "source_hash", "write one of the strategies of this build, such as \"least_connections\""),
+    ("forward", "", "remove this table; the proxy needs no such settings"),
+    ("accelerate_cgroup", "", "write \"\" or remove it"),
+];
+
+/// "not in this build yet", for a key or a value of a later build.
+pub(super) fn later(key: &str, value: &str) -> Option<(String, String)> {
+    let (.., hint) = LATER.iter().find(|(k, v, _)| *k == key && *v == value)?;
+    let what = if value.is_empty() { key } else { value };
+    Some((format!("{what:?} is not in this build yet"), (*hint).to_owned()))
+}
+
+/// What to write in place of a word that is not known.
+pub(super) fn choices(word: &str, allowed: &[&str]) -> String {
+    let word = word.to_lowercase();
+    let near = allowed
+        .iter()
+        .map(|candidate| (strsim::normalized_damerau_levenshtein(&word, candidate), candidate))
+        .filter(|(likeness, candidate)| *likeness >= 0.6 || (word.len() >= 3 && candidate.starts_with(&word)))
+        .max_by(|a, b| a.0.total_cmp(&b.0))
+        .map(|(_, candidate)| format!("did you mean {candidate:?}? "))
+        .unwrap_or_default();
+    const LISTED: usize = 20;
+    let list = allowed.iter().take(LISTED).copied().collect::<Vec<_>>().join(", ");
+    match allowed.len() {
+        0 => "there is none".to_owned(),
+        count if count > LISTED => format!("{near}there are: {list} and {} more", count - LISTED),
+        _ => format!("{near}there are: {list}"),
+    }
+}
+
+/// Words a deserialisation error for people: message and hint.
+pub(super) fn value(path: &[Step], message: &str) -> (String, String) {
+    if let Some(rest) = message.strip_prefix("unknown field ") {
+        let (key, allowed) = quoted(rest);
+        return later(key, "").unwrap_or_else(|| (format!("unknown key {key:?}"), choices(key, &allowed)));
+    }
+    if let Some(rest) = message.strip_prefix("unknown variant ") {
+        let (word, allowed) = quoted(rest);
+        let key = match path.last() {
+            Some(Step::Key(key)) => key,
+            Some(Step::Index(_)) | None => "",
+        };
+        return later(key, word)
+            .unwrap_or_else(|| (format!("unknown word {word:?}"), choices(word, &allowed)));
+    }
+    if let Some(rest) =
+        message.strip_prefix("invalid type: ").or_else(|| message.strip_prefix("invalid value: "))
+        && let Some((found, expected)) = rest.split_once(", expected ")
+    {
+        return (
+            format!("{} does not fit here", found.replace('`', "")),
+            format!("write {}", plain(expected)),
+        );
+    }
+    if message == "wanted string or table" {
+        return ("this is not a word in quotes".to_owned(), "write a string".to_owned());
+    }
+    match message.split_once("; ") {
+        Some((message, hint)) => (message.to_owned(), hint.to_owned()),
+        None => (message.to_owned(), String::new()),
+    }
+}
+
+/// Words a syntax error for people: message and hint. The span is where it stands in the text.
+pub(super) fn syntax(message: &str, text: &str, span: Range<usize>) -> (String, String) {
+    let line_start = text.get(..span.start).and_then(|before| before.rfind('\n')).map_or(0, |end| end + 1);
+    let line = text.get(line_start..).and_then(|rest| rest.lines().next()).unwrap_or("");
+    let (key, value) = line.split_once('=').unwrap_or((line, ""));
+    let word = value.split('#').next().unwrap_or("").trim();
+    let is_value = line.contains('=') && span.start > line_start + key.len();
+    if message == "duplicate key" {
+        let key = text.get(span).unwrap_or(key);
+        return (
+            format!("{key:?} stands here a second time"),
+            "a key or table may stand only once; remove or rename one of them".to_owned(),
+        );
+    }
+    if is_value && word.is_empty() {
+        return ("the value is missing".to_owned(), "write key = value".to_owned());
+    }
+    if is_value && word.chars().all(|c| c.is_alphanumeric() || " _-.:/".contains(c)) {
+        return (format!("{word} is not a value"), format!("write text in quotes: {word:?}"));
+    }
+    (message.to_owned(), String::new())
+}
+
+/// The first text in backticks, and those behind `expected`.
+fn quoted(text: &str) -> (&str, Vec<&str>) {
+    let (word, rest) = text.split_once(", expected ").unwrap_or((text, ""));
+    (word.trim_matches('`'), rest.split('`').skip(1).step_by(2).collect())
+}
+
+fn plain(expected: &str) -> String {
+    let (kind, rest) = expected.split_at(expected.find(", or ").unwrap_or(expected.len()));
+    let kind = match kind {
+        "u16" => "a whole number from 0 to 65535",
+        "u32" => "a whole number from 0 to 4294967295",
+        "f64" => "a number",
+        "a boolean" => "true or false",
+        "a sequence" => "a list in [ ]",
+        "a map" => "a table",
+        "path string" => "a path in quotes",
+        "a string" => "text in quotes",
+        other if other.starts_with("struct ") => "a table",
+        other => other,
+    };
+    format!("{kind}{rest}")
+}
