@@ -79,7 +79,11 @@ fn find<'v, 'i>(value: &'v mut Spanned<DeValue<'i>>, start: usize) -> Option<&'v
     match value.get_mut() {
         DeValue::Table(table) => table.iter_mut().find_map(|(_, value)| find(value, start)),
         DeValue::Array(items) => items.iter_mut().find_map(|item| find(item, start)),
-        simple => (at == start).then_some(simple),
+        simple @ (DeValue::String(_)
+        | DeValue::Integer(_)
+        | DeValue::Float(_)
+        | DeValue::Boolean(_)
+        | DeValue::Datetime(_)) => (at == start).then_some(simple),
     }
 }
 

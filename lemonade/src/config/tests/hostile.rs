@@ -50,6 +50,36 @@ fn deep_and_wide_files_end() {
 }
 
 #[test]
+fn a_thousand_frontends_with_ten_backends_each_are_read() {
+    let mut text = String::new();
+    for i in 0..1_000 {
+        text.push_str(&format!(
+            "[frontend.f{i}]\nlisten = \"127.0.{}.{}:80\"\npool = \"p{i}\"\n[pool.p{i}]\n",
+            i / 250,
+            i % 250 + 1
+        ));
+        for j in 0..10 {
+            let name = format!("name = \"b{j}\"\nweight = {}\n", j + 1);
+            text.push_str(&format!(
+                "[[pool.p{i}.backend]]\naddress = \"10.{}.{}.{j}:80\"\n{name}",
+                i / 250,
+                i % 250
+            ));
+        }
+    }
+    let started = std::time::Instant::now();
+    let config = check(&text).expect("valid");
+    println!("{} bytes in {:?}", text.len(), started.elapsed());
+    assert_eq!((config.frontends.len(), config.pools.len()), (1_000, 1_000));
+    let started = std::time::Instant::now();
+    let broken = text.replace("weight = 3", "weigth = 3");
+    assert_eq!(check(&broken).expect_err("refused").diagnostics.len(), 51);
+    println!("a thousand errors in {:?}", started.elapsed());
+    // Optimised builds take a twentieth of this; what grows with the square would not end.
+    assert!(started.elapsed() < std::time::Duration::from_secs(20));
+}
+
+#[test]
 fn the_fuzz_corpus_is_harmless() {
     let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz/corpus/config");
     let mut count = 0;

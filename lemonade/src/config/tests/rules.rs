@@ -126,7 +126,7 @@ fn each_rule_is_enforced_in_words() {
             "",
             "",
             "[admin]\nlisten = '0.0.0.0:9900'",
-            "9:10: admin.listen: 0.0.0.0:9900 can be reached from other hosts",
+            "10:10: admin.listen: 0.0.0.0:9900 can be reached from other hosts",
         ),
         ("", "", "[admin]\nlisten = 'of'", "write such as \"127.0.0.1:9900\", or \"off\""),
         ("", "", "[admin]\nsocket = 'off'", "is no path"),
