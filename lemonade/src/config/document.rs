@@ -6,6 +6,7 @@ use toml::Spanned;
 use toml::de::{DeArray, DeTable, DeValue};
 
 use super::report::{Problem, Step};
+use super::section::SECTIONS;
 
 /// Variables with this prefix override the file.
 pub(super) const PREFIX: &str = "LEMONADE__";
@@ -203,6 +204,9 @@ fn set<'i>(
         return Err(shape());
     }
     let lower = segment.to_ascii_lowercase();
+    if depth == 0 && !SECTIONS.contains(&lower.as_str()) {
+        return Err((format!("unknown table or key {lower:?}"), super::wording::choices(&lower, &SECTIONS)));
+    }
     let name = if table.contains_key(lower.as_str()) {
         Some(lower.clone())
     } else {

@@ -1,7 +1,7 @@
 //! Reads a configuration file; everything that may be wrong with a file is an error in words.
 
 use std::fs::File;
-use std::io::Read as _;
+use std::io::{ErrorKind, Read as _};
 use std::path::Path;
 
 use super::error::{ConfigError, Diagnostic};
@@ -16,10 +16,12 @@ pub(super) fn text(path: &Path) -> Result<String, ConfigError> {
         diagnostics: vec![Diagnostic { position, field: String::new(), message, hint: hint.to_owned() }],
     };
     let cannot = |error: std::io::Error| {
-        let hint = match error.kind() {
-            std::io::ErrorKind::NotFound => "check the path; it is relative to the working directory",
-            std::io::ErrorKind::PermissionDenied => "make it readable for the user that runs lemonade",
-            _ => "",
+        let hint = if error.kind() == ErrorKind::NotFound {
+            "check the path; it is relative to the working directory"
+        } else if error.kind() == ErrorKind::PermissionDenied {
+            "make it readable for the user that runs lemonade"
+        } else {
+            ""
         };
         wrong(None, format!("cannot be read: {error}"), hint)
     };

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use crate::model::Config;
 
+pub mod adapters;
 mod document;
 pub mod error;
 mod file;

@@ -8,7 +8,8 @@ use super::raw::{RawBackend, RawConfig};
 use super::report::{Problem, Report, Step};
 use super::wording;
 
-const SECTIONS: [&str; 5] = ["runtime", "admin", "log", "frontend", "pool"];
+/// Tables at the top of the file.
+pub(super) const SECTIONS: [&str; 5] = ["runtime", "admin", "log", "frontend", "pool"];
 
 /// Reads the whole document.
 pub(super) fn config(report: &mut Report<'_>) -> RawConfig {
@@ -78,7 +79,11 @@ fn find<'v, 'i>(value: &'v mut Spanned<DeValue<'i>>, start: usize) -> Option<&'v
     match value.get_mut() {
         DeValue::Table(table) => table.iter_mut().find_map(|(_, value)| find(value, start)),
         DeValue::Array(items) => items.iter_mut().find_map(|item| find(item, start)),
-        simple => (at == start).then_some(simple),
+        simple @ (DeValue::String(_)
+        | DeValue::Integer(_)
+        | DeValue::Float(_)
+        | DeValue::Boolean(_)
+        | DeValue::Datetime(_)) => (at == start).then_some(simple),
     }
 }
 

@@ -167,9 +167,9 @@ impl<'de, W: Word, T: DeserializeOwned> Deserialize<'de> for Or<W, T> {
         struct Either<W, T>(PhantomData<(W, T)>);
         impl<W: Word, T: DeserializeOwned> Either<W, T> {
             fn value<'de, E: Error>(from: impl IntoDeserializer<'de, E>) -> Result<Or<W, T>, E> {
-                T::deserialize(from.into_deserializer())
-                    .map(Or::value)
-                    .map_err(|error| E::custom(format_args!("{error}, or \"{}\"", W::WORD)))
+                T::deserialize(from.into_deserializer()).map(Or::value).map_err(|error: E| {
+                    E::custom(format_args!("{}, or \"{}\"", error.to_string().trim_end(), W::WORD))
+                })
             }
         }
         impl<W: Word, T: DeserializeOwned> Visitor<'_> for Either<W, T> {

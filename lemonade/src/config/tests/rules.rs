@@ -1,0 +1,247 @@
+//! Each rule of the file, by an example that breaks it.
+
+use super::*;
+
+/// Lines added to frontend, pool and backend; what the error says.
+type Case = (&'static str, &'static str, &'static str, &'static str);
+
+#[test]
+fn each_rule_is_enforced_in_words() {
+    let cases: &[Case] = &[
+        // Words of later builds.
+        (
+            "protocol = 'udp'",
+            "",
+            "",
+            "4:12: frontend.web.protocol: \"udp\" is not in this build yet; write \"tcp\"",
+        ),
+        ("data_plane = 'forward'", "", "", "\"forward\" is not in this build yet; write \"proxy\""),
+        ("fallback = 'refuse'", "", "", "\"refuse\" is not in this build yet; write \"proxy\""),
+        ("relay = 'sk_msg'", "", "", "\"sk_msg\" is not in this build yet"),
+        ("relay = 'sockmap'", "", "", "\"sockmap\" is not in this build yet"),
+        (
+            "accelerate_cgroup = '/x'",
+            "",
+            "",
+            "4:21: frontend.web.accelerate_cgroup: \"accelerate_cgroup\" is not in",
+        ),
+        (
+            "[frontend.web.forward]\nhook = 'tc'",
+            "",
+            "",
+            "\"forward\" is not in this build yet; remove this table",
+        ),
+        ("", "strategy = 'source_hash'", "", "\"source_hash\" is not in this build yet"),
+        // Suggestions.
+        (
+            "",
+            "strategy = 'rund_robin'",
+            "",
+            "did you mean \"round_robin\"? there are: round_robin, weighted_",
+        ),
+        ("idle_timeuot = '1s'", "", "", "unknown key \"idle_timeuot\"; did you mean \"idle_timeout\"?"),
+        ("[frontends.x]\n", "", "", "unknown table or key \"frontends\"; did you mean \"frontend\"?"),
+        // Durations.
+        ("connect_timeout = '0s'", "", "", "is shorter than a millisecond; write such as \"1s\""),
+        ("hedge_after = '0s'", "", "", "is shorter than a millisecond; write such as \"200ms\", or \"off\""),
+        ("idle_timeout = 'off'", "", "", "\"off\" is not a duration"),
+        (
+            "hedge_after = 'of'",
+            "",
+            "",
+            "\"of\" is not a duration; write a number and a unit: \"250ms\", \"2s\" or \"5m\", or",
+        ),
+        ("keepalive = '10ms'", "", "", "is not from 1 to 32767 seconds"),
+        ("user_timeout = '2000000h'", "", "", "is too long; write at most \"365days\""),
+        // Pools.
+        ("", "retry_budget = 1.5", "", "1.5 is not from 0 to 1"),
+        ("", "retry_budget = nan", "", "NaN is not from 0 to 1"),
+        ("", "source = '127.0.0.1:1'", "", "\"127.0.0.1:1\" is no address of this host"),
+        ("", "source = '::1'", "", "\"127.0.0.1:9001\" cannot be reached from source ::1"),
+        ("", "queue = -1", "", "write a whole number from 0 to 4294967295"),
+        ("", "health = { fall = 0 }", "", "pool.web.health.fall: 0 would change the state without a probe"),
+        ("", "health = { interval = '0s' }", "", "interval: is shorter than a millisecond"),
+        (
+            "",
+            "health = { interval = '1s', fast_interval = '2s' }",
+            "",
+            "fast_interval: is longer than interval",
+        ),
+        ("", "health = { path = '/x' }", "", "path needs an HTTP probe; write kind = \"http\""),
+        ("", "health = { kind = 'http', path = 'x' }", "", "\"x\" is no path"),
+        ("", "health = { kind = 'http', path = \"/a\\r\\nb\" }", "", "is no path"),
+        ("", "health = { kind = 'http', host = \"a\\r\\nb\" }", "", "is no host name"),
+        ("", "health = { kind = 'http', method = 'get' }", "", "\"get\" is no HTTP method"),
+        ("", "health = { kind = 'http', expect = ['20'] }", "", "\"20\" is no range of status codes"),
+        ("", "health = { kind = 'http', expect = [] }", "", "no status code would be a success"),
+        ("", "health = { kind = 'http', method = 'HEAD', body = 'x' }", "", "the answer to HEAD has no body"),
+        ("", "health = { port = 70000 }", "", "integer 70000 does not fit here"),
+        // Backends.
+        ("", "", "weight = 0", "every backend has weight 0"),
+        ("", "", "weight = 65536", "write a whole number from 0 to 65535"),
+        ("", "", "name = 'A b'", "\"A b\" is no valid name; write 1 to 64 of a-z, 0-9, _ and -"),
+        ("", "", "enabled = 'yes'", "string \"yes\" does not fit here; write true or false"),
+        ("", "", "[[pool.web.backend]]\naddress = '127.0.0.1:9001'", "127.0.0.1:9001 is also backend[0]"),
+        (
+            "",
+            "",
+            "name = 'x'\n[[pool.web.backend]]\naddress = 'b:1'\nname = 'x'",
+            "12:8: pool.web.backend[1].name: the name x is taken by backend[0]",
+        ),
+        (
+            "",
+            "",
+            "[[pool.web.backend]]\naddress = '10.0.0.1'",
+            "\"10.0.0.1\" has no port that a health probe could use",
+        ),
+        (
+            "",
+            "",
+            "[[pool.web.backend]]\naddress = 'http://x:1'",
+            "\"http://x:1\" is a URL; write host:port only",
+        ),
+        (
+            "",
+            "",
+            "[[pool.web.backend]]\naddress = '10.0.0.300:1'",
+            "\"10.0.0.300\" is neither an IP address nor a host name",
+        ),
+        (
+            "",
+            "",
+            "[[pool.web.backend]]\naddress = 'a b:1'",
+            "\"a b\" is neither an IP address nor a host name",
+        ),
+        ("", "", "[[pool.web.backend]]\naddress = '10.0.0.1:0'", "a backend cannot have port 0"),
+        ("", "", "[[pool.web.backend]]\naddress = 'a:99999'", "\"99999\" is no port from 1 to 65535"),
+        ("", "", "[[pool.web.backend]]\naddress = '0.0.0.0:1'", "0.0.0.0 is no address of a backend"),
+        // The process.
+        ("", "", "[runtime]\nworkers = 0", "is not from 1 to 1024"),
+        ("", "", "[runtime]\nworkers = 'atuo'", "write a whole number from 0 to 65535, or \"auto\""),
+        ("", "", "[runtime]\nrelay_buffer = '1KiB'", "is not from 4KiB to 4MiB"),
+        ("", "", "[runtime]\nrelay_buffer = '64 potatoes'", "\"64 potatoes\" is not a size"),
+        ("", "", "[runtime]\nmax_connections = 0", "0 would refuse every connection"),
+        ("", "", "[runtime]\nprobes_per_second = 0", "is not from 1 to 1000000"),
+        (
+            "",
+            "",
+            "[admin]\nlisten = '0.0.0.0:9900'",
+            "10:10: admin.listen: 0.0.0.0:9900 can be reached from other hosts",
+        ),
+        ("", "", "[admin]\nlisten = 'of'", "write such as \"127.0.0.1:9900\", or \"off\""),
+        ("", "", "[admin]\nsocket = 'off'", "is no path"),
+        ("", "", "[log]\nlevel = 'inof'", "\"inof\" is no level; did you mean \"info\"?"),
+        ("", "", "[log]\nlevel = 'info,lemonade'", "\"lemonade\" is no level"),
+        ("", "", "[log]\naccess = 'of'", "\"of\" is neither \"on\", \"off\" nor a path"),
+        ("", "", "[log]\nformat = 'jsn'", "did you mean \"json\"?"),
+    ];
+    for (frontend, pool, backend, expected) in cases {
+        let text = file(frontend, pool, backend);
+        let error = errors(&text);
+        assert!(error.contains(expected), "{text}\nsays\n{error}\nbut not\n{expected}");
+        assert_eq!(error.lines().count(), 1, "one error each: {text}\nsays\n{error}");
+    }
+}
+
+#[test]
+fn what_is_meant_to_work_works() {
+    for (frontend, pool, backend) in [
+        (
+            "protocol = 'tcp'\ndata_plane = 'proxy'\nfallback = 'proxy'\naccelerate_cgroup = ''\nrelay = 'copy'",
+            "",
+            "",
+        ),
+        ("hedge_after = 'off'\nkeepalive = 'off'\nuser_timeout = 'off'", "", ""),
+        ("", "retry_budget = 1\nsource = '127.0.0.2'", "weight = 65535"),
+        ("", "health = { kind = 'off' }", "[[pool.web.backend]]\naddress = '10.0.0.1'"),
+        (
+            "",
+            "health = { port = 80 }",
+            "[[pool.web.backend]]\naddress = '[fd00::1]'\n[[pool.web.backend]]\naddress = 'fd00::2'",
+        ),
+        (
+            "",
+            "health = { interval = '100ms' }",
+            "weight = 0\n[[pool.web.backend]]\naddress = 'App.Internal.:80'",
+        ),
+        ("", "", "[pool.unused]\n[[pool.unused.backend]]\naddress = 'a:1'"),
+        ("", "", "[admin]\nlisten = '[::]:9900'\nallow_public = true\nsocket = './admin.sock'"),
+        ("", "", "[log]\nlevel = 'WARN,lemonade::health=debug'\naccess = './access.log'"),
+        (
+            "",
+            "",
+            "[runtime]\nworkers = 4\nrelay_buffer = 131072\nhash_seed = 'x'\nmax_connections = 10\nlame_duck = '0s'",
+        ),
+    ] {
+        let text = file(frontend, pool, backend);
+        check(&text).unwrap_or_else(|error| panic!("{text}\n{error}"));
+    }
+}
+
+/// Two frontends with these listen addresses.
+fn two(first: &str, second: &str) -> Result<Config, ConfigError> {
+    check(&format!(
+        "[frontend.a]\nlisten = {first}\npool = \"web\"\n[frontend.b]\nlisten = {second}\npool = \"web\"\n{BACKEND}"
+    ))
+}
+
+#[test]
+fn listeners_that_take_each_others_connections_are_refused() {
+    for (first, second, expected) in [
+        (
+            "'127.0.0.1:80'",
+            "'127.0.0.1:80'",
+            "5:10: frontend.b.listen[0]: 127.0.0.1:80 is already taken by frontend \"a\"",
+        ),
+        (
+            "'0.0.0.0:80'",
+            "'127.0.0.1:80'",
+            "127.0.0.1:80 takes the same connections as 0.0.0.0:80 of frontend \"a\"",
+        ),
+        ("'127.0.0.1:80'", "'0.0.0.0:80'", "0.0.0.0:80 takes the same connections as 127.0.0.1:80"),
+        ("'[::]:80'", "'127.0.0.1:80'", "takes the same connections as [::]:80"),
+        ("'127.0.0.1:80'", "'[::]:80'", "[::]:80 takes the same connections as 127.0.0.1:80"),
+        ("'[::1]:80'", "'[::]:80'", "[::]:80 takes the same connections as [::1]:80"),
+        ("'[::ffff:127.0.0.1]:80'", "'127.0.0.1:80'", "takes the same connections as"),
+        (
+            "'127.0.0.1:1-9'",
+            "['[::1]:9', '127.0.0.1:9']",
+            "5:22: frontend.b.listen[1]: 127.0.0.1:9 is already taken",
+        ),
+        ("'127.0.0.1:9900'", "'127.0.0.1:1'", "127.0.0.1:9900 is already taken by admin"),
+        (
+            "['127.0.0.1:1', '127.0.0.1:1']",
+            "'127.0.0.1:2'",
+            "2:26: frontend.a.listen[1]: 127.0.0.1:1 is already taken by this frontend",
+        ),
+        ("['127.0.0.1:0', '127.0.0.1:0']", "'127.0.0.1:2'", "127.0.0.1:0 is listed twice"),
+        ("'127.0.0.1'", "'127.0.0.1:2'", "\"127.0.0.1\" has no port"),
+        ("'localhost:1'", "'127.0.0.1:2'", "\"localhost\" is not an IP address; write \"127.0.0.1:1\""),
+        ("':1'", "'127.0.0.1:2'", "write \"0.0.0.0:1\" for every IPv4 address"),
+        ("'::1:8080'", "'127.0.0.1:2'", "write \"[::1]:8080\""),
+        ("'127.0.0.1:9-1'", "'127.0.0.1:2'", "the range 9-1 runs backwards; write 1-9"),
+        ("'127.0.0.1:0-5'", "'127.0.0.1:2'", "a range cannot begin at port 0"),
+        ("'127.0.0.1:70000'", "'127.0.0.1:2'", "\"70000\" is no port or range of ports from 0 to 65535"),
+        ("'127.0.0.1:1-1025'", "'127.0.0.1:2'", "makes more than 1024 listeners in this frontend"),
+        ("[]", "'127.0.0.1:2'", "listen is missing"),
+    ] {
+        let error = two(first, second).expect_err("refused").to_string();
+        assert!(error.contains(expected), "{first} {second}\nsays\n{error}\nbut not\n{expected}");
+        assert_eq!(error.lines().count(), 1, "one error each: {error}");
+    }
+}
+
+#[test]
+fn listeners_that_do_not_meet_are_accepted() {
+    for (first, second) in [
+        ("'127.0.0.1:80'", "'127.0.0.2:80'"),
+        ("'0.0.0.0:80'", "'[::1]:80'"),
+        ("'127.0.0.1:0'", "'127.0.0.1:0'"),
+        ("['127.0.0.1:1-1024']", "'127.0.0.1:1025-2048'"),
+    ] {
+        two(first, second).unwrap_or_else(|error| panic!("{first} {second}: {error}"));
+    }
+    let config = two("['127.0.0.1:7000-7002', '[::1]:7000']", "'[::1]:7001'").expect("valid");
+    let listen: Vec<String> = config.frontends["a"].listen.iter().map(ToString::to_string).collect();
+    assert_eq!(listen, ["127.0.0.1:7000", "127.0.0.1:7001", "127.0.0.1:7002", "[::1]:7000"]);
+}
