@@ -4,7 +4,7 @@ use std::fs::{self, DirBuilder, Permissions};
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
 use socket2::{Domain, SockAddr, Socket, Type};
@@ -123,11 +123,15 @@ fn make_way(path: &Path) -> Result<(), String> {
     if !meta.file_type().is_socket() {
         return Err("something that is not a socket is there; move it away or set [admin] socket".to_owned());
     }
-    match UnixStream::connect(path) {
-        Ok(_) => {
-            Err("another Lemonade serves it; stop that one first, or set [admin] socket to another path"
-                .to_owned())
-        }
+    let asked = Socket::new(Domain::UNIX, Type::STREAM, None).and_then(|socket| {
+        // A live process may be stuck with a full queue; it must not hold this one up.
+        socket.set_nonblocking(true)?;
+        socket.connect(&SockAddr::unix(path)?)
+    });
+    let alive = "another Lemonade serves it; stop that one first, or set [admin] socket to another path";
+    match asked {
+        Ok(()) => Err(alive.to_owned()),
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Err(alive.to_owned()),
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => fs::remove_file(path)
             .map_err(|error| format!("cannot remove the socket of a dead process: {error}")),
         Err(error) => Err(format!("cannot find out who serves it: {error}")),

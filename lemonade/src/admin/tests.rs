@@ -297,6 +297,18 @@ fn the_socket_of_a_dead_process_is_replaced_and_nothing_else_is() {
 }
 
 #[test]
+fn a_stuck_process_is_alive_and_holds_nobody_up() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("admin.sock");
+    let socket = socket2::Socket::new(socket2::Domain::UNIX, socket2::Type::STREAM, None).unwrap();
+    socket.bind(&socket2::SockAddr::unix(&path).unwrap()).unwrap();
+    socket.listen(0).unwrap();
+    let _fills_the_queue = std::os::unix::net::UnixStream::connect(&path).unwrap();
+    let refused = bind(&admin(&path)).unwrap_err().to_string();
+    assert!(refused.contains("another Lemonade"), "{refused}");
+}
+
+#[test]
 fn a_folder_that_others_can_change_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     let shared = folder.path().join("tmp");

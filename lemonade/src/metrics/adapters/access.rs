@@ -29,6 +29,8 @@ const GATHER: Duration = Duration::from_millis(10);
 const BATCH: usize = 64 * 1024;
 
 /// The [`Recorder`] of a running process; clones share one writer, which ends when the last is gone.
+///
+/// The thread is not waited for: call [`AccessWriter::flush`] before the process ends.
 #[derive(Clone, Debug)]
 pub struct AccessWriter {
     sender: mpsc::Sender<Message>,
@@ -166,28 +168,32 @@ impl Writer {
             let flushes = std::mem::take(&mut *lock(&self.shared.flushes));
             self.retarget();
             self.reopen();
-            let open = loop {
-                match receiver.try_recv() {
-                    Ok(message) => self.take(message),
-                    Err(TryRecvError::Empty) => break true,
-                    Err(TryRecvError::Disconnected) => break false,
-                }
-            };
+            let left = self.take_round(&mut receiver);
             self.write();
             for done in flushes {
                 // Whoever asked may have stopped waiting.
                 let _ = done.send(());
             }
-            if !open {
-                return;
+            match left {
+                Ok(()) => continue,
+                Err(TryRecvError::Disconnected) => return,
+                Err(TryRecvError::Empty) => std::thread::sleep(GATHER),
             }
-            std::thread::sleep(GATHER);
             // A request that found the channel full left no wake behind.
             if lock(&self.shared.flushes).is_empty() && lock(&self.shared.next).is_none() {
                 let Some(first) = receiver.blocking_recv() else { return };
                 self.take(first);
             }
         }
+    }
+
+    /// Takes as many messages as may have waited, no more, so that a flood keeps nothing else from being done.
+    fn take_round(&mut self, receiver: &mut mpsc::Receiver<Message>) -> Result<(), TryRecvError> {
+        for _ in 0..CAPACITY {
+            let message = receiver.try_recv()?;
+            self.take(message);
+        }
+        Ok(())
     }
 
     fn retarget(&mut self) {
@@ -218,6 +224,9 @@ impl Writer {
     }
 
     fn write(&mut self) {
+        if self.batch.is_empty() {
+            return;
+        }
         let held = std::mem::take(&mut self.held);
         let result = match &mut self.target {
             Target::Nowhere => Ok(()),

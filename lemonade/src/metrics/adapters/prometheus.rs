@@ -25,8 +25,15 @@ pub const MAX_BACKENDS: usize = 10_000;
 /// Most frontends with series of their own; each has about fifty, because of its histograms.
 pub const MAX_FRONTENDS: usize = 1_000;
 
-/// `Content-Type` of the text.
-pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+/// `Content-Type` of the text for a reader that sent `accept`: browsers and old readers show it as plain text.
+pub fn content_type(accept: Option<&str>) -> &'static str {
+    match accept {
+        Some(types) if types.contains("application/openmetrics-text") => {
+            "application/openmetrics-text; version=1.0.0; charset=utf-8"
+        }
+        Some(_) | None => "text/plain; version=0.0.4; charset=utf-8",
+    }
+}
 
 /// Writes `snapshot` as OpenMetrics text.
 pub fn encode(snapshot: MetricsSnapshot, phase: Phase) -> String {

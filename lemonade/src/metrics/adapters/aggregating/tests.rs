@@ -7,6 +7,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::metrics::fixture::{name, state};
+use crate::model::Moment;
 
 fn service(state: ControlState) -> (watch::Sender<Arc<ControlState>>, Arc<ProcessCell>, Aggregating) {
     let (sender, control) = watch::channel(Arc::new(state));
@@ -15,30 +16,75 @@ fn service(state: ControlState) -> (watch::Sender<Arc<ControlState>>, Arc<Proces
     (sender, process, metrics)
 }
 
+/// Each cell gets a number of its own, so that no two can be taken for each other.
 #[test]
 fn a_snapshot_repeats_each_cell() {
     let state = state(&["web"], &["a", "b"]);
     let entry = Arc::clone(state.table.frontends.values().next().expect("one frontend"));
     let (_sender, process, metrics) = service(state);
-    entry.cell.opened.store(9, Ordering::Relaxed);
-    entry.cell.closed.store(4, Ordering::Relaxed);
-    entry.cell.live.store(5, Ordering::Relaxed);
-    entry.cell.refused[Reason::QueueFull.index()].store(2, Ordering::Relaxed);
-    entry.cell.connect_seconds.observe(1_500);
-    entry.pool.cell.hedges.store(3, Ordering::Relaxed);
-    entry.pool.backends[1].cell.picks.store(11, Ordering::Relaxed);
-    process.events_dropped.store(8, Ordering::Relaxed);
+    let (web, pool, b) = (&entry.cell, &entry.pool.cell, &entry.pool.backends[1].cell);
+    let small = [&web.live, &process.live, &pool.queued, &b.live, &b.connecting];
+    (1..).zip(small).for_each(|(number, cell)| cell.store(number, Ordering::Relaxed));
+    let large = [
+        &web.opened,
+        &web.closed,
+        &web.bytes_up,
+        &web.bytes_down,
+        &pool.retries,
+        &pool.hedges,
+        &pool.budget_exhausted,
+        &b.picks,
+        &b.opened,
+        &b.failures,
+        &b.resets,
+        &b.bytes_up,
+        &b.bytes_down,
+        &process.opened,
+        &process.closed,
+        &process.accept_pauses,
+        &process.events_dropped,
+        &process.health_transitions,
+        &process.probes,
+        &process.reloads_accepted,
+        &process.reloads_refused,
+    ];
+    (11..).zip(large).for_each(|(number, cell)| cell.store(number, Ordering::Relaxed));
+    (40..).zip(&web.refused).for_each(|(number, cell)| cell.store(number, Ordering::Relaxed));
+    process.last_reload_failed.store(1, Ordering::Relaxed);
+    web.connect_seconds.observe(1_500);
+    web.session_seconds.observe(2_000_000);
+    b.connect.observe(Duration::from_micros(250), Moment(0));
+    b.first_byte.observe(Duration::from_micros(750), Moment(0));
 
     let snapshot = metrics.snapshot();
-    let web = &snapshot.frontends[0];
-    assert_eq!((web.opened, web.closed, web.live), (9, 4, 5));
-    assert_eq!(web.refused.iter().sum::<u64>(), 2);
-    assert_eq!(web.connect_seconds.counts.iter().sum::<u64>(), 1);
-    assert!((web.connect_seconds.sum - 0.0015).abs() < 1e-12);
-    assert_eq!(snapshot.pools[0].hedges, 3);
-    assert_eq!(snapshot.pools[0].backends.iter().map(|backend| backend.picks).collect::<Vec<_>>(), [0, 11]);
-    assert_eq!(snapshot.pools[0].backends[1].address, "192.0.2.1:80");
-    assert_eq!((snapshot.process.events_dropped, snapshot.config_version), (8, 3));
+    assert_eq!((snapshot.table_version, snapshot.config_version), (7, 3));
+    let seen = &snapshot.frontends[0];
+    assert_eq!((seen.name.as_str(), seen.pool.as_str(), seen.live), ("web", "web", 1));
+    assert_eq!([seen.opened, seen.closed, seen.bytes_up, seen.bytes_down], [11, 12, 13, 14]);
+    assert_eq!(seen.refused, std::array::from_fn(|reason| 40 + reason as u64));
+    assert_eq!((seen.connect_seconds.counts[4], seen.connect_seconds.sum), (1, 0.0015));
+    assert_eq!((seen.session_seconds.counts[11], seen.session_seconds.sum), (1, 2.0));
+    let seen = &snapshot.pools[0];
+    assert_eq!([seen.queued, seen.retries, seen.hedges, seen.budget_exhausted], [3, 15, 16, 17]);
+    assert_eq!(seen.backends[0].picks, 0);
+    let seen = &seen.backends[1];
+    assert_eq!((seen.name.as_str(), seen.address.as_str()), ("b", "192.0.2.1:80"));
+    assert_eq!([seen.live, seen.connecting, seen.picks, seen.opened, seen.failures], [4, 5, 18, 19, 20]);
+    assert_eq!([seen.resets, seen.bytes_up, seen.bytes_down], [21, 22, 23]);
+    assert_eq!((seen.connect_us, seen.first_byte_us), (Some(250), Some(750)));
+    let expected = ProcessCounters {
+        live: 2,
+        opened: 24,
+        closed: 25,
+        accept_pauses: 26,
+        events_dropped: 27,
+        health_transitions: 28,
+        probes: 29,
+        reloads_accepted: 30,
+        reloads_refused: 31,
+        last_reload_failed: true,
+    };
+    assert_eq!(snapshot.process, expected);
 }
 
 #[test]

@@ -277,6 +277,16 @@ fn above_the_limits_series_are_added_up_and_a_metric_says_so() {
 }
 
 #[test]
+fn prometheus_is_told_the_format_that_it_asks_for() {
+    let prometheus =
+        "application/openmetrics-text;version=1.0.0;q=0.6,text/plain;version=0.0.4;q=0.5,*/*;q=0.1";
+    assert!(content_type(Some(prometheus)).starts_with("application/openmetrics-text; version=1.0.0"));
+    for other in [None, Some("text/html"), Some("*/*")] {
+        assert!(content_type(other).starts_with("text/plain; version=0.0.4"));
+    }
+}
+
+#[test]
 fn the_guide_names_each_metric() {
     let guide = include_str!("../../../../../docs/guide/metrics.md");
     let text = encode(many(1, 1), Phase::Running);
