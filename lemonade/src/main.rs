@@ -1,3 +1,7 @@
 //! The `lemonade` command.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    lemonade::cli::main()
+}

@@ -1,6 +1,7 @@
 //! The control plane: compiles configuration and health into the dispatch table and hands it to the planes.
 
 pub mod compile;
+pub mod controller;
 pub mod journal;
 pub mod plan;
 pub mod resolve;

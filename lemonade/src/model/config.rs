@@ -318,3 +318,13 @@ pub enum Status {
     /// It may not.
     Down,
 }
+
+impl Status {
+    /// Name in status, logs and the journal.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Up => "up",
+            Self::Down => "down",
+        }
+    }
+}

@@ -1,0 +1,383 @@
+//! The composition root: everything is made here, bound before the first accept, and run until a signal.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use anyhow::{Context as _, anyhow};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::admin::{self, AdminSockets, AdminWiring};
+use crate::config::port::ConfigService;
+use crate::control::controller::{Controller, Effects, Inbox, Outbox};
+use crate::control::journal::Journal;
+use crate::control::table::DispatchTable;
+use crate::control::{ControlState, Reload, resolve};
+use crate::health::adapters::backend::BackendHealth;
+use crate::health::adapters::probe::TcpProber;
+use crate::health::port::{HealthService, HealthWiring};
+use crate::log::{LogHandle, Style};
+use crate::metrics::adapters::access::AccessWriter;
+use crate::metrics::adapters::aggregating::Aggregating;
+use crate::metrics::port::MetricsService;
+use crate::model::config::AccessLog;
+use crate::model::{Config, ProcessCell, Resolution};
+use crate::proxy::adapters::tokio_proxy::{PlaneSettings, TokioProxy};
+use crate::proxy::clock::Clock;
+use crate::proxy::port::{DrainScope, ProxyService};
+use crate::shutdown::{Phase, Signals};
+use crate::state_dir::StateDir;
+use crate::{limits, systemd};
+
+/// Passive health signals that may wait; the data plane drops and counts what is above.
+const SIGNALS: usize = 4096;
+
+/// Health transitions that may wait to be written down.
+const TRANSITIONS: usize = 1024;
+
+/// Time that host names get at start before serving begins without those that are late.
+const FIRST_RESOLUTION: Duration = Duration::from_secs(2);
+
+/// Time that tasks get to end once the data plane is gone.
+const TASKS_END: Duration = Duration::from_secs(2);
+
+/// What [`build`] is given.
+pub struct Settings {
+    /// Source of configurations.
+    pub service: Arc<dyn ConfigService>,
+    /// Its first configuration.
+    pub config: Arc<Config>,
+    /// File it comes from, shown to the operator.
+    pub file: PathBuf,
+    /// Filter of the log.
+    pub log: LogHandle,
+    /// Shape of access records in the log.
+    pub style: Style,
+    /// Where access records go that are to stand in the log.
+    pub stream: Box<dyn Write + Send>,
+}
+
+/// Everything bound and committed; nothing of the control plane runs yet.
+pub struct Bound {
+    config: Arc<Config>,
+    plane: Arc<TokioProxy>,
+    health: Arc<BackendHealth>,
+    metrics: Arc<Aggregating>,
+    service: Arc<dyn ConfigService>,
+    controller: Controller,
+    admin: (AdminSockets, AdminWiring),
+    access: AccessWriter,
+    channels: Channels,
+    phase: watch::Sender<Phase>,
+    // Held to the end: it keeps a second instance out of the folder.
+    _state_dir: StateDir,
+}
+
+/// The receiving ends, and those sending ends that tasks take over.
+struct Channels {
+    inbox: Inbox,
+    health: HealthWiring,
+    resolution: watch::Sender<Arc<Resolution>>,
+    updates: mpsc::Sender<crate::config::port::ConfigUpdate>,
+    reload_causes: mpsc::Receiver<String>,
+    reloads: mpsc::Sender<String>,
+    tables: watch::Receiver<Arc<DispatchTable>>,
+}
+
+/// Binds, loads and applies: all that can fail does so here, before the first accept.
+///
+/// # Errors
+/// What could not be bound, locked or opened, in words.
+pub async fn build(settings: Settings) -> anyhow::Result<Bound> {
+    let Settings { service, config, file, log, style, stream } = settings;
+    let clock = Clock::new();
+    let process = Arc::new(ProcessCell::default());
+    let state_dir = StateDir::open(config.runtime.state_dir.as_deref())?;
+    let seed = state_dir.hash_seed(config.runtime.hash_seed.as_deref())?;
+    let journal = Arc::new(Journal::open(state_dir.path()));
+    let access = AccessWriter::start(&config.log.access, style, stream, Arc::clone(&process))
+        .context("log.access: the file cannot be opened")?;
+    let sockets = admin::bind(&config.admin)?;
+
+    let (signal_sender, signals) = mpsc::channel(SIGNALS);
+    let (transition_sender, transitions) = mpsc::channel(TRANSITIONS);
+    let (updates, update_receiver) = mpsc::channel(1);
+    let (reloads, reload_causes) = mpsc::channel(16);
+    let (health_view, health_receiver) = watch::channel(Arc::default());
+    let (tables, table_receiver) = watch::channel(Arc::<DispatchTable>::default());
+    let (phase, phase_receiver) = watch::channel(Phase::Starting);
+    let (state, state_receiver) = watch::channel(Arc::new(ControlState {
+        table: Arc::default(),
+        accepted: Reload { version: 0, at: SystemTime::now(), cause: "start".to_owned() },
+        refused: None,
+        pending_restart: Vec::new(),
+    }));
+    let first = Arc::new(resolve::first(&config, FIRST_RESOLUTION).await);
+    let (resolution, resolution_receiver) = watch::channel(Arc::clone(&first));
+
+    let workers = config.runtime.workers.unwrap_or_else(cores);
+    let plane = TokioProxy::start(PlaneSettings {
+        workers,
+        relay_buffer: config.runtime.relay_buffer,
+        default_limit: default_limit(&config, workers),
+        seed,
+        clock,
+        process: Arc::clone(&process),
+        recorder: Arc::new(access.clone()),
+        signals: signal_sender,
+    })
+    .context("cannot start the workers")?;
+    let plane = Arc::new(plane);
+    let effects =
+        Follow { log: log.clone(), access: access.clone(), level: None, target: config.log.access.clone() };
+    let controller = Controller::start(
+        Arc::clone(&config),
+        first,
+        Arc::clone(&plane) as Arc<dyn ProxyService>,
+        Box::new(effects),
+        Arc::clone(&journal),
+        Arc::clone(&process),
+        Outbox { state, tables },
+    )
+    .map_err(|errors| anyhow!("{errors}"))?;
+
+    let health = Arc::new(BackendHealth::new(TcpProber, Arc::clone(&process)));
+    let metrics = Arc::new(Aggregating::new(state_receiver.clone(), Arc::clone(&process)));
+    let wiring = AdminWiring {
+        control: state_receiver,
+        phase: phase_receiver,
+        metrics: Arc::clone(&metrics) as Arc<dyn MetricsService>,
+        health: Arc::clone(&health) as Arc<dyn HealthService>,
+        plane: Arc::clone(&plane) as Arc<dyn ProxyService>,
+        journal,
+        log,
+        reloads: reloads.clone(),
+        config_file: file,
+        workers,
+        started: SystemTime::now(),
+    };
+    let channels = Channels {
+        inbox: Inbox {
+            updates: update_receiver,
+            health: health_receiver,
+            resolution: resolution_receiver,
+            transitions,
+        },
+        health: HealthWiring {
+            targets: table_receiver.clone(),
+            signals,
+            view: health_view,
+            transitions: transition_sender,
+        },
+        resolution,
+        updates,
+        reload_causes,
+        reloads,
+        tables: table_receiver,
+    };
+    Ok(Bound {
+        config,
+        plane,
+        health,
+        metrics,
+        service,
+        controller,
+        admin: (sockets, wiring),
+        access,
+        channels,
+        phase,
+        _state_dir: state_dir,
+    })
+}
+
+impl Bound {
+    /// Frontends with the addresses that they really listen on.
+    pub fn listeners(&self) -> Vec<(crate::model::Name, std::net::SocketAddr)> {
+        self.plane.observe().listeners
+    }
+
+    /// Admin socket.
+    pub fn admin_socket(&self) -> &Path {
+        self.admin.0.socket()
+    }
+
+    /// Admin address, if it listens on one.
+    pub fn admin_address(&self) -> Option<std::net::SocketAddr> {
+        self.admin.0.address()
+    }
+
+    /// Serves until a signal, then drains.
+    ///
+    /// # Errors
+    /// When a part of the process ended by itself; the connections were drained first.
+    pub async fn run(self, mut signals: Signals) -> anyhow::Result<()> {
+        let stop = CancellationToken::new();
+        let Self {
+            config,
+            plane,
+            health,
+            metrics,
+            service,
+            controller,
+            admin,
+            access,
+            channels,
+            phase,
+            _state_dir,
+        } = self;
+        let Channels { inbox, health: wiring, resolution, updates, reload_causes, reloads, tables } =
+            channels;
+        let mut tasks = JoinSet::new();
+        spawn(&mut tasks, "config", service.run(updates, reload_causes, stop.clone()));
+        spawn(&mut tasks, "controller", controller.run(inbox, stop.clone()));
+        spawn(&mut tasks, "health", health.run(wiring, stop.clone()));
+        spawn(&mut tasks, "resolver", resolve::run(tables, resolution, stop.clone()));
+        spawn(&mut tasks, "metrics", metrics.run(stop.clone()));
+        spawn(&mut tasks, "watchdog", watchdog(stop.clone()));
+        let admin_stop = CancellationToken::new();
+        let (admin_ended, admin_gone) = tokio::sync::oneshot::channel();
+        let admin_thread = start_admin(admin, admin_stop.clone(), admin_ended)?;
+
+        phase.send_replace(Phase::Running);
+        systemd::ready("serving");
+        let failure = tokio::select! {
+            () = signals.until_stop(&reloads) => None,
+            Some(ended) = tasks.join_next() => Some(match ended {
+                Ok(name) => format!("the {name} task ended unexpectedly"),
+                Err(panic) => format!("a task of the control plane failed: {panic}"),
+            }),
+            _ = admin_gone => Some("the admin interface ended unexpectedly".to_owned()),
+        };
+        if let Some(failure) = &failure {
+            tracing::error!("{failure}; draining");
+        }
+
+        systemd::stopping();
+        drain(&phase, &*plane, &config, &mut signals).await;
+        stop.cancel();
+        let _ = tokio::time::timeout(TASKS_END, async { while tasks.join_next().await.is_some() {} }).await;
+        tasks.shutdown().await;
+        phase.send_replace(Phase::Stopped);
+        admin_stop.cancel();
+        // A thread that failed has said so in its panic message.
+        let _ = admin_thread.join();
+        plane.stop();
+        access.flush(TASKS_END);
+        failure.map_or(Ok(()), |failure| Err(anyhow!(failure)))
+    }
+}
+
+/// Lame duck, draining, forced: each phase ends early when a second signal comes.
+async fn drain(
+    phase: &watch::Sender<Phase>,
+    plane: &dyn ProxyService,
+    config: &Config,
+    signals: &mut Signals,
+) {
+    let runtime = &config.runtime;
+    phase.send_replace(Phase::LameDuck);
+    tracing::info!(pause = ?runtime.lame_duck, "stopping: no longer ready, still accepting");
+    let mut forced = tokio::select! {
+        () = tokio::time::sleep(runtime.lame_duck) => false,
+        () = signals.stop() => true,
+    };
+    if !forced {
+        phase.send_replace(Phase::Draining);
+        let live = plane.observe().live;
+        tracing::info!(live, deadline = ?runtime.drain_timeout, "draining: no longer accepting; a second signal forces");
+        tokio::select! {
+            reset = plane.drain(DrainScope::All, runtime.drain_timeout) => {
+                if reset > 0 {
+                    tracing::warn!(reset, "the drain deadline passed, connections were reset");
+                }
+            }
+            () = signals.stop() => forced = true,
+        }
+    }
+    if forced {
+        phase.send_replace(Phase::Forced);
+        let reset = plane.drain(DrainScope::All, Duration::ZERO).await;
+        tracing::warn!(reset, "forced: connections were reset");
+    }
+}
+
+fn spawn(
+    tasks: &mut JoinSet<&'static str>,
+    name: &'static str,
+    task: impl Future<Output = ()> + Send + 'static,
+) {
+    tasks.spawn(async move {
+        task.await;
+        name
+    });
+}
+
+/// The admin interface has a thread and a runtime of its own, so that a scrape never costs data latency.
+fn start_admin(
+    (sockets, wiring): (AdminSockets, AdminWiring),
+    stop: CancellationToken,
+    ended: tokio::sync::oneshot::Sender<()>,
+) -> anyhow::Result<std::thread::JoinHandle<()>> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let thread = std::thread::Builder::new().name("admin".to_owned()).spawn(move || {
+        // Dropped on the way out, however that is.
+        let _ended = ended;
+        runtime.block_on(admin::serve(sockets, wiring, stop));
+    })?;
+    Ok(thread)
+}
+
+async fn watchdog(stop: CancellationToken) {
+    let Some(period) = systemd::watchdog() else { return stop.cancelled().await };
+    let mut tick = tokio::time::interval(period);
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            _ = tick.tick() => systemd::alive(),
+        }
+    }
+}
+
+/// Log level and access log follow the configuration; the supervisor is told.
+struct Follow {
+    log: LogHandle,
+    access: AccessWriter,
+    /// Level that the configuration asked for last; a filter set through the admin socket stays until it changes.
+    level: Option<String>,
+    target: AccessLog,
+}
+
+impl Effects for Follow {
+    fn begin(&mut self) {
+        systemd::reloading();
+    }
+
+    fn settled(&mut self, version: u64) {
+        systemd::ready(&format!("serving, configuration version {version}"));
+    }
+
+    fn adopt(&mut self, config: &Config) -> Result<(), String> {
+        if self.target != config.log.access {
+            self.access.set(&config.log.access).map_err(|error| format!("log.access: {error}"))?;
+            self.target = config.log.access.clone();
+        }
+        if self.level.as_ref() != Some(&config.log.level) {
+            self.log.set(&config.log.level).map_err(|error| format!("log.level: {error}"))?;
+            self.level = Some(config.log.level.clone());
+        }
+        Ok(())
+    }
+}
+
+fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
+}
+
+/// Connections in total when the configuration says "auto": what the descriptors carry.
+fn default_limit(config: &Config, workers: usize) -> u32 {
+    let addresses: usize = config.frontends.values().map(|frontend| frontend.listen.len()).sum();
+    limits::connections(limits::raise_descriptors(), addresses * workers)
+}

@@ -1,0 +1,213 @@
+//! The command line.
+
+use std::io::{self, IsTerminal, Write};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use clap::{CommandFactory, Parser, Subcommand};
+
+use crate::admin::status::Status;
+use crate::admin::{client, default_socket, report};
+use crate::app::{self, Settings};
+use crate::config::adapters::notify::FileConfig;
+use crate::config::port::ConfigService;
+use crate::config::{self, error::ConfigError};
+use crate::demo::{self, DemoOptions};
+use crate::log;
+use crate::shutdown::Signals;
+
+/// Exit code of a bad configuration or command line, as clap uses it.
+const BAD_INPUT: u8 = 2;
+
+/// A load balancer in one binary and one TOML file.
+#[derive(Debug, Parser)]
+#[command(name = "lemonade", version, about, long_about = None)]
+#[command(after_help = "Exit codes: 0 success, 1 failure at run time, 2 bad configuration or command line.")]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the load balancer in the foreground
+    Run {
+        /// Configuration file; changes to it take effect at once
+        #[arg(long, short, value_name = "FILE")]
+        config: PathBuf,
+        /// Admin socket, instead of the one in the configuration
+        #[arg(long, value_name = "SOCKET")]
+        admin: Option<PathBuf>,
+    },
+    /// Check a configuration: every error with its line, its column and what to write instead
+    Check {
+        /// Configuration file
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
+    },
+    /// Print the JSON schema of the configuration
+    Schema,
+    /// Show what a running Lemonade is doing
+    Status {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+        /// Admin socket of the instance to ask
+        #[arg(long, value_name = "SOCKET")]
+        admin: Option<PathBuf>,
+    },
+    /// Serve as a backend that says its name, for trying Lemonade out
+    DemoBackend(DemoOptions),
+    /// Print shell completions
+    Completions {
+        /// Shell to write for
+        shell: clap_complete::Shell,
+    },
+    /// Print the man page
+    Man,
+}
+
+/// Runs the command line of the process.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let done = match cli.command {
+        Command::Run { config, admin } => return run(&config, admin),
+        Command::Check { file } => return check(&file),
+        Command::Schema => print(config::schema().as_bytes()),
+        Command::Status { json, admin } => status(json, admin),
+        Command::DemoBackend(options) => runtime().and_then(|runtime| runtime.block_on(demo::serve(options))),
+        Command::Completions { shell } => {
+            let mut out = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "lemonade", &mut out);
+            print(&out)
+        }
+        Command::Man => man().map_err(Into::into).and_then(|page| print(&page)),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => fail(&error),
+    }
+}
+
+fn run(file: &Path, admin: Option<PathBuf>) -> ExitCode {
+    let mut environment = environment();
+    if let Some(socket) = admin {
+        environment.push(("LEMONADE__ADMIN__SOCKET".to_owned(), socket.to_string_lossy().into_owned()));
+    }
+    let service = Arc::new(FileConfig::new(file.to_owned(), environment));
+    let config = match service.load() {
+        Ok(config) => config,
+        Err(error) => return refuse(&error),
+    };
+    let (handle, style) = match log::init(&config.log) {
+        Ok(log) => log,
+        Err(error) => return fail(&anyhow::anyhow!("log.level: {error}")),
+    };
+    let settings = Settings {
+        service,
+        config,
+        file: file.to_owned(),
+        log: handle,
+        style,
+        stream: Box::new(io::stderr()),
+    };
+    let ran = runtime().and_then(|runtime| {
+        runtime.block_on(async {
+            let signals = Signals::listen().context("cannot listen to signals")?;
+            let bound = app::build(settings).await?;
+            for (frontend, address) in bound.listeners() {
+                tracing::info!(%frontend, %address, "listening");
+            }
+            match bound.admin_address() {
+                Some(address) => {
+                    tracing::info!(socket = %bound.admin_socket().display(), %address, "admin");
+                }
+                None => tracing::info!(socket = %bound.admin_socket().display(), "admin"),
+            }
+            bound.run(signals).await
+        })
+    });
+    match ran {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => fail(&error),
+    }
+}
+
+fn check(file: &Path) -> ExitCode {
+    match config::read(file, &environment()) {
+        Ok(config) => {
+            let backends: usize = config.pools.values().map(|pool| pool.backends.len()).sum();
+            let summary = format!(
+                "{}: ok: {} frontends, {} pools, {backends} backends\n",
+                file.display(),
+                config.frontends.len(),
+                config.pools.len()
+            );
+            print(summary.as_bytes()).map_or(ExitCode::FAILURE, |()| ExitCode::SUCCESS)
+        }
+        Err(error) => refuse(&error),
+    }
+}
+
+fn status(json: bool, admin: Option<PathBuf>) -> anyhow::Result<()> {
+    let socket = admin.unwrap_or_else(default_socket);
+    let answer = runtime()?.block_on(client::fetch(&socket, "GET", "/api/v1/status", Vec::new()));
+    let (code, body) = answer?;
+    if code != 200 {
+        anyhow::bail!("{} answered {code}: {}", socket.display(), String::from_utf8_lossy(&body).trim());
+    }
+    if json {
+        return print(&body);
+    }
+    let status: Status = serde_json::from_slice(&body)
+        .context("the answer cannot be read; are this command and the running Lemonade of one version?")?;
+    print(report::report(&status, io::stdout().is_terminal()).as_bytes())
+}
+
+fn man() -> io::Result<Vec<u8>> {
+    let mut page = Vec::new();
+    let mut command = Cli::command();
+    command.build();
+    clap_mangen::Man::new(command.clone()).render(&mut page)?;
+    for sub in command.get_subcommands() {
+        clap_mangen::Man::new(sub.clone()).render_options_section(&mut page)?;
+    }
+    Ok(page)
+}
+
+/// Control runs on one thread: what it does is short or waits, and the workers have threads of their own.
+fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    Ok(tokio::runtime::Builder::new_current_thread().enable_all().build()?)
+}
+
+/// The environment variables that override keys of the configuration.
+fn environment() -> Vec<(String, String)> {
+    let text = |(name, value): (std::ffi::OsString, std::ffi::OsString)| {
+        Some((name.into_string().ok()?, value.to_string_lossy().into_owned()))
+    };
+    std::env::vars_os().filter_map(text).filter(|(name, _)| name.starts_with("LEMONADE__")).collect()
+}
+
+fn print(bytes: &[u8]) -> anyhow::Result<()> {
+    let mut out = io::stdout().lock();
+    match out.write_all(bytes).and_then(|()| out.flush()) {
+        // The reader has seen enough: `lemonade schema | head`.
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        written => Ok(written?),
+    }
+}
+
+fn refuse(error: &ConfigError) -> ExitCode {
+    let count = error.diagnostics.len();
+    let plural = if count == 1 { "" } else { "s" };
+    // With stderr gone there is nobody left to tell.
+    let _ = writeln!(io::stderr(), "{error}\n{count} error{plural}");
+    ExitCode::from(BAD_INPUT)
+}
+
+fn fail(error: &anyhow::Error) -> ExitCode {
+    let _ = writeln!(io::stderr(), "lemonade: {error:#}");
+    ExitCode::FAILURE
+}

@@ -1,0 +1,237 @@
+//! The controller task: the only writer of the dispatch table.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::SystemTime;
+
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+
+use super::compile::{commit_cells, compile, open_cells};
+use super::journal::{Entry, Journal, Kind};
+use super::plan::plan;
+use super::table::DispatchTable;
+use super::{ControlState, Refusal, Reload};
+use crate::config::needs_restart;
+use crate::config::port::ConfigUpdate;
+use crate::health::port::{HealthView, Transition};
+use crate::model::{Config, ProcessCell, Resolution};
+use crate::proxy::port::ProxyService;
+
+/// Changes kept of one journal line; a diff of thousands of backends is told by its beginning and its length.
+const DIFF_LINES: usize = 100;
+
+/// What the controller listens to.
+#[derive(Debug)]
+pub struct Inbox {
+    /// Configurations seen, good or bad.
+    pub updates: mpsc::Receiver<ConfigUpdate>,
+    /// Health as it is now.
+    pub health: watch::Receiver<Arc<HealthView>>,
+    /// Addresses of host names as they are now.
+    pub resolution: watch::Receiver<Arc<Resolution>>,
+    /// Health transitions, for the journal.
+    pub transitions: mpsc::Receiver<Transition>,
+}
+
+/// What follows the configuration outside the planes: log level, access log, the service supervisor.
+pub trait Effects: Send {
+    /// A configuration is about to be taken in.
+    fn begin(&mut self);
+
+    /// The configuration of this version serves.
+    fn settled(&mut self, version: u64);
+
+    /// Makes `config` effective.
+    ///
+    /// # Errors
+    /// What cannot be made effective, in words; then nothing has changed.
+    fn adopt(&mut self, config: &Config) -> Result<(), String>;
+}
+
+/// Compiles, plans, applies and commits.
+pub struct Controller {
+    plane: Arc<dyn ProxyService>,
+    effects: Box<dyn Effects>,
+    journal: Arc<Journal>,
+    process: Arc<ProcessCell>,
+    state: watch::Sender<Arc<ControlState>>,
+    tables: watch::Sender<Arc<DispatchTable>>,
+    at_start: Arc<Config>,
+    health: Arc<HealthView>,
+    resolution: Arc<Resolution>,
+}
+
+/// Where the controller publishes.
+pub struct Outbox {
+    /// What was committed and refused last.
+    pub state: watch::Sender<Arc<ControlState>>,
+    /// The committed table.
+    pub tables: watch::Sender<Arc<DispatchTable>>,
+}
+
+impl Controller {
+    /// Commits the first configuration.
+    ///
+    /// # Errors
+    /// What the plane or the effects cannot take, in words.
+    pub fn start(
+        config: Arc<Config>,
+        resolution: Arc<Resolution>,
+        plane: Arc<dyn ProxyService>,
+        effects: Box<dyn Effects>,
+        journal: Arc<Journal>,
+        process: Arc<ProcessCell>,
+        outbox: Outbox,
+    ) -> Result<Self, String> {
+        let mut controller = Self {
+            plane,
+            effects,
+            journal,
+            process,
+            state: outbox.state,
+            tables: outbox.tables,
+            at_start: Arc::clone(&config),
+            health: Arc::default(),
+            resolution,
+        };
+        controller.accept(&config, "start")?;
+        Ok(controller)
+    }
+
+    /// Follows configuration, health and host names until `stop`.
+    pub async fn run(mut self, mut inbox: Inbox, stop: CancellationToken) {
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                Some(update) = inbox.updates.recv() => self.configure(update),
+                Ok(()) = inbox.health.changed() => {
+                    self.health = inbox.health.borrow_and_update().clone();
+                    self.refresh();
+                }
+                Ok(()) = inbox.resolution.changed() => {
+                    self.resolution = inbox.resolution.borrow_and_update().clone();
+                    self.refresh();
+                }
+                Some(transition) = inbox.transitions.recv() => self.note(&transition),
+                else => return,
+            }
+        }
+    }
+
+    fn configure(&mut self, update: ConfigUpdate) {
+        let seen = update.seen;
+        self.effects.begin();
+        let errors = match update.result {
+            Ok(config) => match self.accept(&config, &update.cause) {
+                Ok(()) => {
+                    let version = self.state.borrow().accepted.version;
+                    self.effects.settled(version);
+                    let took = seen.elapsed().as_micros() as u64;
+                    tracing::info!(version, cause = %update.cause, took_us = took, "configuration accepted");
+                    return;
+                }
+                Err(errors) => errors,
+            },
+            Err(error) => error.to_string(),
+        };
+        self.refuse(&update.cause, errors);
+        self.effects.settled(self.state.borrow().accepted.version);
+    }
+
+    fn accept(&mut self, config: &Arc<Config>, cause: &str) -> Result<(), String> {
+        let previous = self.tables.borrow().clone();
+        let version = previous.config_version + 1;
+        let next = Arc::new(compile(config, version, &self.health, &self.resolution, &previous));
+        self.effects.adopt(config)?;
+        open_cells(&previous, &next);
+        if let Err(error) = self.plane.apply(Arc::clone(&next)) {
+            if let Some(old) = &previous.config {
+                // What was effective a moment ago can be so again.
+                let _ = self.effects.adopt(old);
+            }
+            return Err(error.to_string());
+        }
+        commit_cells(&previous, &next);
+        let pending_restart = needs_restart(&self.at_start, config);
+        for key in &pending_restart {
+            tracing::warn!("{key}: changed in the file, takes effect at the next start");
+        }
+        self.process.reloads_accepted.fetch_add(1, Ordering::Relaxed);
+        self.process.last_reload_failed.store(0, Ordering::Relaxed);
+        let at = SystemTime::now();
+        let mut entry = Entry::new(at, version, cause, Kind::Config);
+        entry.diff = diff(&previous, &next);
+        self.tables.send_replace(Arc::clone(&next));
+        self.state.send_replace(Arc::new(ControlState {
+            table: next,
+            accepted: Reload { version, at, cause: cause.to_owned() },
+            refused: None,
+            pending_restart,
+        }));
+        self.journal.append(&entry);
+        Ok(())
+    }
+
+    fn refuse(&self, cause: &str, errors: String) {
+        self.process.reloads_refused.fetch_add(1, Ordering::Relaxed);
+        self.process.last_reload_failed.store(1, Ordering::Relaxed);
+        let at = SystemTime::now();
+        let current = self.state.borrow().clone();
+        tracing::error!(
+            version = current.accepted.version,
+            cause,
+            "configuration refused, the last good one goes on:\n{errors}"
+        );
+        let mut entry = Entry::new(at, current.accepted.version, cause, Kind::Config);
+        entry.result = format!("refused: {errors}");
+        self.journal.append(&entry);
+        let refused = Some(Refusal { at, cause: cause.to_owned(), errors });
+        self.state.send_replace(Arc::new(ControlState { refused, ..(*current).clone() }));
+    }
+
+    /// Compiles again with health and host names as they are now.
+    fn refresh(&self) {
+        let previous = self.tables.borrow().clone();
+        let Some(config) = &previous.config else { return };
+        let next = compile(config, previous.config_version, &self.health, &self.resolution, &previous);
+        if plan(&previous, &next).is_empty() {
+            return;
+        }
+        let next = Arc::new(next);
+        open_cells(&previous, &next);
+        // Listeners are those of the previous table, so there is nothing that could fail to bind.
+        if let Err(error) = self.plane.apply(Arc::clone(&next)) {
+            tracing::error!(%error, "a health change could not be applied");
+            return;
+        }
+        commit_cells(&previous, &next);
+        self.tables.send_replace(Arc::clone(&next));
+        let current = self.state.borrow().clone();
+        self.state.send_replace(Arc::new(ControlState { table: next, ..(*current).clone() }));
+    }
+
+    fn note(&self, transition: &Transition) {
+        let version = self.state.borrow().accepted.version;
+        let mut entry = Entry::new(SystemTime::now(), version, "health", Kind::Health);
+        entry.diff = vec![format!(
+            "backend {} ({}) is {}: {}",
+            transition.backend,
+            transition.address,
+            transition.status.as_str(),
+            transition.cause
+        )];
+        self.journal.append(&entry);
+    }
+}
+
+fn diff(previous: &DispatchTable, next: &DispatchTable) -> Vec<String> {
+    let changes = plan(previous, next);
+    let mut news = changes.iter().filter(|change| change.is_news());
+    let mut lines: Vec<String> = news.by_ref().take(DIFF_LINES).map(ToString::to_string).collect();
+    match news.count() {
+        0 => {}
+        more => lines.push(format!("and {more} more")),
+    }
+    lines
+}
