@@ -20,7 +20,8 @@ const SYNTAX_ERRORS: usize = 200;
 pub(super) struct Document<'i> {
     text: &'i str,
     root: DeTable<'i>,
-    variables: Vec<&'i (String, String)>,
+    /// By place: the variable; and its text, where the place is that of its whole value.
+    variables: Vec<(&'i str, Option<&'i str>)>,
 }
 
 /// What a place in the document is for a reader.
@@ -68,16 +69,50 @@ impl<'i> Document<'i> {
             let Some(segments) = variable.get(PREFIX.len()..).filter(|_| variable.starts_with(PREFIX)) else {
                 continue;
             };
-            let at = self.text.len() + 1 + self.variables.len();
-            self.variables.push(pair);
             let segments: Vec<&str> = segments.split("__").collect();
             let parsed = DeValue::parse(value)
                 .map_or_else(|_not_toml| DeValue::String(Cow::Borrowed(value)), Spanned::into_inner);
-            if let Err((message, hint)) = set(&mut self.root, &segments, placed(parsed, at), 0) {
+            let at = self.next_place(variable, Some(value));
+            let placed = Spanned::new(at..at + 1, self.placed(parsed, variable));
+            if let Err((message, hint)) = set(&mut self.root, &segments, placed, 0) {
                 problems.push(Problem { offset: Some(at), path: Vec::new(), message, hint });
             }
         }
         problems
+    }
+
+    fn next_place(&mut self, variable: &'i str, value: Option<&'i str>) -> usize {
+        self.variables.push((variable, value));
+        self.text.len() + self.variables.len()
+    }
+
+    /// Gives each value and key inside a variable's value a place of its own.
+    fn placed(&mut self, value: DeValue<'i>, variable: &'i str) -> DeValue<'i> {
+        match value {
+            DeValue::Array(items) => {
+                let mut array = DeArray::new();
+                for item in items {
+                    let at = self.next_place(variable, None);
+                    array.push(Spanned::new(at..at + 1, self.placed(item.into_inner(), variable)));
+                }
+                DeValue::Array(array)
+            }
+            DeValue::Table(entries) => {
+                let mut table = DeTable::new();
+                for (key, value) in entries {
+                    let at = self.next_place(variable, None);
+                    let key = Spanned::new(at..at + 1, key.into_inner());
+                    let at = self.next_place(variable, None);
+                    table.insert(key, Spanned::new(at..at + 1, self.placed(value.into_inner(), variable)));
+                }
+                DeValue::Table(table)
+            }
+            simple @ (DeValue::String(_)
+            | DeValue::Integer(_)
+            | DeValue::Float(_)
+            | DeValue::Boolean(_)
+            | DeValue::Datetime(_)) => simple,
+        }
     }
 
     /// The top table.
@@ -85,10 +120,10 @@ impl<'i> Document<'i> {
         &self.root
     }
 
-    /// Text of the variable that has set the value at this place.
+    /// Text of the variable whose whole value is at this place.
     pub(super) fn variable_at(&self, offset: usize) -> Option<&'i str> {
         let index = offset.checked_sub(self.text.len() + 1)?;
-        self.variables.get(index).map(|(_, value)| value.as_str())
+        self.variables.get(index)?.1
     }
 
     /// Turns an offset into what a reader can look up.
@@ -151,32 +186,6 @@ fn spot(key: usize, value: &Spanned<DeValue<'_>>) -> usize {
     if value.get_ref().is_table() { key } else { value.span().start }
 }
 
-fn placed(value: DeValue<'_>, at: usize) -> Spanned<DeValue<'_>> {
-    let value = match value {
-        DeValue::Array(items) => {
-            let mut array = DeArray::new();
-            for item in items {
-                array.push(placed(item.into_inner(), at));
-            }
-            DeValue::Array(array)
-        }
-        DeValue::Table(entries) => DeValue::Table(
-            entries
-                .into_iter()
-                .map(|(key, value)| {
-                    (Spanned::new(at..at + 1, key.into_inner()), placed(value.into_inner(), at))
-                })
-                .collect(),
-        ),
-        simple @ (DeValue::String(_)
-        | DeValue::Integer(_)
-        | DeValue::Float(_)
-        | DeValue::Boolean(_)
-        | DeValue::Datetime(_)) => simple,
-    };
-    Spanned::new(at..at + 1, value)
-}
-
 /// Segments of variables are compared without case, and `_` in them also matches `-`.
 fn same(segment: &str, name: &str) -> bool {
     segment.len() == name.len()
@@ -204,6 +213,9 @@ fn set<'i>(
         return Err(shape());
     }
     let lower = segment.to_ascii_lowercase();
+    if depth == 0 && rest.len() == 1 && ["frontend", "pool"].contains(&lower.as_str()) {
+        return Err(shape());
+    }
     if depth == 0 && !SECTIONS.contains(&lower.as_str()) {
         return Err((format!("unknown table or key {lower:?}"), super::wording::choices(&lower, &SECTIONS)));
     }

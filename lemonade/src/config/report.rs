@@ -95,7 +95,7 @@ impl<'d> Report<'d> {
             diagnostics.push(Diagnostic {
                 position: None,
                 field: String::new(),
-                message: format!("and {more} more errors or more"),
+                message: format!("and at least {more} more errors"),
                 hint: "correct these first".to_owned(),
             });
         }
@@ -109,7 +109,12 @@ impl<'d> Report<'d> {
             Some(Place::Variable(variable)) => (None, variable.to_owned()),
             None => (None, field),
         };
-        Diagnostic { position, field, message: problem.message.clone(), hint: problem.hint.clone() }
+        Diagnostic {
+            position,
+            field: short(&field),
+            message: short(&problem.message),
+            hint: short(&problem.hint),
+        }
     }
 }
 
@@ -181,6 +186,17 @@ impl<'d> Spot<'_, 'd> {
     }
 }
 
+/// Names and values of a file may be of any length, and end up in a log line.
+fn short(text: &str) -> String {
+    const LONGEST: usize = 800;
+    if text.len() <= LONGEST {
+        return text.to_owned();
+    }
+    let mut kept: String = text.chars().take(LONGEST / 4).collect();
+    kept.push_str(" ...");
+    kept
+}
+
 /// `pool.web.backend[1].weight`
 fn dotted(path: &[Step]) -> String {
     let mut text = String::new();
@@ -190,7 +206,11 @@ fn dotted(path: &[Step]) -> String {
                 if !text.is_empty() {
                     text.push('.');
                 }
-                text.push_str(key);
+                if key.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-')) {
+                    text.push_str(key);
+                } else {
+                    let _infallible = write!(text, "{key:?}");
+                }
             }
             Step::Index(index) => {
                 let _infallible = write!(text, "[{index}]");

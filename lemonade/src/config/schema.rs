@@ -11,7 +11,9 @@ use super::raw::RawConfig;
 pub fn schema() -> String {
     let mut schema = SchemaSettings::draft07().into_generator().into_root_schema_for::<RawConfig>();
     RecursiveTransform(without_null).transform(&mut schema);
-    format!("{:#}\n", schema.to_value())
+    let mut text = serde_json::to_string_pretty(&schema).expect("a schema is plain JSON");
+    text.push('\n');
+    text
 }
 
 /// TOML has no null: a key that may be absent is absent.

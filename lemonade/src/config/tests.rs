@@ -101,7 +101,7 @@ fn only_fifty_errors_are_told_and_the_others_counted() {
     }
     let error = check(&text).expect_err("refused");
     assert_eq!(error.diagnostics.len(), 51);
-    assert!(error.to_string().ends_with("and 20 more errors or more; correct these first"), "{error}");
+    assert!(error.to_string().ends_with("and at least 20 more errors; correct these first"), "{error}");
 }
 
 #[test]

@@ -41,7 +41,10 @@ pub(super) fn config(raw: RawConfig, report: &mut Report<'_>) -> Config {
     if let Some(address) = admin.listen {
         listeners.reserve(address, "admin");
     }
-    let pool_names: Vec<&str> = raw.pool.keys().map(String::as_str).collect();
+    // From the document: a pool with errors is there nevertheless.
+    let pools = report.document().root().get("pool").and_then(|value| value.get_ref().as_table());
+    let pool_names: Vec<&str> =
+        pools.into_iter().flat_map(|table| table.keys()).map(|key| key.get_ref().as_ref()).collect();
     let mut frontends = BTreeMap::new();
     for (name, raw) in raw.frontend {
         let mut spot = report.at(&["frontend", &name]);

@@ -26,9 +26,12 @@ pub(super) fn later(key: &str, value: &str) -> Option<(String, String)> {
 
 /// What to write in place of a word that is not known.
 pub(super) fn choices(word: &str, allowed: &[&str]) -> String {
+    // What is longer than any name resembles none, and would take long to compare.
+    const LONGEST: usize = 64;
     let word = word.to_lowercase();
     let near = allowed
         .iter()
+        .filter(|candidate| word.len() <= LONGEST && candidate.len() <= LONGEST)
         .map(|candidate| (strsim::normalized_damerau_levenshtein(&word, candidate), candidate))
         .filter(|(likeness, candidate)| *likeness >= 0.6 || (word.len() >= 3 && candidate.starts_with(&word)))
         .max_by(|a, b| a.0.total_cmp(&b.0))

@@ -36,6 +36,20 @@ fn files_that_cannot_be_read_say_why() {
 }
 
 #[test]
+fn a_byte_order_mark_does_no_harm() {
+    check(&format!("\u{feff}{}", file("", "", ""))).expect("valid");
+}
+
+#[test]
+fn names_of_any_length_and_kind_are_quoted_and_cut() {
+    let text =
+        format!("[frontend.\"a\\nb\"]\n{} = 1\nrelay = '{}'\n", "k".repeat(1 << 20), "v".repeat(1 << 20));
+    let error = errors(&text);
+    assert!(error.len() < 5_000, "{}", error.len());
+    assert!(error.contains("frontend.\"a\\nb\".relay"), "{error}");
+}
+
+#[test]
 fn deep_and_wide_files_end() {
     for text in [
         "[".repeat(100_000),

@@ -60,6 +60,17 @@ fn errors_name_the_variable_in_place_of_line_and_column() {
         ("LEMONADE__FRONTEND__WEB__POOL__X", "other", "pool is a single value"),
         ("LEMONADE__FRONTEND__WEB__LISTEN", "['127.0.0.1:1', 'x']", "\"x\" has no port"),
         ("LEMONADE__POOL", "x", "names no key"),
+        ("LEMONADE__POOL__NEW", "{ backend = [{ address = 'a:1' }] }", "names no key"),
+        (
+            "LEMONADE__POOL__WEB__HEALTH",
+            "{ rise = 1, kin = 'http' }",
+            "unknown key \"kin\"; did you mean \"kind\"?",
+        ),
+        (
+            "LEMONADE__POOL__WEB__BACKEND",
+            "[{ address = 'b:1' }, { address = 5 }]",
+            "integer 5 does not fit here",
+        ),
         ("LEMONADE__", "x", "names no key"),
         ("LEMONADE__POOL____X", "x", "names no key"),
     ] {
@@ -67,5 +78,6 @@ fn errors_name_the_variable_in_place_of_line_and_column() {
         let diagnostic = &error.diagnostics[0];
         assert_eq!((diagnostic.position, diagnostic.field.as_str()), (None, variable), "{error}");
         assert!(error.to_string().contains(expected), "{error}\nbut not\n{expected}");
+        assert_eq!(error.diagnostics.len(), 1, "{error}");
     }
 }
