@@ -1,2 +1,6 @@
-//! x
-fn main(){}
+//! Limits: connections, descriptors, idle time, backends that come and go, second instances.
+
+mod connections;
+mod descriptors;
+mod flapping;
+mod instances;
