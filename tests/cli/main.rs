@@ -1,2 +1,4 @@
-//! x
-fn main(){}
+//! The command line and bad input: clear errors, the right exit code, no panic.
+
+mod bad_input;
+mod commands;

@@ -1,2 +1,5 @@
-//! x
-fn main(){}
+//! Ten defects of the public predecessor of the same name, each as a test that would show it.
+
+mod balancing;
+mod control;
+mod data;
