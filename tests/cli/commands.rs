@@ -86,10 +86,7 @@ fn help_and_version_are_printed_and_nonsense_is_refused() {
 fn admin_answers_over_tcp_and_changes_nothing_there() {
     let backend = Backend::start("a");
     let lemonade = Lemonade::start(&Setup::single(&[backend.address]));
-    let status = lemonade.status().0;
-    let listen = status["admin"]["listen"].as_str().or_else(|| status["admin"].as_str());
-    let listen = listen.unwrap_or_else(|| panic!("the admin address is in the status: {status}"));
-    let address = listen.parse().expect("an address");
+    let address = lemonade.admin_address();
     for path in ["/healthz", "/readyz", "/metrics", "/api/v1/status", "/api/v1/dump"] {
         let answer = lemonade_tests::http::get(address, path).expect("it answers");
         assert_eq!(answer.status, 200, "{path}");

@@ -20,7 +20,7 @@ struct Pair {
     lemonade: Lemonade,
     client: TcpStream,
     backend: TcpStream,
-    _listener: TcpListener,
+    listener: TcpListener,
 }
 
 fn pair(runtime: &[&str]) -> Pair {
@@ -28,12 +28,12 @@ fn pair(runtime: &[&str]) -> Pair {
     let setup = Setup::single(&[listener.local_addr().expect("a bound socket")]).runtime(runtime);
     let lemonade = Lemonade::start(&setup);
     let client = connect(lemonade.address("web")).expect("it serves");
-    Pair { client, backend: accept(&listener), lemonade, _listener: listener }
+    Pair { client, backend: accept(&listener), lemonade, listener: listener }
 }
 
 fn a_long_download_finishes_after(signal: Signal) {
     const BYTES: u64 = 48 << 20;
-    let Pair { mut lemonade, mut client, mut backend, _listener } = pair(&["drain_timeout = \"5m\""]);
+    let Pair { mut lemonade, mut client, mut backend, listener: _listener } = pair(&["drain_timeout = \"5m\""]);
     let web = lemonade.address("web");
     std::thread::scope(|scope| {
         scope.spawn(move || {
@@ -108,6 +108,15 @@ fn the_drain_deadline_resets_both_ends_of_what_is_left() {
     let pair = pair(&["drain_timeout = \"500ms\""]);
     pair.lemonade.signal(Signal::TERM);
     both_ends_are_reset(pair, "at the deadline");
+}
+
+#[test]
+fn a_reloaded_drain_timeout_is_the_one_in_force() {
+    let pair = pair(&["drain_timeout = \"10m\""]);
+    let target = pair.listener.local_addr().expect("a bound socket");
+    pair.lemonade.reload(&Setup::single(&[target]).runtime(&["drain_timeout = \"500ms\""]));
+    pair.lemonade.signal(Signal::TERM);
+    both_ends_are_reset(pair, "at the deadline of the newest configuration");
 }
 
 #[test]

@@ -139,5 +139,10 @@ fn what_cannot_be_reloaded_says_so() {
     let setup = with(&backend, "round_robin");
     let lemonade = Lemonade::start(&setup);
     lemonade.write(&setup.clone().runtime(&["workers = 1"]).text(lemonade.folder()));
+    wait::until("the status names the key", wait::SOON, || {
+        lemonade.status().pending_restart().contains("workers")
+    });
     wait::until("the log names the key", wait::SOON, || lemonade.output().contains("workers"));
+    lemonade.reload(&setup.clone().pool(&["strategy = \"adaptive\""]));
+    assert_eq!(lemonade.status().pending_restart(), "[]", "the change was taken back");
 }

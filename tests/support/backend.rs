@@ -92,6 +92,11 @@ impl Backend {
         Self::launch(name, true, SocketAddr::from((Ipv4Addr::LOCALHOST, 0)))
     }
 
+    /// As [`Self::start_speaking`], on a given address.
+    pub fn start_speaking_on(name: &str, address: SocketAddr) -> Self {
+        Self::launch(name, true, address)
+    }
+
     /// As [`Self::start`], on a given address.
     pub fn start_on(name: &str, address: SocketAddr) -> Self {
         Self::launch(name, false, address)

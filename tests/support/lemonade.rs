@@ -214,6 +214,17 @@ impl Lemonade {
         *listening.first().unwrap_or_else(|| panic!("frontend {frontend} does not listen"))
     }
 
+    /// Address of its admin interface over TCP, as its log tells it.
+    ///
+    /// # Panics
+    /// When the log does not.
+    pub fn admin_address(&self) -> SocketAddr {
+        let output = self.output();
+        let line = output.lines().find(|line| line.contains("admin.sock")).expect("a line about the admin socket");
+        let mut words = line.split(|c: char| !(c.is_ascii_digit() || c == '.' || c == ':'));
+        words.find_map(|word| word.parse().ok()).unwrap_or_else(|| panic!("no admin address in: {line}"))
+    }
+
     /// Replaces the configuration file atomically.
     ///
     /// # Panics
@@ -246,7 +257,7 @@ impl Lemonade {
         let before = self.status();
         self.write(text);
         let error = wait::for_some("the bad configuration is refused", wait::SOON, || {
-            self.status().reload_error().map(str::to_owned)
+            self.status().reload_error()
         });
         assert_eq!(self.status().config_version(), before.config_version(), "the last good one goes on");
         error

@@ -23,12 +23,18 @@ impl Status {
     /// # Panics
     /// When the status does not carry it.
     pub fn config_version(&self) -> u64 {
-        self.0["config_version"].as_u64().unwrap_or_else(|| panic!("no config_version in {}", self.0))
+        self.0["config"]["version"].as_u64().unwrap_or_else(|| panic!("no config version in {}", self.0))
     }
 
     /// Why the newest configuration seen was refused, if it was.
-    pub fn reload_error(&self) -> Option<&str> {
-        self.0["last_error"].as_str()
+    pub fn reload_error(&self) -> Option<String> {
+        let errors = self.0["config"]["refused"]["errors"].as_array()?;
+        Some(errors.iter().filter_map(Value::as_str).collect::<Vec<_>>().join("\n"))
+    }
+
+    /// Changes that wait for the next start.
+    pub fn pending_restart(&self) -> String {
+        self.0["config"]["pending_restart"].to_string()
     }
 
     /// Phase of the process.

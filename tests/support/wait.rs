@@ -10,8 +10,7 @@ pub const SOON: Duration = Duration::from_secs(20);
 /// # Panics
 /// When it does not within `bound`; the message carries `what`.
 pub fn until(what: &str, bound: Duration, mut ready: impl FnMut() -> bool) {
-    let seen = for_some(what, bound, || ready().then_some(()));
-    seen
+    for_some(what, bound, || ready().then_some(()));
 }
 
 /// Waits until `look` finds something and returns it.
