@@ -1,1 +1,16 @@
-//! Shared support of the process-level tests.
+//! Shared support of the process-level tests: the process under test, backends, clients and what they saw.
+
+pub mod backend;
+pub mod http;
+pub mod lemonade;
+pub mod load;
+pub mod netns;
+pub mod plane;
+pub mod setup;
+pub mod skip;
+pub mod socket;
+pub mod stream;
+pub mod trace;
+pub mod transfer;
+pub mod view;
+pub mod wait;

@@ -1,0 +1,4 @@
+//! The command line and bad input: clear errors, the right exit code, no panic.
+
+mod bad_input;
+mod commands;

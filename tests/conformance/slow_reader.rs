@@ -1,0 +1,78 @@
+//! Slow readers: the sender is pressed back, memory stays bounded, and no byte is lost when reading goes on.
+
+use std::io::Read;
+use std::net::TcpStream;
+use std::time::Duration;
+
+use lemonade_tests::plane::Plane;
+use lemonade_tests::stream;
+use lemonade_tests::trace::{Event, Length, finish, read_to_end, write_exactly, write_until_blocked};
+
+use crate::stages::{DOWN, Side, Stage};
+
+const PAIRS: usize = 64;
+/// Default of `relay_buffer`.
+const RELAY_BUFFER: u64 = 64 << 10;
+/// What tasks, sockets and the allocator may cost beside the relay buffers.
+const SLACK: u64 = 24 << 20;
+
+pub(crate) fn stopped_readers_press_back_and_cost_bounded_memory(plane: &dyn Plane) {
+    let stage = Stage::start(plane);
+    let mut pairs: Vec<(TcpStream, TcpStream)> = (0..PAIRS).map(|_| stage.connect(Side::Backend)).collect();
+    let before = stage.served.process().map(|process| process.resident());
+
+    // The kernel's buffers on every hop at their largest, plus what the relay may hold.
+    let hops = if plane.balances() { 2 } else { 1 };
+    let limit = hops * (kernel_limit("tcp_rmem") + kernel_limit("tcp_wmem")) + RELAY_BUFFER;
+    let taken: Vec<u64> = std::thread::scope(|scope| {
+        let writers = pairs.iter_mut().map(|(backend, _)| {
+            scope.spawn(move || write_until_blocked(backend, DOWN, limit))
+        });
+        let writers: Vec<_> = writers.collect();
+        writers.into_iter().map(|writer| writer.join().expect("no panic")).collect()
+    });
+
+    if let (Some(process), Some(before)) = (stage.served.process(), before) {
+        let now = process.resident();
+        let cap = before + PAIRS as u64 * 2 * RELAY_BUFFER + SLACK;
+        assert!(now <= cap, "{now} bytes resident with {PAIRS} stopped readers; {before} before, cap {cap}");
+    }
+    for ((backend, client), taken) in pairs.iter_mut().zip(taken) {
+        finish(backend);
+        assert_eq!(read_to_end(client, DOWN, Length::Exact), [Event::Bytes(taken), Event::Fin]);
+    }
+}
+
+/// Largest buffer that the kernel gives a socket, in bytes, with its own overhead allowed for.
+fn kernel_limit(name: &str) -> u64 {
+    let text = std::fs::read_to_string(format!("/proc/sys/net/ipv4/{name}")).expect("a Linux host");
+    text.split_whitespace().last().and_then(|n| n.parse().ok()).expect("three numbers")
+}
+
+pub(crate) fn a_trickling_reader_gets_every_byte(plane: &dyn Plane) {
+    const BYTES: u64 = 24 << 20;
+    let stage = Stage::start(plane);
+    let (mut backend, mut client) = stage.connect(Side::Backend);
+    std::thread::scope(|scope| {
+        scope.spawn(move || {
+            write_exactly(&mut backend, DOWN, BYTES).expect("the client reads, slowly");
+            finish(&backend);
+            assert_eq!(read_to_end(&mut backend, 0, Length::Exact), [Event::Bytes(0), Event::Fin]);
+        });
+        let mut random = fastrand::Rng::with_seed(5);
+        let mut buffer = vec![0; 256 << 10];
+        let mut at = 0;
+        loop {
+            let want = random.usize(1..buffer.len());
+            match client.read(&mut buffer[..want]).expect("the backend sends") {
+                0 => break,
+                n => stream::check(DOWN, at, &buffer[..n]).map(|()| at += n as u64).expect("every byte"),
+            }
+            if random.u8(..) < 64 {
+                std::thread::sleep(Duration::from_millis(3));
+            }
+        }
+        assert_eq!(at, BYTES);
+        finish(&client);
+    });
+}
