@@ -41,7 +41,9 @@ pub fn run(args: &Args) -> Result<()> {
     let wanted: Vec<Peer> = Peer::ALL.into_iter().filter(|peer| args.includes(*peer)).collect();
     println!("building");
     let program = build_load(&folders, wanted.contains(&Peer::Lemonade))?;
+    check_interrupted()?;
     let installed = install_peers(&folders, &wanted);
+    check_interrupted()?;
     for (peer, why) in &installed.missing {
         println!("left out: {}: {why}", peer.name());
     }
