@@ -1,10 +1,26 @@
-//! Measures Lemonade beside its peers.
+//! `cargo xtask bench`: Lemonade beside its peers, in namespaces of its own, in one table.
 
-/// Options of the bench.
-#[derive(clap::Args)]
-pub struct Args {}
+mod args;
+mod figures;
+mod install;
+mod load;
+mod net;
+mod peers;
+mod process;
+mod publish;
+mod results;
+mod rows;
+mod run;
+mod svg;
+mod table;
+mod world;
 
-/// Runs the bench.
-pub fn main(_args: Args) -> anyhow::Result<()> {
-    anyhow::bail!("the bench is not part of this build")
+pub use args::Args;
+
+/// Runs the bench, or one process of its load side.
+pub fn main(args: Args) -> anyhow::Result<()> {
+    match args.load.clone() {
+        Some(load) => load.run(),
+        None => run::run(&args),
+    }
 }

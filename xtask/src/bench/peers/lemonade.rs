@@ -1,0 +1,142 @@
+//! Lemonade: one file, watched.
+
+use std::fmt::Write as _;
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+
+use super::{Place, backend_address, listen_address};
+
+/// Name of the file.
+pub(super) const FILE: &str = "lemonade.toml";
+/// Frontends of the scale file, each with its own pool.
+pub const SCALE_FRONTENDS: u16 = 1_000;
+/// Backends of each pool of the scale file.
+pub const SCALE_POOL: u16 = 10;
+
+/// Writes the configuration of the comparison.
+pub(super) fn config(place: &Place, backends: &[u8]) -> String {
+    let mut text = head(place);
+    let _ = write!(
+        text,
+        r#"
+[frontend.bench]
+listen = ["{listen}"]
+pool = "bench"
+connect_timeout = "1s"
+idle_timeout = "10m"
+
+[pool.bench]
+strategy = "round_robin"
+retries = 3
+
+[pool.bench.health]
+kind = "tcp"
+interval = "500ms"
+fast_interval = "500ms"
+fall = 2
+"#,
+        listen = listen_address(),
+    );
+    for id in backends {
+        let _ = write!(
+            text,
+            "\n[[pool.bench.backend]]\nname = \"b{id}\"\naddress = \"{}\"\n",
+            backend_address(*id)
+        );
+    }
+    text
+}
+
+/// Writes a file of many frontends and backends; `changed` moves the port of the last backend.
+pub fn scale_file(place: &Place, changed: bool) -> String {
+    let mut text = head(place);
+    let backend = backend_address(1);
+    let listen = listen_address();
+    for frontend in 0..SCALE_FRONTENDS {
+        let _ = write!(
+            text,
+            "\n[frontend.f{frontend}]\nlisten = [\"{}:{}\"]\npool = \"p{frontend}\"\n\n[pool.p{frontend}]\n",
+            listen.ip(),
+            listen.port() + frontend,
+        );
+        for index in 0..SCALE_POOL {
+            // The addresses are of one host that answers on one port; probes to the others are refused.
+            let last = frontend + 1 == SCALE_FRONTENDS && index + 1 == SCALE_POOL;
+            let port = if changed && last { 30_001 } else { 20_000 + frontend * SCALE_POOL + index };
+            let _ = write!(
+                text,
+                "\n[[pool.p{frontend}.backend]]\nname = \"b{index}\"\naddress = \"{}:{port}\"\n",
+                backend.ip()
+            );
+        }
+    }
+    text
+}
+
+fn head(place: &Place) -> String {
+    format!(
+        r#"[runtime]
+workers = {workers}
+state_dir = "{state}"
+
+[admin]
+socket = "{socket}"
+
+[log]
+level = "warn"
+access = "off"
+"#,
+        workers = place.workers,
+        state = place.dir.join("state").display(),
+        socket = Admin::socket(place).display(),
+    )
+}
+
+/// Lemonade's admin socket.
+#[derive(Clone, Debug)]
+pub struct Admin {
+    socket: PathBuf,
+}
+
+impl Admin {
+    /// Names the socket of an instance.
+    pub fn of(place: &Place) -> Self {
+        Self { socket: Self::socket(place) }
+    }
+
+    fn socket(place: &Place) -> PathBuf {
+        place.dir.join("admin.sock")
+    }
+
+    /// Reads the sum of a metric over its labels; nothing when it does not exist yet.
+    pub fn metric(&self, ends_with: &str) -> Result<Option<f64>> {
+        let text = self.read("/metrics")?;
+        let mut sum = None;
+        for line in text.lines().filter(|line| !line.starts_with('#')) {
+            let Some((name, value)) = line.rsplit_once(' ') else { continue };
+            let bare = name.split('{').next().unwrap_or(name);
+            if bare.ends_with(ends_with) {
+                *sum.get_or_insert(0.0) += value.trim().parse::<f64>().unwrap_or(0.0);
+            }
+        }
+        Ok(sum)
+    }
+
+    /// Reads a path.
+    pub fn read(&self, path: &str) -> Result<String> {
+        let mut stream = UnixStream::connect(&self.socket)
+            .with_context(|| format!("cannot reach {}", self.socket.display()))?;
+        stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+        write!(stream, "GET {path} HTTP/1.1\r\nHost: lemonade\r\nConnection: close\r\n\r\n")?;
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer)?;
+        let answer = String::from_utf8_lossy(&answer).into_owned();
+        let status = answer.lines().next().unwrap_or_default();
+        ensure!(status.contains(" 200"), "{path} answered \"{status}\"");
+        Ok(answer)
+    }
+}

@@ -1,0 +1,145 @@
+//! The balancers that are compared: how each is configured, started and told to reload.
+
+mod envoy;
+mod haproxy;
+mod lemonade;
+mod nft;
+mod nginx;
+
+use std::fs;
+use std::net::SocketAddrV4;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use clap::ValueEnum;
+use rustix::process::Signal;
+use serde::Serialize;
+
+pub use lemonade::{Admin, SCALE_FRONTENDS, SCALE_POOL, scale_file};
+
+use super::net::{backend_address, listen_address};
+
+/// One way from the client to the backends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, ValueEnum, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Peer {
+    /// No balancer: the kernel forwards, the client spreads its connections.
+    Direct,
+    /// nftables: destination NAT in the kernel, without health checks.
+    Nft,
+    /// HAProxy in TCP mode.
+    Haproxy,
+    /// nginx with its stream module.
+    Nginx,
+    /// Envoy with its TCP proxy.
+    Envoy,
+    /// This project.
+    Lemonade,
+}
+
+impl Peer {
+    /// All, in the order of the table.
+    pub const ALL: [Self; 6] =
+        [Self::Direct, Self::Nft, Self::Haproxy, Self::Nginx, Self::Envoy, Self::Lemonade];
+
+    /// Name in tables and folders.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Direct => "direct",
+            Self::Nft => "nft",
+            Self::Haproxy => "haproxy",
+            Self::Nginx => "nginx",
+            Self::Envoy => "envoy",
+            Self::Lemonade => "lemonade",
+        }
+    }
+
+    /// Says whether it is a process, so that its memory and processor time can be read.
+    pub fn is_process(self) -> bool {
+        !matches!(self, Self::Direct | Self::Nft)
+    }
+
+    /// Returns the addresses that a client connects to.
+    pub fn targets(self) -> Vec<SocketAddrV4> {
+        if self == Self::Direct { (1..=3).map(backend_address).collect() } else { vec![listen_address()] }
+    }
+
+    /// Returns the signal that makes it read its file again, if it does not watch the file.
+    pub fn reload_signal(self) -> Option<Signal> {
+        match self {
+            Self::Haproxy => Some(Signal::USR2),
+            Self::Nginx => Some(Signal::HUP),
+            Self::Direct | Self::Nft | Self::Envoy | Self::Lemonade => None,
+        }
+    }
+
+    /// Writes all files of an instance.
+    pub fn prepare(self, place: &Place, backends: &[u8]) -> Result<()> {
+        fs::create_dir_all(&place.dir)?;
+        if self == Self::Envoy {
+            write(&place.dir.join(envoy::BOOTSTRAP), &envoy::bootstrap(place)?)?;
+        }
+        self.replace(place, backends)
+    }
+
+    /// Replaces, by rename, the file that lists the backends.
+    pub fn replace(self, place: &Place, backends: &[u8]) -> Result<()> {
+        let text = match self {
+            Self::Direct => return Ok(()),
+            Self::Nft => nft::rules(backends),
+            Self::Haproxy => haproxy::config(place, backends),
+            Self::Nginx => nginx::config(place, backends),
+            Self::Envoy => envoy::endpoints(backends)?,
+            Self::Lemonade => lemonade::config(place, backends),
+        };
+        write(&self.file(place), &text)
+    }
+
+    /// Returns the file that lists the backends.
+    pub fn file(self, place: &Place) -> PathBuf {
+        place.dir.join(match self {
+            Self::Direct => "none",
+            Self::Nft => "rules.nft",
+            Self::Haproxy => "haproxy.cfg",
+            Self::Nginx => "nginx.conf",
+            Self::Envoy => envoy::ENDPOINTS,
+            Self::Lemonade => lemonade::FILE,
+        })
+    }
+
+    /// Returns the arguments of its process.
+    pub fn arguments(self, place: &Place) -> Vec<String> {
+        let file = self.file(place).display().to_string();
+        let dir = place.dir.display().to_string();
+        let workers = place.workers.to_string();
+        let bootstrap = place.dir.join(envoy::BOOTSTRAP).display().to_string();
+        let words: Vec<&str> = match self {
+            Self::Direct | Self::Nft => Vec::new(),
+            Self::Haproxy => vec!["-W", "-db", "-q", "-f", &file],
+            Self::Nginx => vec!["-p", &dir, "-e", "error.log", "-c", &file],
+            Self::Envoy => {
+                vec!["-c", &bootstrap, "--concurrency", &workers, "--disable-hot-restart", "-l", "error"]
+            }
+            Self::Lemonade => vec!["run", "--config", &file],
+        };
+        words.into_iter().map(str::to_owned).collect()
+    }
+}
+
+/// Where one instance lives.
+#[derive(Clone, Debug)]
+pub struct Place {
+    /// Folder of its files, absolute.
+    pub dir: PathBuf,
+    /// Its binary.
+    pub binary: PathBuf,
+    /// Threads or workers.
+    pub workers: u32,
+}
+
+/// Writes a file beside its name and renames it: no reader sees half of it.
+pub fn write(path: &Path, text: &str) -> Result<()> {
+    let beside = path.with_extension("new");
+    fs::write(&beside, text).with_context(|| format!("cannot write {}", beside.display()))?;
+    fs::rename(&beside, path).with_context(|| format!("cannot replace {}", path.display()))
+}

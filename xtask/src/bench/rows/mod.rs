@@ -1,0 +1,58 @@
+//! How each row is measured.
+
+mod failure;
+mod memory;
+mod reload;
+mod scale;
+mod syscalls;
+mod traffic;
+
+use std::time::Duration;
+
+use anyhow::Result;
+
+pub use scale::scale;
+
+use super::figures::Measure;
+use super::load::Direction;
+use super::world::{Instance, World};
+
+/// Keys of figures with their values.
+pub type Readings = Vec<(&'static str, f64)>;
+
+/// One peer in its place, ready to be measured.
+#[derive(Debug)]
+pub struct Trial<'a> {
+    /// What is around it.
+    pub world: &'a mut World,
+    /// The peer.
+    pub instance: &'a Instance,
+    /// Length of a steady sample.
+    pub sample: Duration,
+    /// Short waits: the run only shows that everything works.
+    pub quick: bool,
+}
+
+impl Trial<'_> {
+    /// Runs one measure; the start is measured where instances are started, the scale on its own.
+    pub fn run(&mut self, measure: Measure) -> Result<Readings> {
+        match measure {
+            Measure::Memory => memory::memory(self),
+            Measure::Pingpong => traffic::pingpong(self),
+            Measure::Small => traffic::small(self),
+            Measure::Large => traffic::large(self),
+            Measure::Connections => traffic::connections(self),
+            Measure::Down => traffic::bulk(self, Direction::Down),
+            Measure::Up => traffic::bulk(self, Direction::Up),
+            Measure::Reload => reload::reload(self),
+            Measure::Kill => failure::kill(self),
+            Measure::Silent => failure::silent(self),
+            Measure::Syscalls => syscalls::per_round_trip(self),
+            Measure::Start | Measure::Scale => Ok(Vec::new()),
+        }
+    }
+
+    fn watch(&self) -> String {
+        self.instance.pids().iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
+    }
+}
