@@ -5,13 +5,16 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 /// Descriptors kept for what is not a connection: log, journal, admin, probes, resolver.
 const RESERVE: u64 = 256;
 
+/// What an unlimited number of descriptors counts as.
+const UNLIMITED: u64 = 1 << 31;
+
 /// Raises the soft descriptor limit to the hard one and tells how many descriptors there are.
 pub fn raise_descriptors() -> u64 {
     let limit = getrlimit(Resource::Nofile);
     let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
     // Refused only by systems whose hard limit is above what they allow; then the soft one holds.
     let _ = setrlimit(Resource::Nofile, raised);
-    getrlimit(Resource::Nofile).current.unwrap_or(u64::from(u32::MAX))
+    getrlimit(Resource::Nofile).current.unwrap_or(UNLIMITED)
 }
 
 /// Connections that `descriptors` carry, two each, with `listeners` sockets open.

@@ -33,7 +33,8 @@ fn pair(runtime: &[&str]) -> Pair {
 
 fn a_long_download_finishes_after(signal: Signal) {
     const BYTES: u64 = 48 << 20;
-    let Pair { mut lemonade, mut client, mut backend, listener: _listener } = pair(&["drain_timeout = \"5m\""]);
+    let Pair { mut lemonade, mut client, mut backend, listener: _listener } =
+        pair(&["drain_timeout = \"5m\""]);
     let web = lemonade.address("web");
     std::thread::scope(|scope| {
         scope.spawn(move || {
@@ -145,7 +146,8 @@ fn a_second_signal_forces_during_the_lame_duck_pause() {
 #[test]
 fn live_flows_are_served_while_it_drains() {
     let backend = Backend::start("a");
-    let mut lemonade = Lemonade::start(&Setup::single(&[backend.address]).runtime(&["drain_timeout = \"5m\""]));
+    let mut lemonade =
+        Lemonade::start(&Setup::single(&[backend.address]).runtime(&["drain_timeout = \"5m\""]));
     let web = lemonade.address("web");
     let flows = Flows::start(web, 10, Duration::from_millis(5));
     lemonade.signal(Signal::TERM);

@@ -220,7 +220,8 @@ impl Lemonade {
     /// When the log does not.
     pub fn admin_address(&self) -> SocketAddr {
         let output = self.output();
-        let line = output.lines().find(|line| line.contains("admin.sock")).expect("a line about the admin socket");
+        let line =
+            output.lines().find(|line| line.contains("admin.sock")).expect("a line about the admin socket");
         let mut words = line.split(|c: char| !(c.is_ascii_digit() || c == '.' || c == ':'));
         words.find_map(|word| word.parse().ok()).unwrap_or_else(|| panic!("no admin address in: {line}"))
     }
@@ -256,9 +257,8 @@ impl Lemonade {
     pub fn reload_bad(&self, text: &str) -> String {
         let before = self.status();
         self.write(text);
-        let error = wait::for_some("the bad configuration is refused", wait::SOON, || {
-            self.status().reload_error()
-        });
+        let error =
+            wait::for_some("the bad configuration is refused", wait::SOON, || self.status().reload_error());
         assert_eq!(self.status().config_version(), before.config_version(), "the last good one goes on");
         error
     }

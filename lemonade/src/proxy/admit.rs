@@ -5,35 +5,34 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use lemonade_common::Reason;
 
-use crate::model::{BackendCell, FrontendCell, PoolCell, ProcessCell};
+use super::flow::{Flow, Flows};
+use crate::control::table::{BackendEntry, FrontendEntry};
+use crate::model::{FrontendCell, PoolCell, ProcessCell};
 
-/// A place within the limits of frontend and process. Each accepted connection holds one, a refused one too.
-#[derive(Debug)]
-pub(super) struct Place {
-    process: Arc<ProcessCell>,
-    frontend: Arc<FrontendCell>,
+/// Counts an accepted connection; tells the reason if it is one too many. [`leave`] takes it back.
+pub(super) fn enter(
+    process: &ProcessCell,
+    total_limit: u32,
+    frontend: &FrontendCell,
+    frontend_limit: u32,
+) -> Option<Reason> {
+    process.opened.fetch_add(1, Ordering::Relaxed);
+    frontend.opened.fetch_add(1, Ordering::Relaxed);
+    let total = increase(&process.live, total_limit);
+    let own = increase(&frontend.live, frontend_limit);
+    match (total, own) {
+        (false, _) => Some(Reason::TotalLimit),
+        (true, false) => Some(Reason::FrontendLimit),
+        (true, true) => None,
+    }
 }
 
-impl Place {
-    /// Counts an accepted connection; tells the reason if it is one too many.
-    pub(super) fn take(
-        process: &Arc<ProcessCell>,
-        total_limit: u32,
-        frontend: &Arc<FrontendCell>,
-        frontend_limit: u32,
-    ) -> (Self, Option<Reason>) {
-        process.opened.fetch_add(1, Ordering::Relaxed);
-        frontend.opened.fetch_add(1, Ordering::Relaxed);
-        let total = increase(&process.live, total_limit);
-        let own = increase(&frontend.live, frontend_limit);
-        let place = Self { process: Arc::clone(process), frontend: Arc::clone(frontend) };
-        let reason = match (total, own) {
-            (false, _) => Some(Reason::TotalLimit),
-            (true, false) => Some(Reason::FrontendLimit),
-            (true, true) => None,
-        };
-        (place, reason)
-    }
+/// Counts the end of a connection that [`enter`] counted, a refused one too.
+pub(super) fn leave(process: &ProcessCell, frontend: &FrontendCell) {
+    process.live.fetch_sub(1, Ordering::AcqRel);
+    frontend.live.fetch_sub(1, Ordering::AcqRel);
+    process.closed.fetch_add(1, Ordering::Relaxed);
+    frontend.closed.fetch_add(1, Ordering::Relaxed);
 }
 
 fn increase(live: &AtomicU32, limit: u32) -> bool {
@@ -41,38 +40,81 @@ fn increase(live: &AtomicU32, limit: u32) -> bool {
     limit == 0 || before < limit
 }
 
-impl Drop for Place {
+/// A connection among those of its worker, for as long as its task lives.
+pub(super) struct Member {
+    flows: Arc<Flows>,
+    process: Arc<ProcessCell>,
+    flow: Arc<Flow>,
+    key: usize,
+}
+
+impl Member {
+    /// Joins; the connection was counted by [`enter`].
+    pub(super) fn join(flows: Arc<Flows>, process: Arc<ProcessCell>, flow: Arc<Flow>) -> Self {
+        let key = flows.insert(Arc::clone(&flow));
+        Self { flows, process, flow, key }
+    }
+
+    /// The connection.
+    pub(super) fn flow(&self) -> &Flow {
+        &self.flow
+    }
+}
+
+impl Drop for Member {
     fn drop(&mut self) {
-        self.process.live.fetch_sub(1, Ordering::AcqRel);
-        self.frontend.live.fetch_sub(1, Ordering::AcqRel);
-        self.process.closed.fetch_add(1, Ordering::Relaxed);
-        self.frontend.closed.fetch_add(1, Ordering::Relaxed);
+        self.flows.remove(self.key);
+        leave(&self.process, &self.flow.frontend.cell);
     }
 }
 
 /// A slot of a backend, held from the pick to the end of the connection.
 #[derive(Debug)]
 pub(super) struct Slot {
-    cell: Arc<BackendCell>,
-    pool: Arc<PoolCell>,
+    entry: Arc<FrontendEntry>,
+    position: u32,
 }
 
 impl Slot {
-    /// Takes a slot, or `None` when the backend is full.
-    pub(super) fn take(cell: &Arc<BackendCell>, pool: &Arc<PoolCell>, max: u32) -> Option<Self> {
-        cell.acquire(max).then(|| Self { cell: Arc::clone(cell), pool: Arc::clone(pool) })
+    /// Takes a slot of the backend at `position` of the pool, or `None` when it has `max` connections (0: no limit).
+    pub(super) fn take(entry: &Arc<FrontendEntry>, position: usize, max: u32) -> Option<Self> {
+        let taken = entry.pool.backends[position].cell.acquire(max);
+        // Fewer than 2^32 backends: each has an index of 32 bits.
+        taken.then(|| Self { entry: Arc::clone(entry), position: position as u32 })
+    }
+
+    /// The table entry that it was picked from.
+    pub(super) fn entry(&self) -> &Arc<FrontendEntry> {
+        &self.entry
     }
 
     /// The backend.
-    pub(super) fn cell(&self) -> &Arc<BackendCell> {
-        &self.cell
+    pub(super) fn backend(&self) -> &BackendEntry {
+        &self.entry.pool.backends[self.position as usize]
     }
 }
 
 impl Drop for Slot {
     fn drop(&mut self) {
-        self.cell.release();
-        self.pool.waiting.wake_one();
+        self.backend().cell.release();
+        self.entry.pool.cell.waiting.wake_one();
+    }
+}
+
+/// A connect that is not decided yet.
+pub(super) struct Undecided(Arc<FrontendEntry>, usize);
+
+impl Undecided {
+    /// Counts it for the backend of `slot`.
+    pub(super) fn count(slot: &Slot) -> Self {
+        slot.backend().cell.connecting.fetch_add(1, Ordering::Relaxed);
+        Self(Arc::clone(&slot.entry), slot.position as usize)
+    }
+}
+
+impl Drop for Undecided {
+    fn drop(&mut self) {
+        self.0.pool.backends[self.1].cell.connecting.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -102,23 +144,25 @@ mod tests {
 
     #[test]
     fn the_connection_over_the_limit_is_refused_and_still_counted() {
-        let process = Arc::new(ProcessCell::default());
-        let frontend = Arc::new(FrontendCell::default());
-        let first = Place::take(&process, 0, &frontend, 1);
-        let second = Place::take(&process, 0, &frontend, 1);
-        assert_eq!((first.1, second.1), (None, Some(Reason::FrontendLimit)));
-        drop((first, second));
+        let process = ProcessCell::default();
+        let frontend = FrontendCell::default();
+        assert_eq!(enter(&process, 0, &frontend, 1), None);
+        assert_eq!(enter(&process, 0, &frontend, 1), Some(Reason::FrontendLimit));
+        assert_eq!(enter(&process, 2, &frontend, 0), Some(Reason::TotalLimit));
+        for _ in 0..3 {
+            leave(&process, &frontend);
+        }
         assert_eq!(frontend.live.load(Ordering::Relaxed), 0);
-        assert_eq!(frontend.opened.load(Ordering::Relaxed), 2);
-        assert_eq!(frontend.closed.load(Ordering::Relaxed), 2);
+        assert_eq!(frontend.opened.load(Ordering::Relaxed), 3);
+        assert_eq!(frontend.closed.load(Ordering::Relaxed), 3);
     }
 
     #[test]
-    fn a_full_backend_gives_no_slot_until_one_comes_free() {
-        let (cell, pool) = (Arc::new(BackendCell::default()), Arc::new(PoolCell::default()));
-        let held = Slot::take(&cell, &pool, 1);
-        assert!(held.is_some() && Slot::take(&cell, &pool, 1).is_none());
+    fn a_full_queue_takes_nobody_until_somebody_leaves() {
+        let pool = PoolCell::default();
+        let held = Queued::join(&pool, 1);
+        assert!(held.is_some() && Queued::join(&pool, 1).is_none());
         drop(held);
-        assert!(Slot::take(&cell, &pool, 1).is_some());
+        assert!(Queued::join(&pool, 1).is_some());
     }
 }

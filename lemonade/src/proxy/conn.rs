@@ -1,5 +1,6 @@
 //! One connection from accept to end.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -7,13 +8,13 @@ use std::time::Duration;
 use lemonade_common::{FrontendIx, Reason};
 use tokio::net::TcpStream;
 
-use super::admit::Place;
-use super::establish::{Established, Tried, establish};
+use super::admit::{Member, enter, leave};
+use super::establish::{Established, Spent, establish};
 use super::flow::{Direction, Flow, Flows};
 use super::relay::{self, State, copy};
 use super::shared::Shared;
 use super::socket::{reset_on_close, unacknowledged};
-use crate::control::table::{DispatchTable, FrontendEntry};
+use crate::control::table::FrontendEntry;
 use crate::health::port::SignalKind;
 use crate::metrics::port::{AccessRecord, End, Route};
 use crate::model::time::micros;
@@ -22,134 +23,118 @@ use crate::model::{BackendCell, Moment};
 /// Time that bytes already sent get to be acknowledged before a reset discards them.
 const FLUSH_BEFORE_RESET: Duration = Duration::from_millis(100);
 
-/// What a connection needs besides its socket.
-#[derive(Clone)]
+/// What the connections of one worker share.
 pub(super) struct Context {
     pub(super) shared: Arc<Shared>,
     pub(super) flows: Arc<Flows>,
 }
 
-/// Serves one accepted connection.
-pub(super) async fn serve(
-    context: Context,
-    table: Arc<DispatchTable>,
+/// Takes in an accepted connection: refuses it at once, or serves it in a task of its own.
+pub(super) fn accepted(
+    context: &Arc<Context>,
+    table_version: u64,
     entry: Arc<FrontendEntry>,
     client: TcpStream,
-    addresses: (std::net::SocketAddr, std::net::SocketAddr),
+    peer: SocketAddr,
+    local: SocketAddr,
 ) {
-    let Context { shared, flows } = context;
-    let (peer, local) = addresses;
-    let now = shared.clock.now();
+    let shared = &context.shared;
     let limit = shared.total_limit.load(Ordering::Relaxed);
-    let (place, refused) = Place::take(&shared.process, limit, &entry.cell, entry.frontend.max_connections);
-    let version = table.version;
-    drop(table);
-    let flow = Arc::new(Flow::new(shared.connection_id(), peer, local, entry, now));
-    let (end, route) = match refused {
-        Some(reason) => {
-            reset_on_close(&client);
-            (End::Refused(reason), None)
-        }
-        None => {
-            let key = flows.insert(Arc::clone(&flow));
-            let outcome = run(&shared, version, &client, &flow).await;
-            flows.remove(key);
-            outcome
-        }
-    };
-    // The sockets close before the connection stops counting: a limit is never passed, not even for a moment.
-    drop(client);
-    finish(&shared, &flow, end, route);
-    drop(place);
+    let refused = enter(&shared.process, limit, &entry.cell, entry.frontend.max_connections);
+    let flow = Arc::new(Flow::new(shared.connection_id(), peer, local, entry, shared.clock.now()));
+    if let Some(reason) = refused {
+        reset_on_close(&client);
+        drop(client);
+        finish(shared, &flow, End::Refused(reason), None);
+        leave(&shared.process, &flow.frontend.cell);
+        return;
+    }
+    let member = Member::join(Arc::clone(&context.flows), Arc::clone(&shared.process), flow);
+    tokio::spawn(serve(Arc::clone(context), table_version, client, member));
 }
 
-/// Connects, relays and closes; tells how it ended and where it went.
-async fn run(shared: &Shared, version: u64, client: &TcpStream, flow: &Flow) -> (End, Option<Box<Route>>) {
-    let mut held = Held::default();
-    let ordered = tokio::select! {
+async fn serve(context: Arc<Context>, table_version: u64, client: TcpStream, member: Member) {
+    let shared = &*context.shared;
+    let flow = member.flow();
+    let mut held = None;
+    let end = tokio::select! {
         biased;
-        end = flow.ordered() => Some(end),
-        end = attempt(shared, version, client, flow, &mut held) => {
-            held.end = Some(end);
-            None
-        }
+        end = flow.ordered() => end,
+        end = attempt(shared, table_version, &client, flow, &mut held) => end,
     };
-    let end = ordered.or(held.end).unwrap_or(End::Closed);
+    let backend = held.as_ref().map(|held: &Established| &held.stream);
     if relay::is_abort(end) {
         let survivor = match end {
-            End::ClientReset | End::ClientTimeout => held.established.as_ref().map(|held| &held.stream),
-            End::BackendReset | End::BackendTimeout => Some(client),
+            End::ClientReset | End::ClientTimeout => backend,
+            End::BackendReset | End::BackendTimeout => Some(&client),
             End::Closed | End::IdleTimeout | End::DrainDeadline | End::Refused(_) => None,
         };
-        if let Some(survivor) = survivor {
-            flush(survivor).await;
+        if let Some(survivor) = survivor
+            && unacknowledged(survivor) > 0
+        {
+            Box::pin(flush(survivor)).await;
         }
-        reset_on_close(client);
-        if let Some(held) = &held.established {
-            reset_on_close(&held.stream);
+        reset_on_close(&client);
+        if let Some(backend) = backend {
+            reset_on_close(backend);
         }
     }
-    (end, held.established.map(|held| held.route))
+    finish(shared, flow, end, held.as_ref());
+    // The sockets close before the connection stops counting: a limit is never passed, not even for a moment.
+    drop(client);
+    drop(held);
+    drop(member);
 }
 
-/// What a connection holds while it runs; outlives the future that fills it, so that an order can end it properly.
-#[derive(Default)]
-struct Held {
-    established: Option<Box<Backend>>,
-    end: Option<End>,
-}
-
-/// A connected backend, with its route boxed: it is read once, at the end.
-struct Backend {
-    stream: TcpStream,
-    route: Box<Route>,
-    _slot: super::admit::Slot,
-}
-
-async fn attempt(shared: &Shared, mut version: u64, client: &TcpStream, flow: &Flow, held: &mut Held) -> End {
+/// Connects and relays, on another backend if the first resets before a byte went on.
+async fn attempt(
+    shared: &Shared,
+    mut version: u64,
+    client: &TcpStream,
+    flow: &Flow,
+    held: &mut Option<Established>,
+) -> End {
     let mut entry = Arc::clone(&flow.frontend);
     let mut state = State::default();
-    // Boxed, since it is large and gone once the backend is connected: the relay is what most connections wait in.
-    let mut tried = Box::new(Tried::default());
+    let mut spent = Spent::default();
     loop {
-        let connected = Box::pin(establish(shared, &entry, version, client, flow, &mut tried)).await;
-        let Established { stream, slot, ix, route } = match connected {
-            Ok(established) => established,
+        // Boxed, since it is large and gone once the backend is connected: most connections wait in the relay.
+        match Box::pin(establish(shared, &entry, version, client, flow, &mut spent)).await {
+            Ok(established) => *held = Some(established),
             Err(reason) => match newer(shared, entry.ix, version) {
                 // The table changed under way: what it lists now may serve where nothing did.
-                Some((table, fresh)) if reason_may_pass(reason) => {
+                Some((table, fresh)) if may_pass(reason) => {
                     (version, entry) = (table, fresh);
-                    *tried = Tried::default();
+                    spent = Spent::default();
                     continue;
                 }
                 Some(_) | None => return End::Refused(reason),
             },
-        };
-        let cell = Arc::clone(slot.cell());
-        flow.routed(Arc::clone(&cell));
-        let backend =
-            held.established.insert(Box::new(Backend { stream, route: Box::new(route), _slot: slot }));
-        let meter = FirstByte::new(shared, flow, &cell);
-        let end = copy::copy(client, &backend.stream, &mut state, shared.buffer, &|direction, bytes| {
-            meter.moved(direction, bytes);
+        }
+        let Some(Established { stream, slot, .. }) = &*held else { return End::Closed };
+        let backend = slot.backend();
+        flow.routed(Arc::clone(&backend.cell));
+        let meter = FirstByte::new(shared, flow, &backend.cell);
+        let end = copy::copy(client, stream, &mut state, shared.buffer, &|direction, bytes| {
+            meter.moved(direction, bytes)
         })
         .await;
         if end != End::BackendReset {
             return end;
         }
-        let now = shared.clock.now();
-        cell.resets.fetch_add(1, Ordering::Relaxed);
+        backend.cell.resets.fetch_add(1, Ordering::Relaxed);
         // A reset that answers the client's own bytes says nothing of the backend: any client could provoke it.
         if !state.untouched() {
             return end;
         }
-        cell.failed(now);
-        shared.signal(ix, SignalKind::Reset);
-        if !tried.may_retry(&entry.pool, now) {
+        let now = shared.clock.now();
+        backend.cell.failed(now);
+        shared.signal(backend.ix, SignalKind::Reset);
+        if !spent.may_retry_without(&slot.entry().pool, backend.ix, now) {
             return end;
         }
         state.restart();
-        held.established = None;
+        *held = None;
     }
 }
 
@@ -161,7 +146,7 @@ fn newer(shared: &Shared, ix: FrontendIx, version: u64) -> Option<(u64, Arc<Fron
 }
 
 /// Whether a newer table may have a better answer than this refusal.
-const fn reason_may_pass(reason: Reason) -> bool {
+const fn may_pass(reason: Reason) -> bool {
     matches!(
         reason,
         Reason::NoBackendUp | Reason::BackendsFull | Reason::ConnectFailed | Reason::ConnectTimeout
@@ -210,7 +195,7 @@ async fn flush(survivor: &TcpStream) {
     }
 }
 
-fn finish(shared: &Shared, flow: &Flow, end: End, route: Option<Box<Route>>) {
+fn finish(shared: &Shared, flow: &Flow, end: End, held: Option<&Established>) {
     flow.fold();
     let duration = shared.clock.now().since(flow.started);
     let cell = &flow.frontend.cell;
@@ -229,9 +214,43 @@ fn finish(shared: &Shared, flow: &Flow, end: End, route: Option<Box<Route>>) {
         frontend: flow.frontend.frontend.name.clone(),
         client: flow.client,
         local: flow.local,
-        route: route.map(|route| *route),
+        route: held.map(|held| route(held, flow.local.port())),
         bytes_up,
         bytes_down,
         end,
     });
+}
+
+fn route(held: &Established, port: u16) -> Route {
+    let pool = &held.slot.entry().pool;
+    let backend = held.slot.backend();
+    Route {
+        pool: pool.pool.name.clone(),
+        backend: backend.id.name.clone(),
+        address: backend.id.address(port),
+        strategy: pool.strategy.strategy(),
+        candidates: u32::try_from(pool.candidates.len()).unwrap_or(u32::MAX),
+        attempts: held.attempts,
+        hedged: held.hedged,
+        table_version: held.table_version,
+        connect: held.connect,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn size_of_future<A, B, C, D, F: Future>(_: impl FnOnce(A, B, C, D) -> F) -> usize {
+        size_of::<F>()
+    }
+
+    /// An idle connection costs its future, its task's header, two registrations with epoll and its [`Flow`].
+    #[test]
+    fn a_connection_stays_small() {
+        let future = size_of_future(serve);
+        assert!(future <= 640, "the future of a connection has {future} bytes");
+        let flow = size_of::<Flow>();
+        assert!(flow <= 256, "a flow has {flow} bytes");
+    }
 }

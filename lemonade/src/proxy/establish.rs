@@ -2,9 +2,7 @@
 
 use std::future::{Future, poll_fn};
 use std::io;
-use std::net::SocketAddr;
 use std::pin::Pin;
-
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 use std::task::Poll;
@@ -16,38 +14,41 @@ use tokio::io::Interest;
 use tokio::net::TcpStream;
 use tokio::time::{sleep_until, timeout_at};
 
-use super::admit::{Queued, Slot};
+use super::admit::{Queued, Slot, Undecided};
 use super::budget;
 use super::flow::Flow;
 use super::shared::Shared;
 use super::socket::{ConnectFault, Liveness, connect_fault, connector};
 use crate::control::table::{FrontendEntry, PoolEntry};
 use crate::health::port::SignalKind;
-use crate::metrics::port::Route;
+use crate::model::Moment;
 use crate::model::time::micros;
-use crate::model::{BackendCell, Moment};
 use crate::strategy::port::PoolView;
 
-/// A connected backend.
+/// A connected backend, and how it was come by.
 pub(super) struct Established {
     pub(super) stream: TcpStream,
     pub(super) slot: Slot,
-    pub(super) ix: BackendIx,
-    pub(super) route: Route,
+    pub(super) table_version: u64,
+    pub(super) connect: Duration,
+    pub(super) attempts: u32,
+    pub(super) hedged: bool,
 }
 
-/// Backends that one connection has tried, and what its picks have used up.
-#[derive(Debug, Default)]
-pub(super) struct Tried {
-    backends: Vec<BackendIx>,
-    picks: u64,
+/// What a connection has used up on its way to a backend; kept for a retry after a reset.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Spent {
+    /// Connects made.
     attempts: u32,
+    /// Of them, those that were retries.
     retries: u32,
+    /// The backend to avoid: it reset the connection before its first byte.
+    avoid: Option<BackendIx>,
 }
 
-impl Tried {
+impl Spent {
     /// Counts one more retry against the pool's limit and budget.
-    pub(super) fn may_retry(&mut self, pool: &PoolEntry, now: Moment) -> bool {
+    fn may_retry(&mut self, pool: &PoolEntry, now: Moment) -> bool {
         if self.retries >= pool.pool.retries {
             return false;
         }
@@ -61,6 +62,18 @@ impl Tried {
         pool.cell.retries.fetch_add(1, Ordering::Relaxed);
         true
     }
+
+    /// Counts a retry after `backend` reset an untouched connection.
+    pub(super) fn may_retry_without(&mut self, pool: &PoolEntry, backend: BackendIx, now: Moment) -> bool {
+        self.avoid = Some(backend);
+        self.may_retry(pool, now)
+    }
+}
+
+/// Backends that are not to be picked again, and picks made.
+struct Tried {
+    backends: Vec<BackendIx>,
+    picks: u64,
 }
 
 /// Picks and connects a backend for `flow`.
@@ -69,17 +82,19 @@ impl Tried {
 /// The reason why there is none.
 pub(super) async fn establish(
     shared: &Shared,
-    entry: &FrontendEntry,
+    entry: &Arc<FrontendEntry>,
     table_version: u64,
     client: &TcpStream,
     flow: &Flow,
-    tried: &mut Tried,
+    spent: &mut Spent,
 ) -> Result<Established, Reason> {
     let dial = Dial { shared, entry, key: FlowKey::tcp(flow.client, flow.local), port: flow.local.port() };
+    let tried = &mut Tried { backends: spent.avoid.into_iter().collect(), picks: 0 };
     let settings = &entry.frontend;
     let first = dial.pick_or_wait(client, tried).await?;
     dial.deposit();
     let mut racing = [Some(dial.start(first, tried)), None];
+    spent.attempts += 1;
     let mut hedge = settings.hedge_after.and_then(|after| Some(racing[0].as_ref()?.started.plus(after)));
     loop {
         let deadline = racing.iter().flatten().map(|one| one.started.plus(settings.connect_timeout)).min();
@@ -92,7 +107,9 @@ pub(super) async fn establish(
                 match result {
                     Ok(stream) => {
                         dial.leave_behind(racing);
-                        return Ok(dial.connected(stream, connecting, lane == 1, table_version, tried));
+                        let (slot, connect) = dial.connected(connecting);
+                        let (attempts, hedged) = (spent.attempts, lane == 1);
+                        return Ok(Established { stream, slot, table_version, connect, attempts, hedged });
                     }
                     Err(error) => dial.failed(&connecting, connect_fault(&error)),
                 }
@@ -101,9 +118,10 @@ pub(super) async fn establish(
                 let now = shared.clock.now();
                 if hedge.is_some_and(|at| at <= now) {
                     hedge = None;
-                    if let Pick::Found(chosen) = dial.pick(tried, false) {
+                    if let Pick::Found(slot) = dial.pick(tried, false) {
                         entry.pool.cell.hedges.fetch_add(1, Ordering::Relaxed);
-                        racing[1] = Some(dial.start(chosen, tried));
+                        racing[1] = Some(dial.start(slot, tried));
+                        spent.attempts += 1;
                     }
                 }
                 let late = racing.iter_mut().find(|lane| {
@@ -124,51 +142,26 @@ pub(super) async fn establish(
             ConnectFault::NoDescriptors => return Err(Reason::NoDescriptors),
             ConnectFault::NoPorts => Reason::NoPorts,
         };
-        if !dial.another_left(tried) || !tried.may_retry(&entry.pool, shared.clock.now()) {
+        if !dial.another_left(tried) || !spent.may_retry(&entry.pool, shared.clock.now()) {
             return Err(reason);
         }
         let next = dial.pick_or_wait(client, tried).await.map_err(|_| reason)?;
         racing[0] = Some(dial.start(next, tried));
+        spent.attempts += 1;
     }
 }
 
 /// A connect on its way.
 struct Connecting {
-    ix: BackendIx,
-    position: usize,
-    address: SocketAddr,
     slot: Slot,
-    _pending: Pending,
+    _undecided: Undecided,
     started: Moment,
     stream: Pin<Box<dyn Future<Output = io::Result<TcpStream>> + Send>>,
 }
 
-/// Counts a connect that is not decided yet.
-struct Pending(Arc<BackendCell>);
-
-impl Pending {
-    fn count(cell: &Arc<BackendCell>) -> Self {
-        cell.connecting.fetch_add(1, Ordering::Relaxed);
-        Self(Arc::clone(cell))
-    }
-}
-
-impl Drop for Pending {
-    fn drop(&mut self) {
-        self.0.connecting.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-/// A picked backend with its slot.
-struct Chosen {
-    ix: BackendIx,
-    position: usize,
-    slot: Slot,
-}
-
 /// What a pick found.
 enum Pick {
-    Found(Chosen),
+    Found(Slot),
     /// Some backend would do, but for its `max_connections`.
     Full,
     /// No backend is left.
@@ -178,7 +171,7 @@ enum Pick {
 /// The constant part of one connection's way to a backend.
 struct Dial<'a> {
     shared: &'a Shared,
-    entry: &'a FrontendEntry,
+    entry: &'a Arc<FrontendEntry>,
     key: FlowKey,
     port: u16,
 }
@@ -214,9 +207,10 @@ impl<'a> Dial<'a> {
                     desperate,
                 };
                 let Some(candidate) = pool.strategy.pick(&view, &self.key) else { break };
-                if let Some(slot) = Slot::take(&candidate.cell, &pool.cell, candidate.max_connections) {
+                let slot = Slot::take(self.entry, candidate.position, candidate.max_connections);
+                if let Some(slot) = slot {
                     candidate.cell.picks.fetch_add(1, Ordering::Relaxed);
-                    return Pick::Found(Chosen { ix: candidate.ix, position: candidate.position, slot });
+                    return Pick::Found(slot);
                 }
             }
         }
@@ -231,9 +225,9 @@ impl<'a> Dial<'a> {
     }
 
     /// Picks a backend, waiting in the pool's queue when all are full.
-    async fn pick_or_wait(&self, client: &TcpStream, tried: &mut Tried) -> Result<Chosen, Reason> {
+    async fn pick_or_wait(&self, client: &TcpStream, tried: &mut Tried) -> Result<Slot, Reason> {
         match self.pick(tried, true) {
-            Pick::Found(chosen) => return Ok(chosen),
+            Pick::Found(slot) => return Ok(slot),
             Pick::Nothing => return Err(Reason::NoBackendUp),
             Pick::Full => {}
         }
@@ -246,7 +240,7 @@ impl<'a> Dial<'a> {
         loop {
             let turn = pool.cell.waiting.join();
             match self.pick(tried, true) {
-                Pick::Found(chosen) => return Ok(chosen),
+                Pick::Found(slot) => return Ok(slot),
                 Pick::Nothing => return Err(Reason::NoBackendUp),
                 Pick::Full => {}
             }
@@ -261,27 +255,18 @@ impl<'a> Dial<'a> {
         }
     }
 
-    fn start(&self, chosen: Chosen, tried: &mut Tried) -> Connecting {
-        let Chosen { ix, position, slot } = chosen;
-        let pool = self.pool();
-        tried.backends.push(ix);
-        tried.attempts += 1;
-        let address = pool.backends[position].id.address(self.port);
-        let source = pool.pool.source.filter(|source| source.is_ipv4() == address.is_ipv4());
+    fn start(&self, slot: Slot, tried: &mut Tried) -> Connecting {
+        let backend = slot.backend();
+        tried.backends.push(backend.ix);
+        let address = backend.id.address(self.port);
+        let source = self.pool().pool.source.filter(|source| source.is_ipv4() == address.is_ipv4());
         let connector = connector(address, source, Liveness::from(&*self.entry.frontend));
         let stream: Pin<Box<dyn Future<Output = _> + Send>> = match connector {
             Ok(socket) => Box::pin(socket.connect(address)),
             Err(error) => Box::pin(std::future::ready(Err(error))),
         };
-        Connecting {
-            ix,
-            position,
-            address,
-            _pending: Pending::count(slot.cell()),
-            slot,
-            started: self.shared.clock.now(),
-            stream,
-        }
+        let started = self.shared.clock.now();
+        Connecting { _undecided: Undecided::count(&slot), slot, started, stream }
     }
 
     /// Blames the backend for a failed connect, unless this host was at fault.
@@ -291,8 +276,10 @@ impl<'a> Dial<'a> {
             ConnectFault::TimedOut => SignalKind::ConnectTimedOut,
             ConnectFault::NoDescriptors | ConnectFault::NoPorts => return fault,
         };
-        connecting.slot.cell().failed(self.shared.clock.now());
-        self.shared.signal(connecting.ix, kind);
+        let backend = connecting.slot.backend();
+        backend.cell.failures.fetch_add(1, Ordering::Relaxed);
+        backend.cell.failed(self.shared.clock.now());
+        self.shared.signal(backend.ix, kind);
         fault
     }
 
@@ -302,42 +289,23 @@ impl<'a> Dial<'a> {
         let late = self.entry.frontend.hedge_after.unwrap_or(Duration::MAX);
         for loser in racing.into_iter().flatten() {
             if now.since(loser.started) >= late {
-                loser.slot.cell().failed(now);
+                loser.slot.backend().cell.failed(now);
             }
         }
     }
 
-    fn connected(
-        &self,
-        stream: TcpStream,
-        connecting: Connecting,
-        hedged: bool,
-        table_version: u64,
-        tried: &Tried,
-    ) -> Established {
+    /// Credits the backend for a connect; tells its slot and how long it took.
+    fn connected(&self, connecting: Connecting) -> (Slot, Duration) {
         let now = self.shared.clock.now();
         let took = now.since(connecting.started);
-        let pool = self.pool();
-        let backend = &pool.backends[connecting.position];
-        let cell = &backend.cell;
-        if cell.streak.load(Ordering::Relaxed) > 0 {
-            self.shared.signal(connecting.ix, SignalKind::Connected);
+        let backend = connecting.slot.backend();
+        if backend.cell.streak.load(Ordering::Relaxed) > 0 {
+            self.shared.signal(backend.ix, SignalKind::Connected);
         }
-        cell.connected(took, now);
-        cell.opened.fetch_add(1, Ordering::Relaxed);
+        backend.cell.connected(took, now);
+        backend.cell.opened.fetch_add(1, Ordering::Relaxed);
         self.entry.cell.connect_seconds.observe(micros(took));
-        let route = Route {
-            pool: pool.pool.name.clone(),
-            backend: backend.id.name.clone(),
-            address: connecting.address,
-            strategy: pool.strategy.strategy(),
-            candidates: pool.candidates.len() as u32,
-            attempts: tried.attempts,
-            hedged,
-            table_version,
-            connect: took,
-        };
-        Established { stream, slot: connecting.slot, ix: connecting.ix, route }
+        (connecting.slot, took)
     }
 }
 

@@ -13,7 +13,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use super::conn::{Context, serve};
+use super::conn::{Context, accepted};
 use super::flow::Flows;
 use super::shared::Shared;
 use super::socket::{ConnectFault, Liveness, connect_fault, reset_on_close, set_liveness};
@@ -59,7 +59,7 @@ impl Worker {
     ) -> io::Result<Self> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let flows = Arc::new(Flows::default());
-        let context = Context { shared, flows: Arc::clone(&flows) };
+        let context = Arc::new(Context { shared, flows: Arc::clone(&flows) });
         let thread = std::thread::Builder::new()
             .name(format!("worker-{index}"))
             .spawn(move || runtime.block_on(run(context, inbox)))?;
@@ -74,7 +74,7 @@ struct Open {
     last: Arc<std::sync::Mutex<Option<Arc<DispatchTable>>>>,
 }
 
-async fn run(context: Context, mut inbox: mpsc::UnboundedReceiver<Command>) {
+async fn run(context: Arc<Context>, mut inbox: mpsc::UnboundedReceiver<Command>) {
     let mut listeners: HashMap<ListenerId, Open> = HashMap::new();
     let mut sweep = tokio::time::interval(SWEEP);
     loop {
@@ -88,7 +88,7 @@ async fn run(context: Context, mut inbox: mpsc::UnboundedReceiver<Command>) {
                                 close: CancellationToken::new(),
                                 last: Arc::default(),
                             };
-                            tokio::spawn(accept(context.clone(), Arc::clone(&open.socket), frontend, open.close.clone(), Arc::clone(&open.last)));
+                            tokio::spawn(accept(Arc::clone(&context), Arc::clone(&open.socket), frontend, open.close.clone(), Arc::clone(&open.last)));
                             listeners.insert(id, open);
                         }
                         Err(error) => tracing::error!(%error, "a listener could not be registered"),
@@ -116,13 +116,14 @@ async fn run(context: Context, mut inbox: mpsc::UnboundedReceiver<Command>) {
 
 /// Accepts until told to close, then serves what the queue still holds.
 async fn accept(
-    context: Context,
+    context: Arc<Context>,
     listener: Arc<TcpListener>,
     frontend: Arc<AtomicU32>,
     close: CancellationToken,
     last: Arc<std::sync::Mutex<Option<Arc<DispatchTable>>>>,
 ) {
     let mut pause = PAUSE.0;
+    let address = listener.local_addr().ok().filter(|address| !address.ip().is_unspecified());
     let closed = close.cancelled();
     tokio::pin!(closed);
     loop {
@@ -137,11 +138,11 @@ async fn accept(
                 let ix = FrontendIx(frontend.load(Ordering::Relaxed));
                 let table = context.shared.table();
                 if let Some(entry) = table.frontends.get(&ix).map(Arc::clone) {
-                    admit(&context, table, entry, client, peer);
+                    admit(&context, table.version, entry, client, (peer, address));
                 } else {
                     // Taken out of the table a moment ago; the close that follows knows the last one.
                     closed.as_mut().await;
-                    admit_last(&context, &last, ix, client, peer);
+                    admit_last(&context, &last, ix, client, (peer, address));
                     break;
                 }
             }
@@ -160,31 +161,31 @@ async fn accept(
     }
     let ix = FrontendIx(frontend.load(Ordering::Relaxed));
     while let Some(Ok((client, peer))) = futures_util::FutureExt::now_or_never(listener.accept()) {
-        admit_last(&context, &last, ix, client, peer);
+        admit_last(&context, &last, ix, client, (peer, address));
     }
 }
 
 fn admit_last(
-    context: &Context,
+    context: &Arc<Context>,
     last: &std::sync::Mutex<Option<Arc<DispatchTable>>>,
     ix: FrontendIx,
     client: TcpStream,
-    peer: SocketAddr,
+    addresses: (SocketAddr, Option<SocketAddr>),
 ) {
     let last = last.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
     let entry = last.as_ref().and_then(|table| table.frontends.get(&ix)).map(Arc::clone);
     match (last, entry) {
-        (Some(table), Some(entry)) => admit(context, table, entry, client, peer),
+        (Some(table), Some(entry)) => admit(context, table.version, entry, client, addresses),
         _ => reset_on_close(&client),
     }
 }
 
 fn admit(
-    context: &Context,
-    table: Arc<DispatchTable>,
+    context: &Arc<Context>,
+    table_version: u64,
     entry: Arc<FrontendEntry>,
     client: TcpStream,
-    peer: SocketAddr,
+    (peer, listening): (SocketAddr, Option<SocketAddr>),
 ) {
     // Inherited from the listener on Linux only.
     #[cfg(not(target_os = "linux"))]
@@ -192,7 +193,7 @@ fn admit(
         let _ = client.set_nodelay(true);
         let _ = set_liveness(&client, Liveness::from(&*entry.frontend));
     }
-    // Fails only when the client has reset already; then nobody waits for an answer.
-    let Ok(local) = client.local_addr() else { return };
-    tokio::spawn(serve(context.clone(), table, entry, client, (peer, local)));
+    // A listener on one address knows it; asking fails only when the client has reset already.
+    let Some(local) = listening.or_else(|| client.local_addr().ok()) else { return };
+    accepted(context, table_version, entry, client, peer, local);
 }

@@ -275,17 +275,15 @@ impl ProxyService for TokioProxy {
 
 /// What went wrong with a listener and what to do about it.
 fn listen_cause(error: &io::Error) -> String {
-    match error.kind() {
-        io::ErrorKind::AddrInUse => {
+    let advice = match error.raw_os_error() {
+        Some(libc::EADDRINUSE) => {
             "address in use by another process; stop that one (`ss -ltnp` shows it) or choose another port"
-                .to_owned()
         }
-        io::ErrorKind::PermissionDenied => {
-            "permission denied; ports below 1024 need root or CAP_NET_BIND_SERVICE".to_owned()
+        Some(libc::EACCES) => "permission denied; ports below 1024 need root or CAP_NET_BIND_SERVICE",
+        Some(libc::EADDRNOTAVAIL) => {
+            "no interface of this host has that address; choose one from `ip address`, or 0.0.0.0"
         }
-        io::ErrorKind::AddrNotAvailable => {
-            "no interface of this host has that address; choose one from `ip address`, or 0.0.0.0".to_owned()
-        }
-        _ => error.to_string(),
-    }
+        Some(_) | None => return error.to_string(),
+    };
+    advice.to_owned()
 }

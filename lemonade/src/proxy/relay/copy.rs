@@ -178,7 +178,7 @@ fn transfer(
                 if half.broken {
                     buffer::put(scratch);
                 } else {
-                    half.pending = Some(Pending { buffer: scratch, start: 0, end: count });
+                    half.pending = Some(Pending { buffer: scratch, start: 0, end: count as u32 });
                 }
             }
             Poll::Ready(Err(error)) => {
@@ -199,8 +199,9 @@ fn flush(
     moved: &impl Fn(u64),
 ) -> Poll<io::Result<()>> {
     while let Some(pending) = half.pending.as_mut().filter(|pending| pending.start < pending.end) {
-        let count = ready!(poll_write(cx, destination, &pending.buffer[pending.start..pending.end]))?;
-        pending.start += count;
+        let bytes = &pending.buffer[pending.start as usize..pending.end as usize];
+        let count = ready!(poll_write(cx, destination, bytes))?;
+        pending.start += count as u32;
         half.written += count as u64;
         moved(count as u64);
     }

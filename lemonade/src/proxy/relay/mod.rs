@@ -39,8 +39,8 @@ pub struct Half {
 #[derive(Debug)]
 struct Pending {
     buffer: Box<[u8]>,
-    start: usize,
-    end: usize,
+    start: u32,
+    end: u32,
 }
 
 impl State {
