@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::conn::{Context, accepted};
 use super::flow::Flows;
+use super::memory::{Tide, give_back};
 use super::shared::Shared;
 use super::socket::{ConnectFault, Liveness, connect_fault, reset_on_close, set_liveness};
 use crate::control::table::{DispatchTable, FrontendEntry};
@@ -76,6 +77,7 @@ struct Open {
 
 async fn run(context: Arc<Context>, mut inbox: mpsc::UnboundedReceiver<Command>) {
     let mut listeners: HashMap<ListenerId, Open> = HashMap::new();
+    let mut tide = Tide::default();
     let mut sweep = tokio::time::interval(SWEEP);
     loop {
         tokio::select! {
@@ -109,7 +111,12 @@ async fn run(context: Arc<Context>, mut inbox: mpsc::UnboundedReceiver<Command>)
                 }
                 Some(Command::Exit) | None => return,
             },
-            _ = sweep.tick() => context.flows.sweep(context.shared.clock.now()),
+            _ = sweep.tick() => {
+                context.flows.sweep(context.shared.clock.now());
+                if tide.turned(context.flows.len() as u64) {
+                    give_back();
+                }
+            }
         }
     }
 }
