@@ -40,8 +40,8 @@ fn status_prints_a_table_and_json() {
     for word in ["web", &web.to_string(), &addresses[0].to_string(), "round_robin"] {
         assert!(table.contains(word), "{word} is missing in\n{table}");
     }
-    let json: serde_json::Value = serde_json::from_str(&good(&run(&["status", "--json", "--admin", socket])))
-        .expect("JSON");
+    let json: serde_json::Value =
+        serde_json::from_str(&good(&run(&["status", "--json", "--admin", socket]))).expect("JSON");
     assert_eq!(json["frontends"][0]["listening"][0], web.to_string());
 }
 

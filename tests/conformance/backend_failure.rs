@@ -151,7 +151,8 @@ fn a_silent_backend_is_raced_by_another_one() {
 #[test]
 fn a_silent_backend_ends_in_a_connect_timeout_when_there_is_no_other() {
     let hole = BlackHole::start();
-    let setup = Setup::single(&[hole.address()]).frontend(&["connect_timeout = \"300ms\"", "hedge_after = \"off\""]);
+    let setup =
+        Setup::single(&[hole.address()]).frontend(&["connect_timeout = \"300ms\"", "hedge_after = \"off\""]);
     let served = Copy.start(&setup);
     let mut client = connect(served.address()).expect("the plane accepts");
     let saw = read_to_end(&mut client, 0, Length::Exact);

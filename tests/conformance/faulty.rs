@@ -74,7 +74,9 @@ fn relay(fault: Fault, mut from: TcpStream, mut to: TcpStream) {
                 at += n;
                 let written = match fault {
                     Fault::LosesAByte if here => to.write_all(&chunk[1..]),
-                    Fault::DoublesAByte if here => to.write_all(&chunk[..1]).and_then(|()| to.write_all(chunk)),
+                    Fault::DoublesAByte if here => {
+                        to.write_all(&chunk[..1]).and_then(|()| to.write_all(chunk))
+                    }
                     Fault::SwapsTwoBytes if here => {
                         chunk.swap(0, 1);
                         to.write_all(chunk)

@@ -25,9 +25,9 @@ pub(crate) fn stopped_readers_press_back_and_cost_bounded_memory(plane: &dyn Pla
     let hops = if plane.balances() { 2 } else { 1 };
     let limit = hops * (kernel_limit("tcp_rmem") + kernel_limit("tcp_wmem")) + RELAY_BUFFER;
     let taken: Vec<u64> = std::thread::scope(|scope| {
-        let writers = pairs.iter_mut().map(|(backend, _)| {
-            scope.spawn(move || write_until_blocked(backend, DOWN, limit))
-        });
+        let writers = pairs
+            .iter_mut()
+            .map(|(backend, _)| scope.spawn(move || write_until_blocked(backend, DOWN, limit)));
         let writers: Vec<_> = writers.collect();
         writers.into_iter().map(|writer| writer.join().expect("no panic")).collect()
     });

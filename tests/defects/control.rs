@@ -11,7 +11,8 @@ use lemonade_tests::setup::{Backend as Entry, Setup};
 use lemonade_tests::wait;
 use rustix::process::Signal;
 
-const FAST: [&str; 4] = ["interval = \"100ms\"", "fast_interval = \"50ms\"", "timeout = \"2s\"", "path = \"/\""];
+const FAST: [&str; 4] =
+    ["interval = \"100ms\"", "fast_interval = \"50ms\"", "timeout = \"2s\"", "path = \"/\""];
 
 fn http_health(further: &[&'static str]) -> Vec<&'static str> {
     [&["kind = \"http\""], &FAST[..], further].concat()
@@ -26,7 +27,8 @@ fn probes(backend: &Backend) -> u64 {
 fn defect_01_probing_goes_on_after_hundreds_of_events() {
     let backends = Backend::several(4);
     let addresses: Vec<SocketAddr> = backends.iter().map(|backend| backend.address).collect();
-    let health = ["kind = \"http\"", "interval = \"20ms\"", "fast_interval = \"10ms\"", "rise = 1", "fall = 1"];
+    let health =
+        ["kind = \"http\"", "interval = \"20ms\"", "fast_interval = \"10ms\"", "rise = 1", "fall = 1"];
     let setup = Setup::single(&addresses).runtime(&["probes_per_second = 10000"]).health(&health);
     let mut lemonade = Lemonade::start(&setup);
     let transitions = || lemonade.metrics().sum("lemonade_health_transitions_total", &[]);
@@ -65,8 +67,13 @@ fn defect_08_a_state_flips_only_after_rise_and_fall_checks() {
 #[test]
 fn defect_08_a_check_that_hangs_delays_no_other_one() {
     let backends = Backend::several(2);
-    let health =
-        ["kind = \"http\"", "interval = \"100ms\"", "fast_interval = \"50ms\"", "timeout = \"60s\"", "fall = 2"];
+    let health = [
+        "kind = \"http\"",
+        "interval = \"100ms\"",
+        "fast_interval = \"50ms\"",
+        "timeout = \"60s\"",
+        "fall = 2",
+    ];
     let addresses = [backends[0].address, backends[1].address];
     let lemonade = Lemonade::start(&Setup::single(&addresses).health(&health));
     backends[0].hold_http(true);
@@ -131,7 +138,8 @@ fn defect_10_more_than_256_backends_are_served() {
     let backend = Backend::start_on("many", "0.0.0.0:0".parse().expect("an address"));
     let mut setup = Setup::single(&[]);
     let entry = |n: usize| {
-        let octets = [127, 0, u8::try_from(1 + n / 200).expect("small"), u8::try_from(1 + n % 200).expect("small")];
+        let octets =
+            [127, 0, u8::try_from(1 + n / 200).expect("small"), u8::try_from(1 + n % 200).expect("small")];
         Entry::new(&format!("b{n}"), SocketAddr::from((octets, backend.address.port())))
     };
     setup.pools[0].backends = (0..BACKENDS).map(entry).collect();

@@ -105,5 +105,8 @@ fn defect_05_small_writes_are_not_held_back() {
     }
     let took = begun.elapsed();
     served.join().expect("no panic");
-    assert!(took < Duration::from_millis(1600), "{ROUNDS} rounds took {took:?}; delayed ones take 40 ms each");
+    assert!(
+        took < Duration::from_millis(1600),
+        "{ROUNDS} rounds took {took:?}; delayed ones take 40 ms each"
+    );
 }

@@ -140,7 +140,10 @@ fn an_idle_connection_is_closed_and_a_busy_one_is_not() {
     }
     for (stream, who) in [(&mut idle, "client"), (&mut idle_backend, "backend")] {
         let saw = read_to_end(stream, 0, Length::Exact);
-        assert!(matches!(saw[..], [Event::Bytes(0), Event::Fin | Event::Reset]), "the idle {who} saw {saw:?}");
+        assert!(
+            matches!(saw[..], [Event::Bytes(0), Event::Fin | Event::Reset]),
+            "the idle {who} saw {saw:?}"
+        );
     }
     finish(&busy);
     drop(busy_backend);

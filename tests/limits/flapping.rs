@@ -44,7 +44,10 @@ fn a_backend_that_flaps_fails_no_request_and_its_history_says_so() {
     let outcome = load.stop();
     assert_eq!(outcome.failed, [""; 0], "of {} requests", outcome.total());
     let metrics = lemonade.metrics();
-    assert!(metrics.sum("lemonade_health_transitions_total", &[]) >= 12, "three falls and rises of two backends");
+    assert!(
+        metrics.sum("lemonade_health_transitions_total", &[]) >= 12,
+        "three falls and rises of two backends"
+    );
     let dump = lemonade_tests::http::get_unix(&lemonade.socket(), "/api/v1/dump").expect("a dump").body;
     assert!(dump.contains("refused"), "the history names the cause: {dump}");
 }
@@ -58,7 +61,9 @@ fn when_all_are_down_connections_are_refused_at_once_and_later_served_again() {
     wait::until("it is seen down", wait::SOON, || !lemonade.status().is_up("web", "a"));
     let before = lemonade.metrics().refused("no_backend_up");
     lemonade_tests::load::call(web).expect_err("nobody is there");
-    wait::until("the refusal is counted", wait::SOON, || lemonade.metrics().refused("no_backend_up") > before);
+    wait::until("the refusal is counted", wait::SOON, || {
+        lemonade.metrics().refused("no_backend_up") > before
+    });
     backend.accept();
     wait::until("it is seen up", wait::SOON, || lemonade.status().is_up("web", "a"));
     wait::until("it serves again", wait::SOON, || lemonade_tests::load::call(web).is_ok());

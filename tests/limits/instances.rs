@@ -38,7 +38,8 @@ fn a_second_instance_on_the_same_state_folder_is_refused_with_a_clear_error() {
     let text = Setup::single(&[backend.address]).text(lemonade.folder()).replace("admin.sock", "other.sock");
     std::fs::write(&config, text).expect("a folder");
     let output = lemonade_tests::lemonade::run(&["run", "--config", config.to_str().expect("UTF-8")]);
-    let said = String::from_utf8_lossy(&output.stderr).into_owned() + &String::from_utf8_lossy(&output.stdout);
+    let said =
+        String::from_utf8_lossy(&output.stderr).into_owned() + &String::from_utf8_lossy(&output.stdout);
     assert_eq!(output.status.code(), Some(1), "{said}");
     assert!(said.contains(state.to_str().expect("UTF-8")), "the error names the folder: {said}");
     assert_eq!(calls(lemonade.address("web"), 3), ["a"; 3]);

@@ -20,10 +20,16 @@ fn parse(address: &str) -> SocketAddr {
 }
 
 /// Backends in their namespace and a balancer in its own, with the frontend on `listen`.
-fn start(network: &Network, listen: &str, setup: impl FnOnce(Setup) -> Setup, backends: &[Backend]) -> Lemonade {
+fn start(
+    network: &Network,
+    listen: &str,
+    setup: impl FnOnce(Setup) -> Setup,
+    backends: &[Backend],
+) -> Lemonade {
     let addresses: Vec<_> = backends.iter().map(|backend| backend.address).collect();
     let mut config = setup(Setup::single(&addresses));
-    config.frontends[0] = Frontend { lines: config.frontends[0].lines.clone(), ..Frontend::on("web", listen, "web") };
+    config.frontends[0] =
+        Frontend { lines: config.frontends[0].lines.clone(), ..Frontend::on("web", listen, "web") };
     network.balancer.enter(|| Lemonade::start(&config))
 }
 

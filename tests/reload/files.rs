@@ -30,7 +30,8 @@ fn a_rename_a_write_in_place_and_a_torn_write_are_seen_without_a_signal() {
     lemonade.write(&with(&backend, "adaptive").text(lemonade.folder()));
     becomes(&lemonade, "adaptive");
 
-    fs::write(lemonade.config(), with(&backend, "least_connections").text(lemonade.folder())).expect("a folder");
+    fs::write(lemonade.config(), with(&backend, "least_connections").text(lemonade.folder()))
+        .expect("a folder");
     becomes(&lemonade, "least_connections");
 
     // An editor that writes in two steps with a moment between them.
@@ -109,7 +110,8 @@ fn a_bad_file_is_refused_with_line_and_column_while_traffic_goes_on() {
     let config = lemonade.config();
     let checked = lemonade::run(&["check", config.to_str().expect("UTF-8")]);
     assert_eq!(checked.status.code(), Some(2));
-    let said = String::from_utf8_lossy(&checked.stderr).into_owned() + &String::from_utf8_lossy(&checked.stdout);
+    let said =
+        String::from_utf8_lossy(&checked.stderr).into_owned() + &String::from_utf8_lossy(&checked.stdout);
     assert!(said.contains(&format!("lemonade.toml:{line}:")), "file, line and column in: {said}");
 
     lemonade.reload(&with(&backend, "adaptive"));

@@ -10,13 +10,8 @@ use lemonade_tests::wait;
 
 const RELOADS: usize = 100;
 const RATE: u32 = 500;
-const STRATEGIES: [&str; 5] = [
-    "round_robin",
-    "weighted_round_robin",
-    "least_connections",
-    "fastest_response_time",
-    "adaptive",
-];
+const STRATEGIES: [&str; 5] =
+    ["round_robin", "weighted_round_robin", "least_connections", "fastest_response_time", "adaptive"];
 
 /// The configuration after reload `n`: strategy, weights, backends and frontends all change.
 fn variant(n: usize, backends: &[Backend]) -> Setup {

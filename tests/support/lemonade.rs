@@ -220,7 +220,8 @@ impl Lemonade {
     /// When the log does not.
     pub fn admin_address(&self) -> SocketAddr {
         let output = self.output();
-        let line = output.lines().find(|line| line.contains("admin.sock")).expect("a line about the admin socket");
+        let line =
+            output.lines().find(|line| line.contains("admin.sock")).expect("a line about the admin socket");
         let mut words = line.split(|c: char| !(c.is_ascii_digit() || c == '.' || c == ':'));
         words.find_map(|word| word.parse().ok()).unwrap_or_else(|| panic!("no admin address in: {line}"))
     }
@@ -235,16 +236,21 @@ impl Lemonade {
         fs::rename(&next, self.config()).expect("a writable folder");
     }
 
-    /// Replaces the configuration and waits until it is in force.
+    /// Replaces the configuration, if it differs, and waits until the new one is in force.
     ///
     /// # Panics
     /// When it is refused or takes too long.
     pub fn reload(&self, setup: &Setup) {
+        let text = setup.text(self.folder());
+        if fs::read_to_string(self.config()).is_ok_and(|now| now == text) {
+            return;
+        }
         let before = self.status();
-        self.write(&setup.text(self.folder()));
+        self.write(&text);
         wait::until("the new configuration is in force", wait::SOON, || {
             let now = self.status();
-            assert!(now.reload_error().is_none(), "refused: {:?}", now.reload_error());
+            let refused = now.refused_at() != before.refused_at() && now.refused_at().is_some();
+            assert!(!refused, "refused: {:?}", now.reload_error());
             now.config_version() > before.config_version()
         });
     }
@@ -256,9 +262,8 @@ impl Lemonade {
     pub fn reload_bad(&self, text: &str) -> String {
         let before = self.status();
         self.write(text);
-        let error = wait::for_some("the bad configuration is refused", wait::SOON, || {
-            self.status().reload_error()
-        });
+        let error =
+            wait::for_some("the bad configuration is refused", wait::SOON, || self.status().reload_error());
         assert_eq!(self.status().config_version(), before.config_version(), "the last good one goes on");
         error
     }
@@ -296,8 +301,11 @@ impl Drop for Lemonade {
         }
         let output = self.output();
         if std::thread::panicking() {
-            let tail: Vec<&str> = output.lines().rev().take(40).collect();
-            eprintln!("--- last lines of lemonade, newest first\n{}\n---", tail.join("\n"));
+            let access = |line: &&str| line.contains("\"kind\":\"access\"");
+            let log: Vec<&str> = output.lines().rev().filter(|line| !access(line)).take(20).collect();
+            let records: Vec<&str> = output.lines().rev().filter(access).take(5).collect();
+            eprintln!("--- last log lines, newest first\n{}", log.join("\n"));
+            eprintln!("--- last access records, newest first\n{}\n---", records.join("\n"));
         } else {
             assert!(!output.contains("panicked"), "lemonade panicked:\n{output}");
         }

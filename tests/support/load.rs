@@ -181,7 +181,8 @@ impl Load {
         let done = Arc::new(AtomicU64::new(0));
         let (stopped, counted) = (Arc::clone(&stop), Arc::clone(&done));
         let thread = std::thread::spawn(move || {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+            let runtime =
+                tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
             runtime.block_on(open_loop(address, rate, &stopped, &counted))
         });
         Self { stop, done, thread }
@@ -256,7 +257,8 @@ impl Flows {
             .map(|seed| {
                 let (stop, rounds) = (Arc::clone(&stop), Arc::clone(&rounds));
                 std::thread::spawn(move || {
-                    flow(address, seed, pause, &stop, &rounds).map_err(|error| format!("flow {seed}: {error}"))
+                    flow(address, seed, pause, &stop, &rounds)
+                        .map_err(|error| format!("flow {seed}: {error}"))
                 })
             })
             .collect();

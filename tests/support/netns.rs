@@ -32,8 +32,10 @@ impl Namespace {
         let namespace = File::open(&path).unwrap_or_else(|error| panic!("{path}: {error}"));
         std::thread::scope(|scope| {
             let inside = scope.spawn(move || {
-                let moved =
-                    move_into_link_name_space(std::os::fd::AsFd::as_fd(&namespace), Some(LinkNameSpaceType::Network));
+                let moved = move_into_link_name_space(
+                    std::os::fd::AsFd::as_fd(&namespace),
+                    Some(LinkNameSpaceType::Network),
+                );
                 moved.expect("root may move a thread");
                 work()
             });
@@ -57,7 +59,8 @@ impl Namespace {
             .stdin(Stdio::piped())
             .spawn()
             .expect("ip runs");
-        std::io::Write::write_all(&mut child.stdin.take().expect("piped"), rules.as_bytes()).expect("nft reads");
+        std::io::Write::write_all(&mut child.stdin.take().expect("piped"), rules.as_bytes())
+            .expect("nft reads");
         let status = child.wait().expect("nft ends");
         assert!(status.success(), "nft refused: {rules}");
     }

@@ -116,7 +116,10 @@ pub fn write_until_blocked(stream: &mut TcpStream, seed: u64, limit: u64) -> u64
             Ok(n) => {
                 taken += n as u64;
                 idle_since = std::time::Instant::now();
-                assert!(taken <= limit, "{taken} bytes taken although nobody reads; at most {limit} expected");
+                assert!(
+                    taken <= limit,
+                    "{taken} bytes taken although nobody reads; at most {limit} expected"
+                );
             }
             Err(error) if error.kind() == ErrorKind::WouldBlock => {
                 std::thread::sleep(std::time::Duration::from_millis(5));

@@ -123,14 +123,21 @@ pub async fn exchange(
     tokio::try_join!(send(&mut writer, out_seed, 0, out), receive(&mut reader, back_seed, back))
 }
 
-async fn send(writer: &mut (impl AsyncWriteExt + Unpin), seed: u64, from: u64, to: u64) -> Result<u64, String> {
+async fn send(
+    writer: &mut (impl AsyncWriteExt + Unpin),
+    seed: u64,
+    from: u64,
+    to: u64,
+) -> Result<u64, String> {
     let mut buffer = vec![0; 64 * 1024];
     let mut at = from;
     while at < to {
         let len = buffer.len().min(usize::try_from(to - at).expect("64-bit"));
         stream::fill(seed, at, &mut buffer[..len]);
         let written = timeout(PATIENCE, writer.write_all(&buffer[..len])).await;
-        written.map_err(|_| format!("write stuck at {at}"))?.map_err(|error| format!("write at {at}: {error}"))?;
+        written
+            .map_err(|_| format!("write stuck at {at}"))?
+            .map_err(|error| format!("write at {at}: {error}"))?;
         at += len as u64;
     }
     writer.shutdown().await.map_err(|error| format!("shutdown at {at}: {error}"))?;

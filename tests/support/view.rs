@@ -32,6 +32,11 @@ impl Status {
         Some(errors.iter().filter_map(Value::as_str).collect::<Vec<_>>().join("\n"))
     }
 
+    /// When the newest configuration seen was refused, if it was.
+    pub fn refused_at(&self) -> Option<&str> {
+        self.0["config"]["refused"]["at"].as_str()
+    }
+
     /// Changes that wait for the next start.
     pub fn pending_restart(&self) -> String {
         self.0["config"]["pending_restart"].to_string()
@@ -49,12 +54,19 @@ impl Status {
     pub fn listening(&self, frontend: &str) -> Vec<SocketAddr> {
         let entry = self.entries("frontends").into_iter().find(|entry| entry["name"] == frontend);
         let listed = entry.and_then(|entry| entry["listening"].as_array()).map_or(&[][..], Vec::as_slice);
-        listed.iter().map(|text| text.as_str().and_then(|text| text.parse().ok()).expect("an address")).collect()
+        listed
+            .iter()
+            .map(|text| text.as_str().and_then(|text| text.parse().ok()).expect("an address"))
+            .collect()
     }
 
     /// Names of the frontends.
     pub fn frontends(&self) -> Vec<String> {
-        self.entries("frontends").iter().filter_map(|entry| entry["name"].as_str()).map(str::to_owned).collect()
+        self.entries("frontends")
+            .iter()
+            .filter_map(|entry| entry["name"].as_str())
+            .map(str::to_owned)
+            .collect()
     }
 
     /// Entry of a pool.
@@ -113,7 +125,9 @@ impl Metrics {
     /// When a line is malformed.
     pub fn parse(text: &str) -> Self {
         let lines = text.lines().filter(|line| !line.is_empty() && !line.starts_with('#'));
-        Self { lines: lines.map(|line| parse_line(line).unwrap_or_else(|| panic!("bad line: {line}"))).collect() }
+        Self {
+            lines: lines.map(|line| parse_line(line).unwrap_or_else(|| panic!("bad line: {line}"))).collect(),
+        }
     }
 
     /// Sum of `name` over the lines that carry `labels`.
@@ -121,7 +135,11 @@ impl Metrics {
     /// # Panics
     /// When there is no metric of that name.
     pub fn sum(&self, name: &str, labels: &[(&str, &str)]) -> u64 {
-        assert!(self.lines.iter().any(|line| line.name == name), "no metric {name}; there are {:?}", self.names());
+        assert!(
+            self.lines.iter().any(|line| line.name == name),
+            "no metric {name}; there are {:?}",
+            self.names()
+        );
         self.maybe(name, labels)
     }
 
