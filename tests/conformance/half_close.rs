@@ -12,7 +12,8 @@ const DATA: u64 = 900_001;
 
 /// Closes `first` behind `before` bytes; the opposite side sees that FIN, sends `after` bytes and closes.
 fn shape(plane: &dyn Plane, first: Side, before: u64, after: u64) {
-    let (mut opener, mut other) = Stage::start(plane).connect(first);
+    let stage = Stage::start(plane);
+    let (mut opener, mut other) = stage.connect(first);
     let (opener_saw, other_saw) = std::thread::scope(|scope| {
         let other = scope.spawn(|| {
             let saw = read_to_end(&mut other, first.seed(), Length::Exact);

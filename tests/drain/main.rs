@@ -9,7 +9,7 @@ use lemonade_tests::http;
 use lemonade_tests::lemonade::Lemonade;
 use lemonade_tests::load::{Flows, Load, call};
 use lemonade_tests::setup::Setup;
-use lemonade_tests::socket::{self, SILENCE, accept, await_abort, connect};
+use lemonade_tests::socket::{self, SILENCE, accept, await_abort, connect, refuses};
 use lemonade_tests::trace::{Event, Length, finish, read_to_end, read_up_to, write_exactly};
 use lemonade_tests::wait;
 use rustix::process::Signal;
@@ -44,7 +44,7 @@ fn a_long_download_finishes_after(signal: Signal) {
         });
         assert_eq!(read_up_to(&mut client, SEED, 100_000), (100_000, None));
         lemonade.signal(signal);
-        wait::until("new connections are refused", wait::SOON, || TcpStream::connect(web).is_err());
+        wait::until("new connections are refused", wait::SOON, || refuses(web));
         std::thread::sleep(Duration::from_millis(300));
         assert!(lemonade.exited().is_none(), "it waits for the download:\n{}", lemonade.output());
         let mut rest = 100_000;
@@ -126,7 +126,7 @@ fn a_second_signal_forces() {
         let pair = pair(&["drain_timeout = \"10m\""]);
         let web = pair.lemonade.address("web");
         pair.lemonade.signal(signals[0]);
-        wait::until("it drains", wait::SOON, || TcpStream::connect(web).is_err());
+        wait::until("it drains", wait::SOON, || refuses(web));
         pair.lemonade.signal(signals[1]);
         both_ends_are_reset(pair, "after the second signal");
     }
@@ -151,7 +151,7 @@ fn live_flows_are_served_while_it_drains() {
     let web = lemonade.address("web");
     let flows = Flows::start(web, 10, Duration::from_millis(5));
     lemonade.signal(Signal::TERM);
-    wait::until("it drains", wait::SOON, || TcpStream::connect(web).is_err());
+    wait::until("it drains", wait::SOON, || refuses(web));
     let rounds = flows.rounds();
     wait::until("flows go on", wait::SOON, || flows.rounds() > rounds + 100);
     for flow in flows.stop() {

@@ -43,9 +43,8 @@ fn exact_under_loss(test: &str, [listen, target]: [&str; 2]) {
     let speaking = network.backends.enter(|| Backend::start_speaking_on("a", parse(target)));
     let setup = |setup: Setup| setup.frontend(&["connect_timeout = \"30s\"", "user_timeout = \"2m\""]);
     let lemonade = start(&network, listen, setup, std::slice::from_ref(&speaking));
-    let loss = "type filter hook input priority 0; meta l4proto tcp numgen random mod 100 < 2 drop;";
     for namespace in [&network.client, &network.balancer, &network.backends] {
-        namespace.nft(&format!("table inet loss {{ chain in {{ {loss} }} }}"));
+        namespace.filter("meta l4proto tcp numgen random mod 100 < 2 drop");
     }
     let mut plan = transfer::plan(4, 60, 16 << 20);
     // The two streams of the largest size are for faster links.
@@ -95,10 +94,7 @@ fn a_backend_that_falls_silent_fails_no_request() {
     let load = network.client.enter(|| Load::start(parse(V4[0]), 100));
     wait::until("both serve", wait::SOON, || backends.iter().all(|backend| backend.truth().served() > 20));
     // Connections in flight are left alone: only new ones meet silence.
-    network.backends.nft(
-        "table inet silent { chain in { type filter hook input priority 0; \
-         ip daddr 10.77.2.3 tcp flags & (syn | ack) == syn drop; } }",
-    );
+    network.backends.filter("ip daddr 10.77.2.3 tcp flags & (syn | ack) == syn drop");
     let served = backends[1].truth().served();
     wait::until("the other one serves", wait::SOON, || backends[1].truth().served() > served + 200);
     let outcome = load.stop();
@@ -112,10 +108,7 @@ fn an_unreachable_backend_is_retried_elsewhere_at_once() {
     let backends = [backend(&network, "a", "10.77.2.3:0"), backend(&network, "b", "10.77.2.4:0")];
     let setup = |setup: Setup| setup.frontend(&["connect_timeout = \"60s\"", "hedge_after = \"off\""]);
     let _lemonade = start(&network, V4[0], setup, &backends);
-    network.backends.nft(
-        "table inet gone { chain in { type filter hook input priority 0; \
-         ip daddr 10.77.2.3 reject with icmp type host-unreachable; } }",
-    );
+    network.backends.filter("ip daddr 10.77.2.3 reject with icmp type host-unreachable");
     let names = network.client.enter(|| calls(parse(V4[0]), 10));
     assert_eq!(tally(&names), [("b", 10)].into());
 }
@@ -131,7 +124,7 @@ fn a_client_that_vanishes_is_given_up_after_the_user_timeout() {
     let lemonade = network.balancer.enter(|| Lemonade::start(&config));
     let _client = network.client.enter(|| connect(parse(V4[0])).expect("it serves"));
     let mut backend = accept(&listener);
-    network.client.nft("table inet gone { chain in { type filter hook input priority 0; drop; } }");
+    network.client.filter("drop");
     std::io::Write::write_all(&mut backend, b"is anybody there?").expect("the balancer takes it");
     assert_eq!(await_abort(&backend, SILENCE), Event::Reset);
     wait::until("nothing leaks", wait::SOON, || lemonade.metrics().connections().2 == 0);
@@ -157,7 +150,7 @@ fn a_listener_on_every_address_serves_both_families() {
     let Some(network) = Network::start("a_listener_on_every_address_serves_both_families") else { return };
     let backends = [backend(&network, "a", V4[1])];
     let mut config = Setup::single(&[backends[0].address]);
-    config.frontends[0].listen = vec!["0.0.0.0:8080".to_owned(), "[::]:8080".to_owned()];
+    config.frontends[0].listen = vec!["[::]:8080".to_owned()];
     let _lemonade = network.balancer.enter(|| Lemonade::start(&config));
     for address in [V4[0], V6[0]] {
         let name = network.client.enter(|| call(parse(address)));

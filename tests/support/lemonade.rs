@@ -236,16 +236,21 @@ impl Lemonade {
         fs::rename(&next, self.config()).expect("a writable folder");
     }
 
-    /// Replaces the configuration and waits until it is in force.
+    /// Replaces the configuration, if it differs, and waits until the new one is in force.
     ///
     /// # Panics
     /// When it is refused or takes too long.
     pub fn reload(&self, setup: &Setup) {
+        let text = setup.text(self.folder());
+        if fs::read_to_string(self.config()).is_ok_and(|now| now == text) {
+            return;
+        }
         let before = self.status();
-        self.write(&setup.text(self.folder()));
+        self.write(&text);
         wait::until("the new configuration is in force", wait::SOON, || {
             let now = self.status();
-            assert!(now.reload_error().is_none(), "refused: {:?}", now.reload_error());
+            let refused = now.refused_at() != before.refused_at() && now.refused_at().is_some();
+            assert!(!refused, "refused: {:?}", now.reload_error());
             now.config_version() > before.config_version()
         });
     }
@@ -296,8 +301,11 @@ impl Drop for Lemonade {
         }
         let output = self.output();
         if std::thread::panicking() {
-            let tail: Vec<&str> = output.lines().rev().take(40).collect();
-            eprintln!("--- last lines of lemonade, newest first\n{}\n---", tail.join("\n"));
+            let access = |line: &&str| line.contains("\"kind\":\"access\"");
+            let log: Vec<&str> = output.lines().rev().filter(|line| !access(line)).take(20).collect();
+            let records: Vec<&str> = output.lines().rev().filter(access).take(5).collect();
+            eprintln!("--- last log lines, newest first\n{}", log.join("\n"));
+            eprintln!("--- last access records, newest first\n{}\n---", records.join("\n"));
         } else {
             assert!(!output.contains("panicked"), "lemonade panicked:\n{output}");
         }

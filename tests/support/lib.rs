@@ -6,6 +6,7 @@ pub mod lemonade;
 pub mod load;
 pub mod netns;
 pub mod plane;
+pub mod sequence;
 pub mod setup;
 pub mod skip;
 pub mod socket;

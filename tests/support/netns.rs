@@ -6,6 +6,7 @@
 
 use std::fs::File;
 use std::process::{Command, Stdio};
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
@@ -49,11 +50,13 @@ impl Namespace {
         sh(&words.collect::<Vec<_>>());
     }
 
-    /// Adds packet filter rules in this namespace.
+    /// Adds a packet filter rule for what comes in.
     ///
     /// # Panics
-    /// When nft refuses them.
-    pub fn nft(&self, rules: &str) {
+    /// When nft refuses it.
+    pub fn filter(&self, rule: &str) {
+        let hook = "type filter hook input priority 0";
+        let rules = format!("table inet test {{\nchain in {{\n{hook};\n{rule}\n}}\n}}\n");
         let mut child = Command::new("ip")
             .args(["netns", "exec", &self.name, "nft", "-f", "-"])
             .stdin(Stdio::piped())
@@ -62,7 +65,7 @@ impl Namespace {
         std::io::Write::write_all(&mut child.stdin.take().expect("piped"), rules.as_bytes())
             .expect("nft reads");
         let status = child.wait().expect("nft ends");
-        assert!(status.success(), "nft refused: {rules}");
+        assert!(status.success(), "nft refused: {rule}");
     }
 }
 
@@ -111,6 +114,11 @@ impl Network {
 }
 
 fn possible() -> Result<(), String> {
+    static POSSIBLE: OnceLock<Result<(), String>> = OnceLock::new();
+    POSSIBLE.get_or_init(probe).clone()
+}
+
+fn probe() -> Result<(), String> {
     if !rustix::process::geteuid().is_root() {
         return Err("needs root".to_owned());
     }

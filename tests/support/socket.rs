@@ -14,7 +14,8 @@ pub const SILENCE: Duration = Duration::from_secs(15);
 
 /// Connects with bounded reads and writes.
 pub fn connect(address: SocketAddr) -> io::Result<TcpStream> {
-    let stream = TcpStream::connect_timeout(&address, SILENCE)?;
+    // Not `connect_timeout`: it takes a reset that follows at once for a failed connect.
+    let stream = TcpStream::connect(address)?;
     bounded(&stream)?;
     Ok(stream)
 }
@@ -36,6 +37,11 @@ pub fn accept(listener: &TcpListener) -> TcpStream {
     let (stream, _) = listener.accept().expect("a connection is waiting");
     bounded(&stream).expect("options of a live socket");
     stream
+}
+
+/// Whether a connect is refused; one that is not is reset at once, so that it leaves nothing behind.
+pub fn refuses(address: SocketAddr) -> bool {
+    TcpStream::connect(address).map(reset).is_err()
 }
 
 /// Closes with RST instead of FIN.

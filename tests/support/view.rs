@@ -32,6 +32,11 @@ impl Status {
         Some(errors.iter().filter_map(Value::as_str).collect::<Vec<_>>().join("\n"))
     }
 
+    /// When the newest configuration seen was refused, if it was.
+    pub fn refused_at(&self) -> Option<&str> {
+        self.0["config"]["refused"]["at"].as_str()
+    }
+
     /// Changes that wait for the next start.
     pub fn pending_restart(&self) -> String {
         self.0["config"]["pending_restart"].to_string()
