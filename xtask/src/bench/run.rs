@@ -118,7 +118,7 @@ fn visit(
             drop(instance.take());
             match Instance::start(world, peer, installed) {
                 Ok((started, millis)) => {
-                    if first_start && here(Measure::Start) {
+                    if first_start && here(Measure::Start) && peer != Peer::Direct {
                         results.add("start", placement, peer, millis);
                     }
                     instance = Some(started);

@@ -144,6 +144,8 @@ fn judged(figure: &Figure, verdict: Option<&Verdict>, ours: Option<f64>) -> Stri
         let _ = write!(text, "{word}: {ratio}{}", best.name());
     }
     if let (Some(goal), Some(ours)) = (figure.goal, ours) {
+        let scale = 10f64.powi(i32::try_from(figure.digits).unwrap_or(0));
+        let ours = (ours * scale).round() / scale;
         let met = if figure.better == Better::Higher { ours >= goal } else { ours <= goal };
         let word = if met { "met" } else { "**MISSED**" };
         let separator = if text.is_empty() { "" } else { "; " };
