@@ -54,8 +54,7 @@ pub fn run(args: &Args) -> Result<()> {
     ensure!(!present.is_empty(), "no peer is left");
     println!("{} peers, about {}", present.len(), words(estimate(args, &present)));
 
-    let folder = folders.bench.join(format!("run-{}", std::process::id()));
-    fs::create_dir_all(&folder)?;
+    let folder = folders.of_this_run()?;
     let measured = measure(args, &program, &folder, &installed, &present);
     let _ = fs::remove_dir_all(&folder);
     let (results, setting) = measured?;
