@@ -20,7 +20,7 @@ use clap::Subcommand;
 use serde::Serialize;
 
 pub use sample::{Bulk, Closed, Direction, First, Held, Outcome, Steady};
-pub use usage::{cpu_seconds, now_ns};
+pub use usage::{cpu_seconds, machine_seconds, now_ns};
 
 /// What one process of the load side does.
 #[derive(Clone, Debug, Subcommand)]
