@@ -44,6 +44,20 @@ impl Folders {
         fs::create_dir_all(&bench)?;
         Ok(Self { root: root.to_owned(), target, bench })
     }
+
+    /// Makes the folder of this run, and removes those of runs that died.
+    pub fn of_this_run(&self) -> Result<PathBuf> {
+        for entry in fs::read_dir(&self.bench)?.flatten() {
+            let name = entry.file_name();
+            let owner = name.to_str().and_then(|name| name.strip_prefix("run-"));
+            if owner.is_some_and(|owner| !Path::new("/proc").join(owner).exists()) {
+                fs::remove_dir_all(entry.path())?;
+            }
+        }
+        let folder = self.bench.join(format!("run-{}", std::process::id()));
+        fs::create_dir_all(&folder)?;
+        Ok(folder)
+    }
 }
 
 /// Builds this program for release, with Lemonade unless its binary is given, and returns it.

@@ -9,6 +9,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use super::args::{Args, Placement};
 use super::figures::{FIGURES, Measure};
 use super::install::{Folders, Installed, build_load, peers as install_peers};
+use super::load::{Held, machine_seconds};
 use super::peers::Peer;
 use super::process::{catch_signals, check_interrupted, pause};
 use super::publish::publish;
@@ -54,8 +55,7 @@ pub fn run(args: &Args) -> Result<()> {
     ensure!(!present.is_empty(), "no peer is left");
     println!("{} peers, about {}", present.len(), words(estimate(args, &present)));
 
-    let folder = folders.bench.join(format!("run-{}", std::process::id()));
-    fs::create_dir_all(&folder)?;
+    let folder = folders.of_this_run()?;
     let measured = measure(args, &program, &folder, &installed, &present);
     let _ = fs::remove_dir_all(&folder);
     let (results, setting) = measured?;
@@ -82,6 +82,7 @@ fn measure(
             for peer in peers {
                 let minute = began.elapsed().as_secs() / 60;
                 println!("minute {minute}: round {round}, {}, {}", placement.name(), peer.name());
+                setting.disturbance.push(disturbance()?);
                 visit(args, &mut world, *placement, *peer, installed, &mut results)?;
                 check_interrupted()?;
             }
@@ -118,7 +119,7 @@ fn visit(
             drop(instance.take());
             match Instance::start(world, peer, installed) {
                 Ok((started, millis)) => {
-                    if first_start && here(Measure::Start) {
+                    if first_start && here(Measure::Start) && peer != Peer::Direct {
                         results.add("start", placement, peer, millis);
                     }
                     instance = Some(started);
@@ -191,13 +192,21 @@ fn congestion(world: &mut World, installed: &Installed, peers: &[Peer]) -> Resul
     let (instance, _) = Instance::start(world, proxy, installed)?;
     let words = ["--conns", "12", "--seconds", "5"];
     let mut load = Background::start(&mut world.load("hold", &proxy.targets(), &words))?;
-    let _: super::load::Held = load.report()?;
+    let _: Held = load.report()?;
     let counts = world.net().congestion()?;
     load.go_on();
     drop(instance);
     let (cubic, all) = counts.iter().fold((0, 0), |(c, a), (_, cubic, all)| (c + cubic, a + all));
     ensure!(all > 0 && cubic == all, "{} of {all} sockets do not use cubic: {counts:?}", all - cubic);
     Ok(format!("Congestion control: cubic on all {all} sockets seen with ss in the three namespaces."))
+}
+
+/// Returns the share of the machine, in percent, that other work takes while the bench does nothing.
+fn disturbance() -> Result<f64> {
+    let cores = std::thread::available_parallelism()?.get() as f64;
+    let (began, before) = (Instant::now(), machine_seconds());
+    pause(Duration::from_millis(500))?;
+    Ok((machine_seconds() - before) / began.elapsed().as_secs_f64() / cores * 100.0)
 }
 
 fn setting(args: &Args, installed: &Installed) -> Setting {
@@ -217,6 +226,7 @@ fn setting(args: &Args, installed: &Installed) -> Setting {
         versions: installed.versions.iter().map(|(peer, version)| names(peer, version)).collect(),
         missing: installed.missing.iter().map(|(peer, why)| names(peer, why)).collect(),
         congestion: String::new(),
+        disturbance: Vec::new(),
     }
 }
 

@@ -17,7 +17,7 @@ const PANELS: &[(&str, Placement, &str)] = &[
     ("down8.cpu", Placement::Unpinned, "CPU per GB down (s)"),
     ("memory.each", Placement::Pinned, "Memory per idle connection (KiB)"),
     ("reload.first", Placement::Pinned, "Reload to first new answer (ms)"),
-    ("silent.slowest", Placement::Pinned, "Slowest, backend silent (ms)"),
+    ("silent.slowest", Placement::Pinned, "Slowest answered, backend silent (ms)"),
 ];
 const COLUMNS: usize = 3;
 const PANEL_WIDTH: f64 = 320.0;

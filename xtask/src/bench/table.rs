@@ -6,7 +6,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::args::Placement;
-use super::figures::{Better, FIGURES, Figure};
+use super::figures::{Better, FIGURES, Figure, GENERATOR};
 use super::peers::Peer;
 use super::results::{Cell, Comparison, Results, Verdict};
 
@@ -27,7 +27,14 @@ pub struct Setting {
     pub missing: Vec<(String, String)>,
     /// What the congestion control of the sockets was found to be.
     pub congestion: String,
+    /// Percent of the machine that other work took, before each visit to a peer.
+    pub disturbance: Vec<f64>,
 }
+
+/// Percent of the machine from which on other work spoils a run.
+const DISTURBED: f64 = 10.0;
+/// Percent of a core from which on the generator may be the limit.
+const LIMIT: f64 = 90.0;
 
 /// Writes the whole report in Markdown.
 pub fn markdown(results: &Results, setting: &Setting, peers: &[Peer]) -> String {
@@ -38,6 +45,28 @@ pub fn markdown(results: &Results, setting: &Setting, peers: &[Peer]) -> String 
         "{} round(s), steady samples of {} s; median [least-most]. {}",
         setting.rounds, setting.seconds, setting.congestion
     );
+    let mut others = setting.disturbance.clone();
+    others.sort_by(f64::total_cmp);
+    let (median, most) =
+        (others.get(others.len() / 2).copied().unwrap_or(0.0), others.last().copied().unwrap_or(0.0));
+    let _ = writeln!(
+        text,
+        "Other work took {median:.0} % of the machine between the samples (median; {most:.0} % at most)."
+    );
+    if median >= DISTURBED {
+        let _ = writeln!(
+            text,
+            "**That is too much: this run shows that everything works, and proves no figure.**"
+        );
+    }
+    let limited = limited_by_generator(results, peers);
+    if !limited.is_empty() {
+        let _ = writeln!(
+            text,
+            "Lower bounds, as the generator used over {LIMIT:.0} % of a core: {}.",
+            limited.join(", ")
+        );
+    }
     let versions: Vec<String> =
         setting.versions.iter().map(|(peer, version)| format!("{peer} {version}")).collect();
     let _ = writeln!(text, "Versions: {}.", versions.join(", "));
@@ -54,6 +83,21 @@ pub fn markdown(results: &Results, setting: &Setting, peers: &[Peer]) -> String 
         }
     }
     text
+}
+
+fn limited_by_generator(results: &Results, peers: &[Peer]) -> Vec<String> {
+    let mut found = Vec::new();
+    for placement in [Placement::Pinned, Placement::Unpinned] {
+        for peer in peers {
+            for (id, words) in GENERATOR {
+                let busy = results.cell(id, placement, *peer).and_then(Cell::median);
+                if let Some(busy) = busy.filter(|busy| *busy > LIMIT) {
+                    found.push(format!("{} {} {words} ({busy:.0})", peer.name(), placement.name()));
+                }
+            }
+        }
+    }
+    found
 }
 
 /// Writes everything that was read.
@@ -80,7 +124,17 @@ pub fn json(results: &Results, setting: &Setting, peers: &[Peer]) -> Value {
             }
         }
     }
-    json!({ "setting": setting, "rows": rows, "scale": results.scale })
+    let mut generator = Vec::new();
+    for placement in [Placement::Pinned, Placement::Unpinned] {
+        for ((id, _), peer) in GENERATOR.iter().flat_map(|key| peers.iter().map(move |peer| (key, peer))) {
+            if let Some(busy) = results.cell(id, placement, *peer).and_then(Cell::median) {
+                generator.push(
+                    json!({ "id": id, "placement": placement, "peer": peer, "percent_of_a_core": busy }),
+                );
+            }
+        }
+    }
+    json!({ "setting": setting, "rows": rows, "generator": generator, "scale": results.scale })
 }
 
 fn table(text: &mut String, results: &Results, placement: Placement, peers: &[Peer]) {
@@ -144,6 +198,8 @@ fn judged(figure: &Figure, verdict: Option<&Verdict>, ours: Option<f64>) -> Stri
         let _ = write!(text, "{word}: {ratio}{}", best.name());
     }
     if let (Some(goal), Some(ours)) = (figure.goal, ours) {
+        let scale = 10f64.powi(i32::try_from(figure.digits).unwrap_or(0));
+        let ours = (ours * scale).round() / scale;
         let met = if figure.better == Better::Higher { ours >= goal } else { ours <= goal };
         let word = if met { "met" } else { "**MISSED**" };
         let separator = if text.is_empty() { "" } else { "; " };

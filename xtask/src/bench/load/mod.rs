@@ -20,12 +20,13 @@ use clap::Subcommand;
 use serde::Serialize;
 
 pub use sample::{Bulk, Closed, Direction, First, Held, Outcome, Steady};
-pub use usage::{cpu_seconds, now_ns};
+pub use usage::{cpu_seconds, machine_seconds, now_ns};
 
 /// What one process of the load side does.
 #[derive(Clone, Debug, Subcommand)]
 pub enum Load {
     /// Answers requests until it is killed.
+    #[command(hide = true)]
     Serve {
         /// Address to listen on.
         #[arg(long)]
@@ -35,16 +36,22 @@ pub enum Load {
         id: u8,
     },
     /// Sends the next request when the answer is there.
+    #[command(hide = true)]
     Closed(closed::Plan),
     /// Sends one request at a time on one connection, blocking.
+    #[command(hide = true)]
     Ping(ping::Plan),
     /// Moves bytes in one direction as fast as they go.
+    #[command(hide = true)]
     Bulk(bulk::Plan),
     /// Opens idle connections, holds them until a line on stdin, closes them.
+    #[command(hide = true)]
     Hold(hold::Plan),
     /// Opens connections at a fixed rate and records each.
+    #[command(hide = true)]
     Steady(steady::Plan),
     /// Asks until the wanted number of backends have answered without a failure between.
+    #[command(hide = true)]
     First(first::Plan),
 }
 

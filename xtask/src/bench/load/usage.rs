@@ -26,7 +26,8 @@ fn ticks(path: &str) -> Option<f64> {
     Some(user + system)
 }
 
-fn machine_seconds() -> f64 {
+/// Sums the seconds in which the processors of the machine were not idle.
+pub fn machine_seconds() -> f64 {
     let stat = fs::read_to_string("/proc/stat").unwrap_or_default();
     let Some(line) = stat.lines().next() else { return 0.0 };
     let fields: Vec<f64> = line.split_whitespace().skip(1).take(8).filter_map(|f| f.parse().ok()).collect();

@@ -126,6 +126,17 @@ impl Admin {
         Ok(sum)
     }
 
+    /// Lists what was refused and what was tried again, to say why a connection failed.
+    pub fn reasons(&self) -> Result<String> {
+        let text = self.read("/metrics")?;
+        let told = text.lines().filter_map(|line| line.strip_prefix("lemonade_")?.rsplit_once(' '));
+        let words = ["refused_total", "retries_total", "hedges_total", "exhausted_total", "failures_total"];
+        let shown = told
+            .filter(|(name, value)| *value != "0" && words.iter().any(|word| name.contains(word)))
+            .map(|(name, value)| format!("{name} {value}"));
+        Ok(shown.collect::<Vec<_>>().join(", "))
+    }
+
     /// Reads a path.
     pub fn read(&self, path: &str) -> Result<String> {
         let mut stream = UnixStream::connect(&self.socket)

@@ -6,6 +6,7 @@ use anyhow::Result;
 
 use super::super::load::Steady;
 use super::super::net::{Side, backend_address};
+use super::super::peers::{Admin, Peer};
 use super::super::process::pause;
 use super::super::world::Background;
 use super::{Readings, Trial};
@@ -24,7 +25,7 @@ pub(super) fn kill(trial: &mut Trial<'_>) -> Result<Readings> {
     let steady: Result<Steady> = load.report();
     trial.world.start_backend(VICTIM)?;
     trial.instance.await_all(trial.world)?;
-    Ok(readings(&steady?, ["kill.failed", "kill.slowest"]))
+    readings(trial, &steady?, ["kill.failed", "kill.slowest"])
 }
 
 pub(super) fn silent(trial: &mut Trial<'_>) -> Result<Readings> {
@@ -50,7 +51,7 @@ pub(super) fn silent(trial: &mut Trial<'_>) -> Result<Readings> {
     let steady: Result<Steady> = load.report();
     trial.world.net().nft_flush(Side::Backends)?;
     trial.instance.await_all(trial.world)?;
-    Ok(readings(&steady?, ["silent.failed", "silent.slowest"]))
+    readings(trial, &steady?, ["silent.failed", "silent.slowest"])
 }
 
 fn steady(trial: &Trial<'_>, seconds: &str) -> Result<Background> {
@@ -58,9 +59,12 @@ fn steady(trial: &Trial<'_>, seconds: &str) -> Result<Background> {
     Background::start(&mut trial.world.load("steady", &trial.instance.peer.targets(), &words))
 }
 
-fn readings(steady: &Steady, [failed, slowest]: [&'static str; 2]) -> Readings {
+fn readings(trial: &Trial<'_>, steady: &Steady, [failed, slowest]: [&'static str; 2]) -> Result<Readings> {
     let answered = steady.outcomes.iter().filter(|outcome| outcome.answer != 0);
     let worst = answered.clone().map(|outcome| outcome.took_us).max().unwrap_or(0);
     let lost = steady.outcomes.len() - answered.count();
-    vec![(failed, lost as f64), (slowest, f64::from(worst) / 1000.0)]
+    if lost > 0 && trial.instance.peer == Peer::Lemonade {
+        println!("{failed} {lost}, since its start: {}", Admin::of(&trial.instance.place).reasons()?);
+    }
+    Ok(vec![(failed, lost as f64), (slowest, f64::from(worst) / 1000.0)])
 }

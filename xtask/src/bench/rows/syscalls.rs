@@ -10,7 +10,8 @@ use super::super::process::{Running, pause};
 use super::super::world::sample;
 use super::{Readings, Trial};
 
-const ROUND_TRIPS: &str = "2000";
+/// Enough that the set-up of the connection and the health checks vanish in the last digit.
+const ROUND_TRIPS: &str = "10000";
 
 pub(super) fn per_round_trip(trial: &Trial<'_>) -> Result<Readings> {
     if !trial.instance.peer.is_process() {
@@ -25,7 +26,7 @@ pub(super) fn per_round_trip(trial: &Trial<'_>) -> Result<Readings> {
         .context("strace is not installed")?;
     pause(Duration::from_millis(700))?;
     let target = &trial.instance.peer.targets()[..1];
-    let words = ["--seconds", "5", "--warm", "0", "--count", ROUND_TRIPS];
+    let words = ["--seconds", "15", "--warm", "0", "--count", ROUND_TRIPS];
     let ping: Closed = sample(&mut trial.world.load("ping", target, &words))?;
     drop(strace);
     let text = std::fs::read_to_string(&trace).unwrap_or_default();

@@ -10,7 +10,7 @@ const PER: f64 = 100_000.0;
 
 pub(super) fn small(trial: &Trial<'_>) -> Result<Readings> {
     let sample = closed(trial, &["--conns", "64", "--answer", "100"])?;
-    let mut readings = requests(&sample, ["small.rate", "small.p50", "small.p99"]);
+    let mut readings = requests(&sample, ["small.rate", "small.p50", "small.p99", "small.generator"]);
     readings.push(("small.machine", sample.machine / sample.done as f64 * PER));
     push_cpu(trial, &mut readings, "small.cpu", sample.watched / sample.done as f64 * PER);
     Ok(readings)
@@ -18,14 +18,17 @@ pub(super) fn small(trial: &Trial<'_>) -> Result<Readings> {
 
 pub(super) fn large(trial: &Trial<'_>) -> Result<Readings> {
     let sample = closed(trial, &["--conns", "64", "--answer", "65536"])?;
-    let mut readings = requests(&sample, ["large.rate", "large.p50", "large.p99"]);
+    let mut readings = requests(&sample, ["large.rate", "large.p50", "large.p99", "large.generator"]);
     push_cpu(trial, &mut readings, "large.cpu", sample.watched / sample.done as f64 * PER);
     Ok(readings)
 }
 
 pub(super) fn connections(trial: &Trial<'_>) -> Result<Readings> {
     let sample = closed(trial, &["--conns", "32", "--answer", "100", "--reconnect"])?;
-    let mut readings = requests(&sample, ["connections.rate", "connections.p50", "connections.p99"]);
+    let mut readings = requests(
+        &sample,
+        ["connections.rate", "connections.p50", "connections.p99", "connections.generator"],
+    );
     readings.push(("connections.machine", sample.machine / sample.done as f64 * PER));
     push_cpu(trial, &mut readings, "connections.cpu", sample.watched / sample.done as f64 * PER);
     Ok(readings)
@@ -40,11 +43,16 @@ pub(super) fn pingpong(trial: &Trial<'_>) -> Result<Readings> {
 
 pub(super) fn bulk(trial: &Trial<'_>, direction: Direction) -> Result<Readings> {
     let (word, keys) = match direction {
-        Direction::Down => ("down", [["down1.rate", "down1.cpu"], ["down8.rate", "down8.cpu"]]),
-        Direction::Up => ("up", [["up1.rate", "up1.cpu"], ["up8.rate", "up8.cpu"]]),
+        Direction::Down => (
+            "down",
+            [["down1.rate", "down1.cpu", "down1.generator"], ["down8.rate", "down8.cpu", "down8.generator"]],
+        ),
+        Direction::Up => {
+            ("up", [["up1.rate", "up1.cpu", "up1.generator"], ["up8.rate", "up8.cpu", "up8.generator"]])
+        }
     };
     let mut readings = Vec::new();
-    for (conns, [rate, cpu]) in ["1", "8"].into_iter().zip(keys) {
+    for (conns, [rate, cpu, generator]) in ["1", "8"].into_iter().zip(keys) {
         let seconds = trial.sample.as_secs_f64().to_string();
         let watch = trial.watch();
         let words = ["--conns", conns, "--direction", word, "--seconds", &seconds, "--watch", &watch];
@@ -53,6 +61,7 @@ pub(super) fn bulk(trial: &Trial<'_>, direction: Direction) -> Result<Readings> 
         ensure!(bulk.errors == 0, "{} of {conns} streams closed early", bulk.errors);
         ensure!(bulk.bytes > 0, "no byte moved");
         readings.push((rate, bulk.bytes as f64 * 8.0 / bulk.seconds / 1e9));
+        readings.push((generator, bulk.own / bulk.seconds * 100.0));
         push_cpu(trial, &mut readings, cpu, bulk.watched / (bulk.bytes as f64 / 1e9));
     }
     Ok(readings)
@@ -72,8 +81,13 @@ fn closed(trial: &Trial<'_>, rest: &[&str]) -> Result<Closed> {
     Ok(sample)
 }
 
-fn requests(sample: &Closed, [rate, p50, p99]: [&'static str; 3]) -> Readings {
-    vec![(rate, sample.done as f64 / sample.seconds / 1000.0), (p50, sample.p50_us), (p99, sample.p99_us)]
+fn requests(sample: &Closed, [rate, p50, p99, generator]: [&'static str; 4]) -> Readings {
+    vec![
+        (rate, sample.done as f64 / sample.seconds / 1000.0),
+        (p50, sample.p50_us),
+        (p99, sample.p99_us),
+        (generator, sample.own / sample.seconds * 100.0),
+    ]
 }
 
 fn push_cpu(trial: &Trial<'_>, readings: &mut Readings, key: &'static str, value: f64) {
