@@ -241,6 +241,7 @@ impl Bound {
         let (admin_ended, admin_gone) = tokio::sync::oneshot::channel();
         let admin_thread = start_admin(admin, admin_stop.clone(), admin_ended)?;
 
+        let worker_ended = plane.ended();
         phase.send_replace(Phase::Running);
         systemd::ready("serving");
         let failure = tokio::select! {
@@ -249,6 +250,7 @@ impl Bound {
                 Ok(name) => format!("the {name} task ended unexpectedly"),
                 Err(panic) => format!("a task of the control plane failed: {panic}"),
             }),
+            () = worker_ended.cancelled() => Some("a worker ended unexpectedly".to_owned()),
             _ = admin_gone => Some("the admin interface ended unexpectedly".to_owned()),
         };
         if let Some(failure) = &failure {

@@ -118,7 +118,7 @@ pub(super) async fn establish(
                 let now = shared.clock.now();
                 if hedge.is_some_and(|at| at <= now) {
                     hedge = None;
-                    if let Pick::Found(slot) = dial.pick(tried, false) {
+                    if let Pick::Found(slot) = dial.pick(tried) {
                         entry.pool.cell.hedges.fetch_add(1, Ordering::Relaxed);
                         racing[1] = Some(dial.start(slot, tried));
                         spent.attempts += 1;
@@ -187,14 +187,11 @@ impl<'a> Dial<'a> {
         budget::deposit(&mut tokens, pool.pool.retry_budget, self.shared.clock.now());
     }
 
-    /// Picks a backend and takes its slot. `insist`: rather one that has just failed than none.
-    fn pick(&self, tried: &mut Tried, insist: bool) -> Pick {
+    /// Picks a backend and takes its slot: rather one that has just failed than none.
+    fn pick(&self, tried: &mut Tried) -> Pick {
         let pool = self.pool();
         let now = self.shared.clock.now();
         for desperate in [false, true] {
-            if desperate && !insist {
-                break;
-            }
             // A slot can go to another worker between the pick and the take: look again, but not for ever.
             for _ in 0..=pool.candidates.len().min(8) {
                 tried.picks += 1;
@@ -226,7 +223,7 @@ impl<'a> Dial<'a> {
 
     /// Picks a backend, waiting in the pool's queue when all are full.
     async fn pick_or_wait(&self, client: &TcpStream, tried: &mut Tried) -> Result<Slot, Reason> {
-        match self.pick(tried, true) {
+        match self.pick(tried) {
             Pick::Found(slot) => return Ok(slot),
             Pick::Nothing => return Err(Reason::NoBackendUp),
             Pick::Full => {}
@@ -239,7 +236,7 @@ impl<'a> Dial<'a> {
         let deadline = self.shared.clock.instant(self.shared.clock.now().plus(pool.pool.queue_timeout));
         loop {
             let turn = pool.cell.waiting.join();
-            match self.pick(tried, true) {
+            match self.pick(tried) {
                 Pick::Found(slot) => return Ok(slot),
                 Pick::Nothing => return Err(Reason::NoBackendUp),
                 Pick::Full => {}

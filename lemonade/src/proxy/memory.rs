@@ -21,21 +21,11 @@ impl Tide {
     }
 }
 
-/// Gives free pages back, in a thread of its own: the walk takes some milliseconds.
-#[cfg(all(target_os = "linux", target_env = "gnu"))]
+/// Gives this thread's free pages back to the system.
 pub(super) fn give_back() {
-    let walk = || {
-        // SAFETY: malloc_trim(3) takes the allocator's own locks and touches free pages only.
-        unsafe { libc::malloc_trim(0) };
-    };
-    if let Err(error) = std::thread::Builder::new().name("trim".to_owned()).spawn(walk) {
-        tracing::debug!(%error, "no thread to give memory back");
-    }
+    // SAFETY: mi_collect has no preconditions; it walks the calling thread's own heap.
+    unsafe { libmimalloc_sys::mi_collect(true) };
 }
-
-/// Gives free pages back where the allocator does not do so by itself; elsewhere it does.
-#[cfg(not(all(target_os = "linux", target_env = "gnu")))]
-pub(super) const fn give_back() {}
 
 #[cfg(test)]
 mod tests {

@@ -57,13 +57,16 @@ impl Worker {
         index: usize,
         shared: Arc<Shared>,
         (commands, inbox): (mpsc::UnboundedSender<Command>, mpsc::UnboundedReceiver<Command>),
+        ended: CancellationToken,
     ) -> io::Result<Self> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let flows = Arc::new(Flows::default());
         let context = Arc::new(Context { shared, flows: Arc::clone(&flows) });
-        let thread = std::thread::Builder::new()
-            .name(format!("worker-{index}"))
-            .spawn(move || runtime.block_on(run(context, inbox)))?;
+        let thread = std::thread::Builder::new().name(format!("worker-{index}")).spawn(move || {
+            // Cancelled on the way out, however that is: a worker that failed must not go unnoticed.
+            let _ended = ended.drop_guard();
+            runtime.block_on(run(context, inbox));
+        })?;
         Ok(Self { commands, flows, thread })
     }
 }
@@ -142,16 +145,18 @@ async fn accept(
         match accepted {
             Ok((client, peer)) => {
                 pause = PAUSE.0;
-                let ix = FrontendIx(frontend.load(Ordering::Relaxed));
-                let table = context.shared.table();
-                if let Some(entry) = table.frontends.get(&ix).map(Arc::clone) {
-                    admit(&context, table.version, entry, client, (peer, address));
-                } else {
-                    // Taken out of the table a moment ago; the close that follows knows the last one.
-                    closed.as_mut().await;
-                    admit_last(&context, &last, ix, client, (peer, address));
+                let found = tokio::select! {
+                    biased;
+                    found = lookup(&context, &frontend) => Some(found),
+                    () = &mut closed => None,
+                };
+                let addresses = (peer, address);
+                let Some((version, entry)) = found else {
+                    let ix = FrontendIx(frontend.load(Ordering::Relaxed));
+                    admit_last(&context, &last, ix, client, addresses);
                     break;
-                }
+                };
+                admit(&context, version, entry, client, addresses);
             }
             Err(error) if connect_fault(&error) == ConnectFault::NoDescriptors => {
                 context.shared.process.accept_pauses.fetch_add(1, Ordering::Relaxed);
@@ -169,6 +174,21 @@ async fn accept(
     let ix = FrontendIx(frontend.load(Ordering::Relaxed));
     while let Some(Ok((client, peer))) = futures_util::FutureExt::now_or_never(listener.accept()) {
         admit_last(&context, &last, ix, client, (peer, address));
+    }
+}
+
+/// The listener's frontend in the table of now.
+///
+/// A table is committed a moment before its listeners follow, so the entry can be missing for that moment: either the
+/// listener is handed to another frontend next, or it is closed.
+async fn lookup(context: &Context, frontend: &AtomicU32) -> (u64, Arc<FrontendEntry>) {
+    loop {
+        let table = context.shared.table();
+        let ix = FrontendIx(frontend.load(Ordering::Relaxed));
+        if let Some(entry) = table.frontends.get(&ix) {
+            return (table.version, Arc::clone(entry));
+        }
+        tokio::time::sleep(Duration::from_millis(1)).await;
     }
 }
 

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use lemonade_common::FrontendIx;
 use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
 
 use crate::BoxFuture;
 use crate::control::table::DispatchTable;
@@ -49,6 +50,7 @@ pub struct TokioProxy {
     workers: Vec<Worker>,
     listeners: Mutex<Listeners>,
     default_limit: u32,
+    ended: CancellationToken,
 }
 
 #[derive(Default)]
@@ -101,10 +103,17 @@ impl TokioProxy {
             settings.seed,
             settings.relay_buffer,
         ));
+        let ended = CancellationToken::new();
         let workers = (0..settings.workers)
-            .map(|index| Worker::start(index, Arc::clone(&shared), mpsc::unbounded_channel()))
+            .map(|index| Worker::start(index, Arc::clone(&shared), mpsc::unbounded_channel(), ended.clone()))
             .collect::<io::Result<_>>()?;
-        Ok(Self { shared, workers, listeners: Mutex::default(), default_limit: settings.default_limit })
+        let default_limit = settings.default_limit;
+        Ok(Self { shared, workers, listeners: Mutex::default(), default_limit, ended })
+    }
+
+    /// Cancelled when a worker has ended.
+    pub fn ended(&self) -> CancellationToken {
+        self.ended.clone()
     }
 
     /// Stops the workers and waits for their threads.
