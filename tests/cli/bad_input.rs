@@ -97,7 +97,7 @@ fn a_file_that_may_not_be_read() {
     use std::os::unix::fs::PermissionsExt;
     let Place { folder, file } = place();
     fs::write(&file, good(&folder)).expect("a folder");
-    fs::set_permissions(&file, fs::Permissions::from_mode(0)).expect("our file");
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o000)).expect("our file");
     if fs::read(&file).is_ok() {
         // Root reads everything; a loop of links is unreadable for root as well.
         fs::remove_file(&file).expect("our file");

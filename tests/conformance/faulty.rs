@@ -125,5 +125,5 @@ noticed! {
     an_early_fin_is_noticed: SendsFinEarly in half_close::backend_closes_first_behind_data_and_client_is_silent;
     a_kept_fin_is_noticed: KeepsFin in half_close::client_closes_first_without_a_byte_and_backend_goes_on;
     a_reset_turned_into_fin_is_noticed: TurnsResetIntoFin in reset::client_resets_before_the_first_byte;
-    unbounded_buffering_is_noticed: TakesEverything in slow_reader::stopped_readers_press_back_and_cost_bounded_memory;
+    unbounded_buffering_is_noticed: TakesEverything in slow_reader::a_stopped_reader_presses_back;
 }

@@ -28,7 +28,7 @@ fn pair(runtime: &[&str]) -> Pair {
     let setup = Setup::single(&[listener.local_addr().expect("a bound socket")]).runtime(runtime);
     let lemonade = Lemonade::start(&setup);
     let client = connect(lemonade.address("web")).expect("it serves");
-    Pair { client, backend: accept(&listener), lemonade, listener: listener }
+    Pair { client, backend: accept(&listener), lemonade, listener }
 }
 
 fn a_long_download_finishes_after(signal: Signal) {
