@@ -230,6 +230,7 @@ impl Bound {
         } = self;
         let Channels { inbox, health: wiring, resolution, updates, reload_causes, reloads, tables } =
             channels;
+        let current = tables.clone();
         let mut tasks = JoinSet::new();
         spawn(&mut tasks, "config", service.run(updates, reload_causes, stop.clone()));
         spawn(&mut tasks, "controller", controller.run(inbox, stop.clone()));
@@ -258,6 +259,8 @@ impl Bound {
         }
 
         systemd::stopping();
+        // As the configuration stands now, not as it stood at start.
+        let config = current.borrow().config.clone().unwrap_or(config);
         drain(&phase, &*plane, &config, &mut signals).await;
         stop.cancel();
         let _ = tokio::time::timeout(TASKS_END, async { while tasks.join_next().await.is_some() {} }).await;

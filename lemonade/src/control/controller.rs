@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -10,13 +10,13 @@ use tokio_util::sync::CancellationToken;
 use super::compile::{commit_cells, compile, open_cells};
 use super::journal::{Entry, Journal, Kind};
 use super::plan::plan;
-use super::table::DispatchTable;
+use super::table::{BackendId, DispatchTable};
 use super::{ControlState, Refusal, Reload};
 use crate::config::needs_restart;
 use crate::config::port::ConfigUpdate;
 use crate::health::port::{HealthView, Transition};
 use crate::model::{Config, ProcessCell, Resolution};
-use crate::proxy::port::ProxyService;
+use crate::proxy::port::{DrainScope, ProxyService};
 
 /// Changes kept of one journal line; a diff of thousands of backends is told by its beginning and its length.
 const DIFF_LINES: usize = 100;
@@ -153,6 +153,7 @@ impl Controller {
             return Err(error.to_string());
         }
         commit_cells(&previous, &next);
+        self.drain_removed(&previous, &next, config.runtime.drain_timeout);
         let pending_restart = needs_restart(&self.at_start, config);
         for key in &pending_restart {
             tracing::warn!("{key}: changed in the file, takes effect at the next start");
@@ -171,6 +172,19 @@ impl Controller {
         }));
         self.journal.append(&entry);
         Ok(())
+    }
+
+    /// Gives the connections of what left the table until the drain deadline.
+    fn drain_removed(&self, previous: &DispatchTable, next: &DispatchTable, deadline: Duration) {
+        for scope in removed(previous, next) {
+            let drained = self.plane.drain(scope.clone(), deadline);
+            tokio::spawn(async move {
+                let reset = drained.await;
+                if reset > 0 {
+                    tracing::warn!(?scope, reset, "the drain deadline passed, connections were reset");
+                }
+            });
+        }
     }
 
     fn refuse(&self, cause: &str, errors: String) {
@@ -223,6 +237,22 @@ impl Controller {
         )];
         self.journal.append(&entry);
     }
+}
+
+/// Frontends and backends that are in `previous` and no longer in `next`.
+fn removed(previous: &DispatchTable, next: &DispatchTable) -> Vec<DrainScope> {
+    let frontends = previous.frontends.iter().filter(|(ix, _)| !next.frontends.contains_key(ix));
+    let frontends = frontends.map(|(_, entry)| DrainScope::Frontend(entry.frontend.name.clone()));
+    let changed = previous.pools.iter().filter_map(|(name, before)| match next.pools.get(name) {
+        Some(after) if Arc::ptr_eq(before, after) => None,
+        after => Some((before, after)),
+    });
+    let backends = changed.flat_map(|(before, after)| {
+        let stays =
+            move |id: &BackendId| after.is_some_and(|after| after.backends.iter().any(|one| one.id == *id));
+        before.backends.iter().map(|one| &one.id).filter(move |id| !stays(id))
+    });
+    frontends.chain(backends.map(|id| DrainScope::Backend(id.clone()))).collect()
 }
 
 fn diff(previous: &DispatchTable, next: &DispatchTable) -> Vec<String> {

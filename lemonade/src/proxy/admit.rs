@@ -88,6 +88,11 @@ impl Slot {
         &self.entry
     }
 
+    /// Its backend's position in the entry's pool.
+    pub(super) fn position(&self) -> u32 {
+        self.position
+    }
+
     /// The backend.
     pub(super) fn backend(&self) -> &BackendEntry {
         &self.entry.pool.backends[self.position as usize]

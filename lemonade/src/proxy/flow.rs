@@ -8,9 +8,9 @@ use std::task::Poll;
 use futures_util::task::AtomicWaker;
 use slab::Slab;
 
-use crate::control::table::FrontendEntry;
+use crate::control::table::{BackendId, FrontendEntry};
 use crate::metrics::port::End;
-use crate::model::{BackendCell, Moment};
+use crate::model::Moment;
 
 /// Upstream (towards the backend) or downstream (towards the client).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,7 +34,7 @@ pub struct Flow {
     pub started: Moment,
     /// Frontend as it was then.
     pub frontend: Arc<FrontendEntry>,
-    backend: Mutex<Option<Arc<BackendCell>>>,
+    route: Mutex<Option<(Arc<FrontendEntry>, u32)>>,
     up: AtomicU64,
     down: AtomicU64,
     folded_up: AtomicU64,
@@ -64,7 +64,7 @@ impl Flow {
             local,
             started: now,
             frontend,
-            backend: Mutex::new(None),
+            route: Mutex::new(None),
             up: AtomicU64::new(0),
             down: AtomicU64::new(0),
             folded_up: AtomicU64::new(0),
@@ -75,9 +75,20 @@ impl Flow {
         }
     }
 
-    /// Says which backend its bytes count for.
-    pub fn routed(&self, backend: Arc<BackendCell>) {
-        *self.backend.lock().unwrap_or_else(PoisonError::into_inner) = Some(backend);
+    /// Says which backend carries it: its position in the pool of `entry`.
+    pub fn routed(&self, entry: Arc<FrontendEntry>, position: u32) {
+        *self.route() = Some((entry, position));
+    }
+
+    /// Whether the backend `id` carries it.
+    pub fn carried_by(&self, id: &BackendId) -> bool {
+        let route = self.route();
+        route.as_ref().is_some_and(|(entry, position)| entry.pool.backends[*position as usize].id == *id)
+    }
+
+    fn route(&self) -> MutexGuard<'_, Option<(Arc<FrontendEntry>, u32)>> {
+        // Nothing inside panics half-way, so a poisoned lock still holds a whole route.
+        self.route.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Counts bytes that were written. Only the connection's own task calls this.
@@ -107,7 +118,8 @@ impl Flow {
         let cell = &self.frontend.cell;
         cell.bytes_up.fetch_add(up, Ordering::Relaxed);
         cell.bytes_down.fetch_add(down, Ordering::Relaxed);
-        if let Some(backend) = &*self.backend.lock().unwrap_or_else(PoisonError::into_inner) {
+        if let Some((entry, position)) = &*self.route() {
+            let backend = &entry.pool.backends[*position as usize].cell;
             backend.bytes_up.fetch_add(up, Ordering::Relaxed);
             backend.bytes_down.fetch_add(down, Ordering::Relaxed);
         }

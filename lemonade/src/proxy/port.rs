@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::BoxFuture;
-use crate::control::table::DispatchTable;
+use crate::control::table::{BackendId, DispatchTable};
 use crate::model::Name;
 
 use super::error::ApplyError;
@@ -22,8 +22,10 @@ pub struct Capabilities {
 pub enum DrainScope {
     /// All of them: the process is going away.
     All,
-    /// Those of one frontend.
+    /// Those of a frontend that left the table.
     Frontend(Name),
+    /// Those of a backend that left the table.
+    Backend(BackendId),
 }
 
 /// What a plane carries now.
@@ -49,7 +51,7 @@ pub trait ProxyService: Send + Sync {
     fn apply(&self, table: Arc<DispatchTable>) -> Result<(), ApplyError>;
 
     /// Stops accepting in `scope` and waits for its connections; resets what is left after `deadline`.
-    /// Returns the number of connections that were reset.
+    /// What has come back into the table by then is let go on. Returns the number of connections that were reset.
     fn drain(&self, scope: DrainScope, deadline: Duration) -> BoxFuture<u64>;
 
     /// What it carries now.

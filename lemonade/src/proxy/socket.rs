@@ -53,11 +53,50 @@ pub fn probe_address(address: SocketAddr) -> io::Result<()> {
 fn stream_socket(address: SocketAddr) -> io::Result<Socket> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     if address.is_ipv6() {
-        socket.set_only_v6(true)?;
+        // `[::]` is every address, IPv4 too, whatever `net.ipv6.bindv6only` says.
+        socket.set_only_v6(!address.ip().is_unspecified())?;
     }
     socket.set_reuse_address(true)?;
     socket.set_nonblocking(true)?;
     Ok(socket)
+}
+
+/// Keeps new handshakes out of a listener that is about to close; those under way still end in its queue.
+#[cfg(target_os = "linux")]
+pub fn refuse_new(listener: &impl AsFd) {
+    use socket2::SockFilter;
+
+    // Classic BPF over the TCP header: byte 13 holds the flags, 0x02 is SYN; drop those segments, pass the rest.
+    let filter = [
+        SockFilter::new(0x30, 0, 0, 13),
+        SockFilter::new(0x45, 0, 1, 0x02),
+        SockFilter::new(0x06, 0, 0, 0),
+        SockFilter::new(0x06, 0, 0, u32::MAX),
+    ];
+    let fd = listener.as_fd();
+    if let Err(error) = SockRef::from(&fd).attach_filter(&filter) {
+        tracing::debug!(%error, "a closing listener still takes connections");
+    }
+}
+
+/// Keeps new handshakes out of a listener that is about to close; not possible here.
+#[cfg(not(target_os = "linux"))]
+pub fn refuse_new(_listener: &impl AsFd) {}
+
+/// Takes a connection that waits in the accept queue, if there is one.
+pub fn accept_waiting(listener: &impl AsFd) -> Option<(tokio::net::TcpStream, SocketAddr)> {
+    let fd = listener.as_fd();
+    loop {
+        match SockRef::from(&fd).accept() {
+            Ok((client, peer)) => {
+                client.set_nonblocking(true).ok()?;
+                return Some((tokio::net::TcpStream::from_std(client.into()).ok()?, peer.as_socket()?));
+            }
+            // It left while it waited; the next one may still be there.
+            Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
+            Err(_) => return None,
+        }
+    }
 }
 
 /// Makes the socket of a connection to a backend.

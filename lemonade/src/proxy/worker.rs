@@ -17,7 +17,9 @@ use super::conn::{Context, accepted};
 use super::flow::Flows;
 use super::memory::{Tide, give_back};
 use super::shared::Shared;
-use super::socket::{ConnectFault, Liveness, connect_fault, reset_on_close, set_liveness};
+use super::socket::{
+    ConnectFault, Liveness, accept_waiting, connect_fault, refuse_new, reset_on_close, set_liveness,
+};
 use crate::control::table::{DispatchTable, FrontendEntry};
 
 /// How often counters are folded and idle connections looked for.
@@ -25,6 +27,10 @@ const SWEEP: Duration = Duration::from_secs(1);
 
 /// First and longest pause of accepting when descriptors or memory have run out.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(1));
+
+/// Looks into the accept queue of a listener that closes, and the time before each.
+const LAST_LOOKS: u32 = 2;
+const LAST_LOOK: Duration = Duration::from_millis(5);
 
 /// Number of a listener, the same in every worker.
 pub(super) type ListenerId = u64;
@@ -171,9 +177,15 @@ async fn accept(
             Err(error) => tracing::debug!(%error, "accept"),
         }
     }
+    // A handshake that is half done ends in the queue a moment after the last look; new ones are kept out meanwhile.
+    refuse_new(&*listener);
     let ix = FrontendIx(frontend.load(Ordering::Relaxed));
-    while let Some(Ok((client, peer))) = futures_util::FutureExt::now_or_never(listener.accept()) {
-        admit_last(&context, &last, ix, client, (peer, address));
+    for _ in 0..LAST_LOOKS {
+        tokio::time::sleep(LAST_LOOK).await;
+        // Not through the runtime, which asks the kernel only when it was told of a new connection.
+        while let Some((client, peer)) = accept_waiting(&listener) {
+            admit_last(&context, &last, ix, client, (peer, address));
+        }
     }
 }
 

@@ -112,6 +112,8 @@ impl ProxyService for ModelPlane {
         self.state().image.listeners.retain(|_, entry| match &scope {
             DrainScope::All => false,
             DrainScope::Frontend(name) => entry.frontend.name != *name,
+            // A backend owns no listener.
+            DrainScope::Backend(_) => true,
         });
         Box::pin(ready(0))
     }

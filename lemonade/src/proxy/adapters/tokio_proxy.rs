@@ -24,6 +24,9 @@ use crate::proxy::shared::Shared;
 use crate::proxy::socket::{Liveness, listen, probe_address};
 use crate::proxy::worker::{Command, ListenerId, Worker};
 
+/// How often a drain looks whether it is done.
+const PULSE: Duration = Duration::from_millis(10);
+
 /// What the plane is made of; fixed for the life of the process.
 pub struct PlaneSettings {
     /// Worker threads, at least 1.
@@ -168,14 +171,9 @@ impl TokioProxy {
         }
     }
 
-    fn close_where(
-        &self,
-        listeners: &mut Listeners,
-        last: &Arc<DispatchTable>,
-        gone: impl Fn(&Key, FrontendIx) -> bool,
-    ) {
+    fn close_where(&self, listeners: &mut Listeners, last: &Arc<DispatchTable>, gone: impl Fn(&Key) -> bool) {
         listeners.open.retain(|key, listening| {
-            let keep = !gone(key, FrontendIx(listening.frontend.load(Ordering::Relaxed)));
+            let keep = !gone(key);
             if !keep {
                 self.tell(|_| Command::Close { id: listening.id, last: Arc::clone(last) });
             }
@@ -213,7 +211,7 @@ impl ProxyService for TokioProxy {
             wanted
                 .extend(entry.frontend.listen.iter().map(|&address| (Key::new(address, ix), (ix, liveness))));
         }
-        self.close_where(&mut listeners, &previous, |key, _| !wanted.contains_key(key));
+        self.close_where(&mut listeners, &previous, |key| !wanted.contains_key(key));
         for (key, listening) in &mut listeners.open {
             let Some(&(ix, liveness)) = wanted.get(key) else { continue };
             listening.frontend.store(ix.0, Ordering::Relaxed);
@@ -226,40 +224,30 @@ impl ProxyService for TokioProxy {
     }
 
     fn drain(&self, scope: DrainScope, deadline: Duration) -> BoxFuture<u64> {
-        let table = self.shared.table();
-        let ix_in_scope = {
-            let table = Arc::clone(&table);
-            move |scope: &DrainScope, ix: FrontendIx| match scope {
-                DrainScope::All => true,
-                DrainScope::Frontend(name) => {
-                    table.frontends.get(&ix).is_some_and(|entry| entry.frontend.name == *name)
-                }
-            }
-        };
-        let mut listeners = self.listeners.lock().unwrap_or_else(PoisonError::into_inner);
-        self.close_where(&mut listeners, &table, |_, ix| ix_in_scope(&scope, ix));
-        drop(listeners);
-        let workers: Vec<Arc<Flows>> = self.workers.iter().map(|worker| Arc::clone(&worker.flows)).collect();
-        let process = Arc::clone(&self.shared.process);
+        if scope == DrainScope::All {
+            let table = self.shared.table();
+            let mut listeners = self.listeners.lock().unwrap_or_else(PoisonError::into_inner);
+            self.close_where(&mut listeners, &table, |_| true);
+        }
+        let flows: Vec<Arc<Flows>> = self.workers.iter().map(|worker| Arc::clone(&worker.flows)).collect();
+        let shared = Arc::clone(&self.shared);
         Box::pin(async move {
-            let covered = |flow: &Flow| match &scope {
-                DrainScope::All => true,
-                DrainScope::Frontend(name) => flow.frontend.frontend.name == *name,
-            };
-            let left = || workers.iter().map(|flows| flows.count(covered)).sum::<u64>();
+            let covered = |flow: &Flow| covers(&scope, flow);
+            let left = || flows.iter().map(|flows| flows.count(covered)).sum::<u64>();
+            // Connections that were accepted but not yet registered count in the process's own number.
+            let entering = || scope == DrainScope::All && shared.process.live.load(Ordering::Acquire) > 0;
             let ended = async {
-                // Connections that were accepted but not yet registered count in the process's own number.
-                while left() > 0 || (scope == DrainScope::All && process.live.load(Ordering::Acquire) > 0) {
-                    tokio::time::sleep(Duration::from_millis(10)).await;
+                while left() > 0 || entering() {
+                    tokio::time::sleep(PULSE).await;
                 }
             };
-            if tokio::time::timeout(deadline, ended).await.is_ok() {
+            if tokio::time::timeout(deadline, ended).await.is_ok() || is_back(&scope, &shared.table()) {
                 return 0;
             }
-            let reset = workers.iter().map(|flows| flows.force(covered)).sum();
+            let reset = flows.iter().map(|flows| flows.force(covered)).sum();
             let gone = async {
                 while left() > 0 {
-                    tokio::time::sleep(Duration::from_millis(2)).await;
+                    tokio::time::sleep(PULSE).await;
                 }
             };
             // An ordered connection ends at its next poll; a second is for a machine that is very busy.
@@ -279,6 +267,27 @@ impl ProxyService for TokioProxy {
         let listeners: Vec<(Name, SocketAddr)> = listeners.open.values().filter_map(named).collect();
         let live = self.workers.iter().map(|worker| worker.flows.len() as u64).sum();
         PlaneCounters { listeners, live, table_version: table.version }
+    }
+}
+
+/// Whether a drain of `scope` covers a connection.
+fn covers(scope: &DrainScope, flow: &Flow) -> bool {
+    match scope {
+        DrainScope::All => true,
+        DrainScope::Frontend(name) => flow.frontend.frontend.name == *name,
+        DrainScope::Backend(id) => flow.carried_by(id),
+    }
+}
+
+/// Whether what was drained stands in the table again: taken out by mistake and put back.
+fn is_back(scope: &DrainScope, table: &DispatchTable) -> bool {
+    match scope {
+        DrainScope::All => false,
+        DrainScope::Frontend(name) => table.frontends.values().any(|entry| entry.frontend.name == *name),
+        DrainScope::Backend(id) => table
+            .pools
+            .get(&id.pool)
+            .is_some_and(|entry| entry.backends.iter().any(|backend| backend.id == *id)),
     }
 }
 
