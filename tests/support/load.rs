@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
-use std::net::SocketAddr;
+use std::net::{Shutdown, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
@@ -306,7 +306,8 @@ fn flow(
         rounds.fetch_add(1, Ordering::Relaxed);
         std::thread::sleep(pause);
     }
-    crate::trace::finish(&stream);
+    let reset = |_| io::Error::new(io::ErrorKind::ConnectionReset, "reset before its end");
+    stream.shutdown(Shutdown::Write).map_err(reset)?;
     match stream.read(&mut [0; 1])? {
         0 => Ok(at),
         _ => Err(io::Error::new(io::ErrorKind::InvalidData, "bytes after the last echo")),
