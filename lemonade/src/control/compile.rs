@@ -75,15 +75,18 @@ pub fn open_cells(previous: &DispatchTable, next: &DispatchTable) {
 
 /// Opens the cells of the candidates of `next` and closes those of all other backends, those that left included.
 ///
-/// Call it after `next` was taken: workers still on `previous` see at once what may no longer be picked.
+/// Call it after `next` was taken: workers still on `previous` see at once what may no longer be picked, and
+/// connections that wait for a backend look again.
 pub fn commit_cells(previous: &DispatchTable, next: &DispatchTable) {
     open_cells(previous, next);
     for (name, entry) in changed_pools(next, previous) {
         let before = previous.pools.get(name).into_iter().flat_map(|before| &before.backends);
         close_others(entry.backends.iter().chain(before), &entry.candidates);
+        entry.cell.waiting.wake_all();
     }
     for (_, entry) in previous.pools.iter().filter(|(name, _)| !next.pools.contains_key(*name)) {
         close_others(&entry.backends, &[]);
+        entry.cell.waiting.wake_all();
     }
 }
 

@@ -1,5 +1,6 @@
 //! The controller task: the only writer of the dispatch table.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime};
@@ -15,7 +16,7 @@ use super::{ControlState, Refusal, Reload};
 use crate::config::needs_restart;
 use crate::config::port::ConfigUpdate;
 use crate::health::port::{HealthView, Transition};
-use crate::model::{Config, ProcessCell, Resolution};
+use crate::model::{Config, Name, ProcessCell, Resolution};
 use crate::proxy::port::{DrainScope, ProxyService};
 
 /// Changes kept of one journal line; a diff of thousands of backends is told by its beginning and its length.
@@ -176,15 +177,20 @@ impl Controller {
 
     /// Gives the connections of what left the table until the drain deadline.
     fn drain_removed(&self, previous: &DispatchTable, next: &DispatchTable, deadline: Duration) {
-        for scope in removed(previous, next) {
-            let drained = self.plane.drain(scope.clone(), deadline);
-            tokio::spawn(async move {
-                let reset = drained.await;
-                if reset > 0 {
-                    tracing::warn!(?scope, reset, "the drain deadline passed, connections were reset");
-                }
-            });
+        let (frontends, backends) = removed(previous, next);
+        if frontends.is_empty() && backends.is_empty() {
+            return;
         }
+        let drained = self.plane.drain(DrainScope::Removed { frontends, backends }, deadline);
+        tokio::spawn(async move {
+            let reset = drained.await;
+            if reset > 0 {
+                tracing::warn!(
+                    reset,
+                    "connections of removed frontends or backends were reset at the drain deadline"
+                );
+            }
+        });
     }
 
     fn refuse(&self, cause: &str, errors: String) {
@@ -240,19 +246,17 @@ impl Controller {
 }
 
 /// Frontends and backends that are in `previous` and no longer in `next`.
-fn removed(previous: &DispatchTable, next: &DispatchTable) -> Vec<DrainScope> {
+fn removed(previous: &DispatchTable, next: &DispatchTable) -> (BTreeSet<Name>, BTreeSet<BackendId>) {
     let frontends = previous.frontends.iter().filter(|(ix, _)| !next.frontends.contains_key(ix));
-    let frontends = frontends.map(|(_, entry)| DrainScope::Frontend(entry.frontend.name.clone()));
-    let changed = previous.pools.iter().filter_map(|(name, before)| match next.pools.get(name) {
-        Some(after) if Arc::ptr_eq(before, after) => None,
-        after => Some((before, after)),
-    });
-    let backends = changed.flat_map(|(before, after)| {
-        let stays =
-            move |id: &BackendId| after.is_some_and(|after| after.backends.iter().any(|one| one.id == *id));
-        before.backends.iter().map(|one| &one.id).filter(move |id| !stays(id))
-    });
-    frontends.chain(backends.map(|id| DrainScope::Backend(id.clone()))).collect()
+    let changed = previous
+        .pools
+        .iter()
+        .filter(|(name, before)| !next.pools.get(*name).is_some_and(|after| Arc::ptr_eq(before, after)));
+    let backends = changed.flat_map(|(_, before)| before.backends.iter().map(|backend| &backend.id));
+    (
+        frontends.map(|(_, entry)| entry.frontend.name.clone()).collect(),
+        backends.filter(|id| !next.has_backend(id)).cloned().collect(),
+    )
 }
 
 fn diff(previous: &DispatchTable, next: &DispatchTable) -> Vec<String> {

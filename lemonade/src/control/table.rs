@@ -27,6 +27,13 @@ pub struct DispatchTable {
     pub next_ix: u32,
 }
 
+impl DispatchTable {
+    /// Whether the backend `id` stands in it.
+    pub fn has_backend(&self, id: &BackendId) -> bool {
+        self.pools.get(&id.pool).is_some_and(|entry| entry.has_backend(id))
+    }
+}
+
 /// A frontend with all that one of its connections needs.
 #[derive(Debug)]
 pub struct FrontendEntry {
@@ -53,6 +60,13 @@ pub struct PoolEntry {
     pub strategy: Arc<dyn StrategyService>,
     /// Live state.
     pub cell: Arc<PoolCell>,
+}
+
+impl PoolEntry {
+    /// Whether the backend `id` stands in it; they are ordered by identity.
+    pub fn has_backend(&self, id: &BackendId) -> bool {
+        self.backends.binary_search_by(|backend| backend.id.cmp(id)).is_ok()
+    }
 }
 
 /// One address of one backend.

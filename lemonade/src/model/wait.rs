@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering, fence};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 
@@ -23,12 +23,22 @@ struct Inner {
 impl WaitQueue {
     /// Wakes the first waiter, if there is one.
     pub fn wake_one(&self) {
+        // Orders the release of a slot before the look at the queue, as `join` orders the opposite way.
+        fence(Ordering::SeqCst);
         // One load when nobody waits: this runs at the end of every connection.
         if self.waiting.load(Ordering::SeqCst) == 0 {
             return;
         }
         let first = self.lock().queue.pop_front();
         if let Some((_, Some(waker))) = first {
+            waker.wake();
+        }
+    }
+
+    /// Wakes every waiter: what they wait for has changed.
+    pub fn wake_all(&self) {
+        let all = std::mem::take(&mut self.lock().queue);
+        for waker in all.into_iter().filter_map(|(_, waker)| waker) {
             waker.wake();
         }
     }
@@ -43,6 +53,7 @@ impl WaitQueue {
         inner.next_ticket += 1;
         inner.queue.push_back((ticket, None));
         drop(inner);
+        fence(Ordering::SeqCst);
         Waiting { queue: self, ticket, woken: false }
     }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use lemonade_common::{FrontendIx, Reason};
+use lemonade_common::Reason;
 use tokio::net::TcpStream;
 
 use super::admit::{Member, enter, leave};
@@ -111,15 +111,17 @@ fn attempt<'a>(
             // Boxed, since it is large and gone once the backend is connected: most connections wait in the relay.
             match Box::pin(establish(shared, &entry, version, client, flow, &mut spent)).await {
                 Ok(established) => *held = Some(established),
-                Err(reason) => match newer(shared, entry.ix, version) {
-                    // The table changed under way: what it lists now may serve where nothing did.
-                    Some((table, fresh)) if may_pass(reason) => {
+                Err(reason) => {
+                    // The pool changed under way: what it lists now may serve where nothing did.
+                    if may_pass(reason)
+                        && let Some((table, fresh)) = newer(shared, &entry)
+                        && (!spent.tried() || spent.may_retry(&fresh.pool, shared.clock.now()))
+                    {
                         (version, entry) = (table, fresh);
-                        spent = Spent::default();
                         continue;
                     }
-                    Some(_) | None => return End::Refused(reason),
-                },
+                    return if held.is_some() { End::BackendReset } else { End::Refused(reason) };
+                }
             }
             let Some(Established { stream, slot, .. }) = &*held else { return End::Closed };
             let backend = slot.backend();
@@ -141,16 +143,15 @@ fn attempt<'a>(
                 return end;
             }
             state.restart();
-            *held = None;
         }
     }
 }
 
-/// The newest table's version and entry, if it is newer than `version` and still has the frontend.
-fn newer(shared: &Shared, ix: FrontendIx, version: u64) -> Option<(u64, Arc<FrontendEntry>)> {
+/// The newest table's version and entry, if the frontend is still in it with another pool than before.
+fn newer(shared: &Shared, entry: &FrontendEntry) -> Option<(u64, Arc<FrontendEntry>)> {
     let table = shared.table();
-    let entry = (table.version > version).then(|| table.frontends.get(&ix)).flatten()?;
-    Some((table.version, Arc::clone(entry)))
+    let fresh = table.frontends.get(&entry.ix).filter(|fresh| !Arc::ptr_eq(&fresh.pool, &entry.pool))?;
+    Some((table.version, Arc::clone(fresh)))
 }
 
 /// Whether a newer table may have a better answer than this refusal.

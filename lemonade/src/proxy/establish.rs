@@ -23,7 +23,7 @@ use crate::control::table::{FrontendEntry, PoolEntry};
 use crate::health::port::SignalKind;
 use crate::model::Moment;
 use crate::model::time::micros;
-use crate::strategy::port::PoolView;
+use crate::strategy::port::{Candidate, PoolView};
 
 /// A connected backend, and how it was come by.
 pub(super) struct Established {
@@ -44,11 +44,13 @@ pub(super) struct Spent {
     retries: u32,
     /// The backend to avoid: it reset the connection before its first byte.
     avoid: Option<BackendIx>,
+    /// When it began to wait in the pool's queue.
+    queued: Option<Moment>,
 }
 
 impl Spent {
     /// Counts one more retry against the pool's limit and budget.
-    fn may_retry(&mut self, pool: &PoolEntry, now: Moment) -> bool {
+    pub(super) fn may_retry(&mut self, pool: &PoolEntry, now: Moment) -> bool {
         if self.retries >= pool.pool.retries {
             return false;
         }
@@ -63,10 +65,15 @@ impl Spent {
         true
     }
 
-    /// Counts a retry after `backend` reset an untouched connection.
+    /// Counts a retry after `backend` reset an untouched connection, if there is another to try.
     pub(super) fn may_retry_without(&mut self, pool: &PoolEntry, backend: BackendIx, now: Moment) -> bool {
         self.avoid = Some(backend);
-        self.may_retry(pool, now)
+        another_left(pool, &[backend]) && self.may_retry(pool, now)
+    }
+
+    /// Whether a connect was made already.
+    pub(super) const fn tried(&self) -> bool {
+        self.attempts > 0
     }
 }
 
@@ -91,7 +98,7 @@ pub(super) async fn establish(
     let dial = Dial { shared, entry, key: FlowKey::tcp(flow.client, flow.local), port: flow.local.port() };
     let tried = &mut Tried { backends: spent.avoid.into_iter().collect(), picks: 0 };
     let settings = &entry.frontend;
-    let first = dial.pick_or_wait(client, tried).await?;
+    let first = dial.pick_or_wait(client, tried, &mut spent.queued).await?;
     dial.deposit();
     let mut racing = [Some(dial.start(first, tried)), None];
     spent.attempts += 1;
@@ -142,11 +149,15 @@ pub(super) async fn establish(
             ConnectFault::NoDescriptors => return Err(Reason::NoDescriptors),
             ConnectFault::NoPorts => Reason::NoPorts,
         };
-        if !dial.another_left(tried) || !spent.may_retry(&entry.pool, shared.clock.now()) {
+        if !another_left(&entry.pool, &tried.backends) || !spent.may_retry(&entry.pool, shared.clock.now()) {
             return Err(reason);
         }
-        let next = dial.pick_or_wait(client, tried).await.map_err(|_| reason)?;
-        racing[0] = Some(dial.start(next, tried));
+        let next = dial.pick_or_wait(client, tried, &mut spent.queued).await.map_err(|_| reason)?;
+        let next = dial.start(next, tried);
+        if let (Some(hedge), Some(after)) = (&mut hedge, settings.hedge_after) {
+            *hedge = next.started.plus(after);
+        }
+        racing[0] = Some(next);
         spent.attempts += 1;
     }
 }
@@ -211,18 +222,16 @@ impl<'a> Dial<'a> {
                 }
             }
         }
-        if self.another_left(tried) { Pick::Full } else { Pick::Nothing }
-    }
-
-    /// Whether a backend is left that was not tried, full or not.
-    fn another_left(&self, tried: &Tried) -> bool {
-        self.pool().candidates.iter().any(|candidate| {
-            !tried.backends.contains(&candidate.ix) && !candidate.cell.closed.load(Ordering::Relaxed)
-        })
+        if another_left(pool, &tried.backends) { Pick::Full } else { Pick::Nothing }
     }
 
     /// Picks a backend, waiting in the pool's queue when all are full.
-    async fn pick_or_wait(&self, client: &TcpStream, tried: &mut Tried) -> Result<Slot, Reason> {
+    async fn pick_or_wait(
+        &self,
+        client: &TcpStream,
+        tried: &mut Tried,
+        queued: &mut Option<Moment>,
+    ) -> Result<Slot, Reason> {
         match self.pick(tried) {
             Pick::Found(slot) => return Ok(slot),
             Pick::Nothing => return Err(Reason::NoBackendUp),
@@ -233,7 +242,10 @@ impl<'a> Dial<'a> {
             return Err(Reason::BackendsFull);
         }
         let Some(_place) = Queued::join(&pool.cell, pool.pool.queue) else { return Err(Reason::QueueFull) };
-        let deadline = self.shared.clock.instant(self.shared.clock.now().plus(pool.pool.queue_timeout));
+        // Kept over a change of the table, so that a reload does not make anybody wait longer.
+        let since = *queued.get_or_insert_with(|| self.shared.clock.now());
+        let deadline = self.shared.clock.instant(since.plus(pool.pool.queue_timeout));
+        let mut handed_on = false;
         loop {
             let turn = pool.cell.waiting.join();
             match self.pick(tried) {
@@ -249,7 +261,22 @@ impl<'a> Dial<'a> {
                 }
                 _ = client.ready(Interest::ERROR) => return Err(Reason::ClientGone),
             }
+            if self.outdated() {
+                return Err(Reason::BackendsFull);
+            }
+            // A slot that this one may not use, of a backend it has tried, may suit the next in the queue.
+            if !handed_on && !tried.backends.is_empty() {
+                handed_on = true;
+                pool.cell.waiting.wake_one();
+            }
         }
+    }
+
+    /// Whether the table has another pool by now.
+    fn outdated(&self) -> bool {
+        let table = self.shared.table();
+        let now = table.frontends.get(&self.entry.ix);
+        now.is_some_and(|now| !Arc::ptr_eq(&now.pool, &self.entry.pool))
     }
 
     fn start(&self, slot: Slot, tried: &mut Tried) -> Connecting {
@@ -304,6 +331,12 @@ impl<'a> Dial<'a> {
         self.entry.cell.connect_seconds.observe(micros(took));
         (connecting.slot, took)
     }
+}
+
+/// Whether the pool has a backend besides `tried`, full or not.
+fn another_left(pool: &PoolEntry, tried: &[BackendIx]) -> bool {
+    let open = |candidate: &Candidate| !candidate.cell.closed.load(Ordering::Relaxed);
+    pool.candidates.iter().any(|candidate| !tried.contains(&candidate.ix) && open(candidate))
 }
 
 /// The first of the racing connects that is decided, and its lane.

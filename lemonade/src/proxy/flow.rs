@@ -1,5 +1,6 @@
 //! A live connection as the rest of the process sees it, and the connections of one worker.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -80,10 +81,12 @@ impl Flow {
         *self.route() = Some((entry, position));
     }
 
-    /// Whether the backend `id` carries it.
-    pub fn carried_by(&self, id: &BackendId) -> bool {
+    /// Whether one of the backends `ids` carries it.
+    pub fn carried_by(&self, ids: &BTreeSet<BackendId>) -> bool {
         let route = self.route();
-        route.as_ref().is_some_and(|(entry, position)| entry.pool.backends[*position as usize].id == *id)
+        route
+            .as_ref()
+            .is_some_and(|(entry, position)| ids.contains(&entry.pool.backends[*position as usize].id))
     }
 
     fn route(&self) -> MutexGuard<'_, Option<(Arc<FrontendEntry>, u32)>> {

@@ -9,7 +9,6 @@ mod conn;
 pub mod error;
 mod establish;
 pub mod flow;
-mod memory;
 pub mod port;
 pub mod relay;
 mod shared;

@@ -1,5 +1,6 @@
 //! The data-plane port: a plane takes tables, drains and tells what it carries.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,10 +23,13 @@ pub struct Capabilities {
 pub enum DrainScope {
     /// All of them: the process is going away.
     All,
-    /// Those of a frontend that left the table.
-    Frontend(Name),
-    /// Those of a backend that left the table.
-    Backend(BackendId),
+    /// Those that exist now of frontends and backends that left the table.
+    Removed {
+        /// Frontends, by name.
+        frontends: BTreeSet<Name>,
+        /// Backends, by identity.
+        backends: BTreeSet<BackendId>,
+    },
 }
 
 /// What a plane carries now.

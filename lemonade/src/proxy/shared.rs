@@ -1,7 +1,7 @@
 //! What every worker of the Tokio plane shares.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 use arc_swap::ArcSwap;
 use lemonade_common::BackendIx;
@@ -26,6 +26,24 @@ pub(super) struct Shared {
     /// Bytes of a relay buffer.
     pub(super) buffer: usize,
     next_id: AtomicU64,
+    accepting: AtomicUsize,
+}
+
+/// A listener of one worker, until its accept queue was served to the end.
+pub(super) struct Accepting(Arc<Shared>);
+
+impl Accepting {
+    /// Counts it.
+    pub(super) fn count(shared: &Arc<Shared>) -> Self {
+        shared.accepting.fetch_add(1, Ordering::AcqRel);
+        Self(Arc::clone(shared))
+    }
+}
+
+impl Drop for Accepting {
+    fn drop(&mut self) {
+        self.0.accepting.fetch_sub(1, Ordering::AcqRel);
+    }
 }
 
 impl Shared {
@@ -47,6 +65,7 @@ impl Shared {
             seed,
             buffer,
             next_id: AtomicU64::new(1),
+            accepting: AtomicUsize::new(0),
         }
     }
 
@@ -65,6 +84,11 @@ impl Shared {
         if self.signals.try_send(Signal { backend, kind }).is_err() {
             self.process.events_dropped.fetch_add(1, Ordering::Relaxed);
         }
+    }
+
+    /// Listeners whose queues are still served.
+    pub(super) fn accepting(&self) -> usize {
+        self.accepting.load(Ordering::Acquire)
     }
 
     /// Number for a new connection.

@@ -15,8 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::conn::{Context, accepted};
 use super::flow::Flows;
-use super::memory::{Tide, give_back};
-use super::shared::Shared;
+use super::shared::{Accepting, Shared};
 use super::socket::{
     ConnectFault, Liveness, accept_waiting, connect_fault, refuse_new, reset_on_close, set_liveness,
 };
@@ -38,7 +37,7 @@ pub(super) type ListenerId = u64;
 /// What the plane tells a worker.
 pub(super) enum Command {
     /// Accept on a bound socket.
-    Open { id: ListenerId, socket: std::net::TcpListener, frontend: Arc<AtomicU32> },
+    Open { id: ListenerId, socket: std::net::TcpListener, frontend: Arc<AtomicU32>, accepting: Accepting },
     /// Give connections accepted from now on other socket options.
     Retune { id: ListenerId, liveness: Liveness },
     /// Serve what the queue holds, then close. `last` is the table that still knew the frontend.
@@ -78,6 +77,7 @@ impl Worker {
 }
 
 /// A listener that this worker accepts on.
+#[derive(Clone)]
 struct Open {
     socket: Arc<TcpListener>,
     close: CancellationToken,
@@ -86,12 +86,11 @@ struct Open {
 
 async fn run(context: Arc<Context>, mut inbox: mpsc::UnboundedReceiver<Command>) {
     let mut listeners: HashMap<ListenerId, Open> = HashMap::new();
-    let mut tide = Tide::default();
     let mut sweep = tokio::time::interval(SWEEP);
     loop {
         tokio::select! {
             command = inbox.recv() => match command {
-                Some(Command::Open { id, socket, frontend }) => {
+                Some(Command::Open { id, socket, frontend, accepting }) => {
                     match TcpListener::from_std(socket) {
                         Ok(socket) => {
                             let open = Open {
@@ -99,7 +98,11 @@ async fn run(context: Arc<Context>, mut inbox: mpsc::UnboundedReceiver<Command>)
                                 close: CancellationToken::new(),
                                 last: Arc::default(),
                             };
-                            tokio::spawn(accept(Arc::clone(&context), Arc::clone(&open.socket), frontend, open.close.clone(), Arc::clone(&open.last)));
+                            let accepted = accept(Arc::clone(&context), open.clone(), frontend);
+                            tokio::spawn(async move {
+                                accepted.await;
+                                drop(accepting);
+                            });
                             listeners.insert(id, open);
                         }
                         Err(error) => tracing::error!(%error, "a listener could not be registered"),
@@ -122,9 +125,6 @@ async fn run(context: Arc<Context>, mut inbox: mpsc::UnboundedReceiver<Command>)
             },
             _ = sweep.tick() => {
                 context.flows.sweep(context.shared.clock.now());
-                if tide.turned(context.flows.len() as u64) {
-                    give_back();
-                }
             }
         }
     }
@@ -133,10 +133,8 @@ async fn run(context: Arc<Context>, mut inbox: mpsc::UnboundedReceiver<Command>)
 /// Accepts until told to close, then serves what the queue still holds.
 async fn accept(
     context: Arc<Context>,
-    listener: Arc<TcpListener>,
+    Open { socket: listener, close, last }: Open,
     frontend: Arc<AtomicU32>,
-    close: CancellationToken,
-    last: Arc<std::sync::Mutex<Option<Arc<DispatchTable>>>>,
 ) {
     let mut pause = PAUSE.0;
     let address = listener.local_addr().ok().filter(|address| !address.ip().is_unspecified());

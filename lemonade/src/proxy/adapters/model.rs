@@ -111,9 +111,7 @@ impl ProxyService for ModelPlane {
     fn drain(&self, scope: DrainScope, _deadline: Duration) -> BoxFuture<u64> {
         self.state().image.listeners.retain(|_, entry| match &scope {
             DrainScope::All => false,
-            DrainScope::Frontend(name) => entry.frontend.name != *name,
-            // A backend owns no listener.
-            DrainScope::Backend(_) => true,
+            DrainScope::Removed { frontends, .. } => !frontends.contains(&entry.frontend.name),
         });
         Box::pin(ready(0))
     }

@@ -1,6 +1,6 @@
 //! The Tokio plane: accepts, picks, connects and relays in userspace, one single-threaded runtime per core.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -15,17 +15,20 @@ use crate::BoxFuture;
 use crate::control::table::DispatchTable;
 use crate::health::port::Signal;
 use crate::metrics::port::Recorder;
-use crate::model::{Name, ProcessCell};
+use crate::model::{Moment, Name, ProcessCell};
 use crate::proxy::clock::Clock;
 use crate::proxy::error::{ApplyError, ListenError};
 use crate::proxy::flow::{Flow, Flows};
 use crate::proxy::port::{Capabilities, DrainScope, PlaneCounters, ProxyService};
-use crate::proxy::shared::Shared;
+use crate::proxy::shared::{Accepting, Shared};
 use crate::proxy::socket::{Liveness, listen, probe_address};
 use crate::proxy::worker::{Command, ListenerId, Worker};
 
 /// How often a drain looks whether it is done.
 const PULSE: Duration = Duration::from_millis(10);
+
+/// Time within which the sockets of a closed listener are gone for sure.
+const LINGERING: Duration = Duration::from_secs(1);
 
 /// What the plane is made of; fixed for the life of the process.
 pub struct PlaneSettings {
@@ -60,6 +63,10 @@ pub struct TokioProxy {
 struct Listeners {
     open: BTreeMap<Key, Listening>,
     next_id: ListenerId,
+    /// The process is going away: no table opens a listener any more.
+    draining: bool,
+    /// Port and time of the listener closed last on it: its sockets live until their queues are empty.
+    closed: BTreeMap<u16, Moment>,
 }
 
 /// A configured address; port 0 means a port of its own for each frontend.
@@ -131,8 +138,13 @@ impl TokioProxy {
     }
 
     /// Binds `address` once for each worker.
-    fn bind(&self, address: SocketAddr, liveness: Liveness) -> io::Result<Vec<std::net::TcpListener>> {
-        if address.port() != 0 {
+    fn bind(
+        &self,
+        address: SocketAddr,
+        liveness: Liveness,
+        probe: bool,
+    ) -> io::Result<Vec<std::net::TcpListener>> {
+        if probe {
             probe_address(address)?;
         }
         let first = listen(address, liveness)?;
@@ -143,6 +155,13 @@ impl TokioProxy {
 
     fn bind_missing(&self, listeners: &Listeners, table: &DispatchTable) -> Result<Vec<Bound>, ApplyError> {
         let (mut bound, mut failed) = (Vec::new(), Vec::new());
+        if listeners.draining {
+            return Ok(bound);
+        }
+        let now = self.shared.clock.now();
+        let mut own_ports: BTreeSet<u16> = listeners.open.values().map(|open| open.address.port()).collect();
+        let recent = listeners.closed.iter().filter(|(_, closed)| now.since(**closed) < LINGERING);
+        own_ports.extend(recent.map(|(port, _)| *port));
         for (&ix, entry) in &table.frontends {
             for &address in &entry.frontend.listen {
                 let key = Key::new(address, ix);
@@ -150,7 +169,9 @@ impl TokioProxy {
                     continue;
                 }
                 let liveness = Liveness::from(&*entry.frontend);
-                let sockets = self.bind(address, liveness);
+                // Own sockets on the port, of `127.0.0.1` beside `0.0.0.0` say, would look like another process.
+                let probe = address.port() != 0 && !own_ports.contains(&address.port());
+                let sockets = self.bind(address, liveness, probe);
                 match sockets.and_then(|sockets| Ok((sockets[0].local_addr()?, sockets))) {
                     Ok((address, sockets)) => bound.push(Bound { key, ix, liveness, address, sockets }),
                     Err(error) => failed.push(ListenError {
@@ -172,9 +193,12 @@ impl TokioProxy {
     }
 
     fn close_where(&self, listeners: &mut Listeners, last: &Arc<DispatchTable>, gone: impl Fn(&Key) -> bool) {
-        listeners.open.retain(|key, listening| {
+        let now = self.shared.clock.now();
+        let Listeners { open, closed, .. } = listeners;
+        open.retain(|key, listening| {
             let keep = !gone(key);
             if !keep {
+                closed.insert(listening.address.port(), now);
                 self.tell(|_| Command::Close { id: listening.id, last: Arc::clone(last) });
             }
             keep
@@ -201,7 +225,9 @@ impl ProxyService for TokioProxy {
             let mut sockets = sockets.into_iter();
             for worker in &self.workers {
                 let Some(socket) = sockets.next() else { break };
-                let _ = worker.commands.send(Command::Open { id, socket, frontend: Arc::clone(&frontend) });
+                let accepting = Accepting::count(&self.shared);
+                let frontend = Arc::clone(&frontend);
+                let _ = worker.commands.send(Command::Open { id, socket, frontend, accepting });
             }
             listeners.open.insert(key, Listening { id, address, frontend, liveness });
         }
@@ -224,35 +250,27 @@ impl ProxyService for TokioProxy {
     }
 
     fn drain(&self, scope: DrainScope, deadline: Duration) -> BoxFuture<u64> {
-        if scope == DrainScope::All {
-            let table = self.shared.table();
-            let mut listeners = self.listeners.lock().unwrap_or_else(PoisonError::into_inner);
-            self.close_where(&mut listeners, &table, |_| true);
-        }
         let flows: Vec<Arc<Flows>> = self.workers.iter().map(|worker| Arc::clone(&worker.flows)).collect();
         let shared = Arc::clone(&self.shared);
+        let DrainScope::Removed { mut frontends, mut backends } = scope else {
+            let table = self.shared.table();
+            let mut listeners = self.listeners.lock().unwrap_or_else(PoisonError::into_inner);
+            listeners.draining = true;
+            self.close_where(&mut listeners, &table, |_| true);
+            return Box::pin(drain_all(flows, shared, deadline));
+        };
+        let began = self.shared.clock.now();
         Box::pin(async move {
-            let covered = |flow: &Flow| covers(&scope, flow);
-            let left = || flows.iter().map(|flows| flows.count(covered)).sum::<u64>();
-            // Connections that were accepted but not yet registered count in the process's own number.
-            let entering = || scope == DrainScope::All && shared.process.live.load(Ordering::Acquire) > 0;
-            let ended = async {
-                while left() > 0 || entering() {
-                    tokio::time::sleep(PULSE).await;
-                }
+            tokio::time::sleep(deadline).await;
+            // What was taken out by mistake and put back is let go on.
+            let table = shared.table();
+            frontends.retain(|name| !table.frontends.values().any(|entry| entry.frontend.name == *name));
+            backends.retain(|id| !table.has_backend(id));
+            let removed = |flow: &Flow| {
+                flow.started <= began
+                    && (frontends.contains(&flow.frontend.frontend.name) || flow.carried_by(&backends))
             };
-            if tokio::time::timeout(deadline, ended).await.is_ok() || is_back(&scope, &shared.table()) {
-                return 0;
-            }
-            let reset = flows.iter().map(|flows| flows.force(covered)).sum();
-            let gone = async {
-                while left() > 0 {
-                    tokio::time::sleep(PULSE).await;
-                }
-            };
-            // An ordered connection ends at its next poll; a second is for a machine that is very busy.
-            let _ = tokio::time::timeout(Duration::from_secs(1), gone).await;
-            reset
+            flows.iter().map(|flows| flows.force(removed)).sum()
         })
     }
 
@@ -270,25 +288,26 @@ impl ProxyService for TokioProxy {
     }
 }
 
-/// Whether a drain of `scope` covers a connection.
-fn covers(scope: &DrainScope, flow: &Flow) -> bool {
-    match scope {
-        DrainScope::All => true,
-        DrainScope::Frontend(name) => flow.frontend.frontend.name == *name,
-        DrainScope::Backend(id) => flow.carried_by(id),
+/// Waits until every connection has ended and every accept queue is empty; resets what is left after `deadline`.
+async fn drain_all(flows: Vec<Arc<Flows>>, shared: Arc<Shared>, deadline: Duration) -> u64 {
+    let busy = || shared.process.live.load(Ordering::Acquire) > 0 || shared.accepting() > 0;
+    let ended = async {
+        while busy() {
+            tokio::time::sleep(PULSE).await;
+        }
+    };
+    if tokio::time::timeout(deadline, ended).await.is_ok() {
+        return 0;
     }
-}
-
-/// Whether what was drained stands in the table again: taken out by mistake and put back.
-fn is_back(scope: &DrainScope, table: &DispatchTable) -> bool {
-    match scope {
-        DrainScope::All => false,
-        DrainScope::Frontend(name) => table.frontends.values().any(|entry| entry.frontend.name == *name),
-        DrainScope::Backend(id) => table
-            .pools
-            .get(&id.pool)
-            .is_some_and(|entry| entry.backends.iter().any(|backend| backend.id == *id)),
-    }
+    let reset = flows.iter().map(|flows| flows.force(|_| true)).sum();
+    let gone = async {
+        while flows.iter().any(|flows| !flows.is_empty()) {
+            tokio::time::sleep(PULSE).await;
+        }
+    };
+    // An ordered connection ends at its next poll; a second is for a machine that is very busy.
+    let _ = tokio::time::timeout(Duration::from_secs(1), gone).await;
+    reset
 }
 
 /// What went wrong with a listener and what to do about it.

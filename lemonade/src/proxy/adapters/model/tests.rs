@@ -249,7 +249,10 @@ fn a_drained_frontend_answers_no_more() {
     let client = ([198, 51, 100, 7], 5000).into();
     let answers = || [80, 81].map(|port| plane.answer(client, ([127, 0, 0, 1], port).into()).is_some());
     assert_eq!(answers(), [true, true]);
-    drop(plane.drain(DrainScope::Frontend(Name::new("f")), Duration::ZERO));
+    drop(plane.drain(
+        DrainScope::Removed { frontends: [Name::new("f")].into(), backends: [].into() },
+        Duration::ZERO,
+    ));
     assert_eq!(answers(), [false, true]);
     drop(plane.drain(DrainScope::All, Duration::ZERO));
     assert_eq!(answers(), [false, false]);
