@@ -3,6 +3,7 @@
 mod bench;
 mod generate;
 mod run;
+mod set_up;
 mod test;
 mod tidy;
 mod workspace;

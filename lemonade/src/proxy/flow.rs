@@ -160,17 +160,24 @@ fn seconds(moment: Moment) -> u32 {
 #[derive(Debug, Default)]
 pub struct Flows {
     slab: Mutex<Slab<Arc<Flow>>>,
+    joined: AtomicU64,
 }
 
 impl Flows {
     /// Adds a connection; the key removes it.
     pub fn insert(&self, flow: Arc<Flow>) -> usize {
+        self.joined.fetch_add(1, Ordering::Relaxed);
         self.lock().insert(flow)
     }
 
     /// Removes a connection that ended.
     pub fn remove(&self, key: usize) {
         self.lock().remove(key);
+    }
+
+    /// Connections that ever joined.
+    pub fn joined(&self) -> u64 {
+        self.joined.load(Ordering::Relaxed)
     }
 
     /// Number of connections.

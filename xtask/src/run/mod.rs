@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 
-use crate::workspace;
+use crate::{set_up, workspace};
 use plan::{Demo, Plan};
 
 /// What to run.
@@ -34,6 +34,7 @@ const PORT_PATIENCE: Duration = Duration::from_secs(1);
 
 /// Builds, starts and becomes Lemonade; returns only when something went wrong before that.
 pub fn main(args: &Args) -> anyhow::Result<ExitCode> {
+    set_up::install_for_build();
     workspace::run(&mut workspace::cargo(&["build", "--release", "--package", "lemonade"]))?;
     let lemonade = workspace::lemonade("release");
     if !args.lemonade.is_empty() {

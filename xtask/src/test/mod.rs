@@ -3,16 +3,15 @@
 //! A step that fails does not stop the next: the last line counts everything, and only then does the command fail.
 
 mod product;
-mod set_up;
 mod suite;
 mod tally;
 
 use std::process::{Command, ExitCode};
 use std::time::Instant;
 
-use crate::{tidy, workspace};
+use crate::{set_up, tidy, workspace};
 use suite::Suite;
-use tally::Tally;
+pub use tally::Tally;
 
 /// How much to test.
 #[derive(clap::Args)]

@@ -8,8 +8,8 @@ use std::process::Stdio;
 use anyhow::{Context, ensure};
 use serde_json::Value;
 
-use super::set_up;
 use super::tally::Tally;
+use crate::set_up;
 use crate::{generate, workspace};
 
 /// Feature that the test targets of the namespace tier require.

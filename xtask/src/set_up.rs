@@ -1,25 +1,38 @@
-//! What the tests need from the host.
+//! What building and testing need from the host.
 
 use std::env;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use super::tally::Tally;
+use crate::test::Tally;
 use crate::workspace;
 
-/// Programs of the namespace tests, with the Debian package that brings each.
-const TOOLS: [(&str, &str); 2] = [("ip", "iproute2"), ("nft", "nftables")];
+/// Programs that the build calls, with the Debian package that brings each: the allocator is C, built by make.
+const BUILD: [(&str, &str); 2] = [("cc", "gcc"), ("make", "make")];
 
-/// Installs what is missing, where that needs no password; what stays missing shows up as skipped tests.
+/// Programs of the namespace tests.
+const NAMESPACES: [(&str, &str); 2] = [("ip", "iproute2"), ("nft", "nftables")];
+
+/// Installs what building and testing lack, where that needs no password; what stays missing shows up as skipped tests.
 pub fn install() -> anyhow::Result<Tally> {
+    install_missing(&[BUILD, NAMESPACES].concat());
+    Ok(Tally::default())
+}
+
+/// Installs what building lacks, where that needs no password; otherwise says what to install.
+pub fn install_for_build() {
+    install_missing(&BUILD);
+}
+
+fn install_missing(tools: &[(&str, &str)]) {
     let packages: Vec<_> =
-        TOOLS.iter().filter(|(tool, _)| !on_path(tool)).map(|(_, package)| *package).collect();
+        tools.iter().filter(|(tool, _)| !on_path(tool)).map(|(_, package)| *package).collect();
     if packages.is_empty() {
-        return Ok(Tally::default());
+        return;
     }
     if !(is_root() && on_path("apt-get")) {
-        println!("missing and not installed, for want of root or apt: {}", packages.join(", "));
-        return Ok(Tally::default());
+        println!("missing, and not installed for want of root or apt: {}", packages.join(", "));
+        return;
     }
     let install = ["install", "--yes", "--no-install-recommends"];
     for args in [&["update"][..], &[&install[..], &packages[..]].concat()] {
@@ -29,7 +42,6 @@ pub fn install() -> anyhow::Result<Tally> {
             println!("{error:#}");
         }
     }
-    Ok(Tally::default())
 }
 
 /// Whether network namespaces can be made here.
