@@ -85,6 +85,8 @@ pub struct Change {
 #[derive(Clone, Debug)]
 pub struct Machine {
     status: Status,
+    /// Down from the start and never up yet: the first success brings it up.
+    awaited: bool,
     since: Moment,
     successes: u32,
     failed_probes: u32,
@@ -101,6 +103,7 @@ impl Machine {
     pub fn new(initial: Status, policy: Policy, now: Moment) -> Self {
         let mut machine = Self {
             status: initial,
+            awaited: initial == Status::Down,
             since: now,
             successes: 0,
             failed_probes: 0,
@@ -236,7 +239,8 @@ impl Machine {
                 Some(self.flip(Status::Down, now, cause))
             }
             Status::Down => {
-                if self.successes < policy.rise {
+                let enough = if self.awaited { 1 } else { policy.rise };
+                if self.successes < enough {
                     return None;
                 }
                 self.returns_at = None;
@@ -260,6 +264,7 @@ impl Machine {
 
     fn flip(&mut self, status: Status, now: Moment, cause: String) -> Change {
         self.status = status;
+        self.awaited = false;
         self.since = now;
         if status == Status::Up {
             self.returns_at = None;

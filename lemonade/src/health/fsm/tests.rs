@@ -36,6 +36,15 @@ fn falls_and_rises_at_its_thresholds_and_says_why() {
 }
 
 #[test]
+fn a_backend_awaited_from_the_start_is_up_at_its_first_success_and_then_rises_by_the_rule() {
+    let mut machine = Machine::new(Status::Down, PROBED, Moment(0));
+    assert_eq!(feed(&mut machine, PROBED, &[REFUSED]), []);
+    assert_eq!(feed(&mut machine, PROBED, &[GOOD])[0].status, Status::Up);
+    assert_eq!(feed(&mut machine, PROBED, &[REFUSED, REFUSED, REFUSED])[0].status, Status::Down);
+    assert_eq!(feed(&mut machine, PROBED, &[GOOD]), []);
+}
+
+#[test]
 fn one_failure_does_not_flip() {
     let mut machine = up(PROBED);
     for _ in 0..50 {
@@ -173,8 +182,10 @@ proptest! {
         let mut machine = Machine::new(initial, policy, Moment(0));
         let is_success = |step: Step| step == Step::Good
             || (!policy.probed && step == Step::Signal(SignalKind::Connected));
+        let mut awaited = initial == Status::Down;
         for (n, &step) in steps.iter().enumerate() {
             let Some(change) = machine.step(policy, Moment(n as u64), input(step)) else { continue };
+            let rise = if std::mem::take(&mut awaited) { 1 } else { policy.rise };
             let before = &steps[..=n];
             match change.status {
                 Status::Down => {
@@ -185,7 +196,7 @@ proptest! {
                 }
                 Status::Up => {
                     let row = before.iter().rev().take_while(|&&s| !is_failure(s));
-                    prop_assert!(row.filter(|&&s| is_success(s)).count() >= policy.rise as usize);
+                    prop_assert!(row.filter(|&&s| is_success(s)).count() >= rise as usize);
                 }
             }
         }
