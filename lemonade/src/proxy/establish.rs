@@ -36,22 +36,33 @@ pub(super) struct Established {
 }
 
 /// What a connection has used up on its way to a backend; kept for a retry after a reset.
-#[derive(Clone, Copy, Debug, Default)]
+///
+/// Every connection holds one for life, so it is packed into 16 bytes.
+#[derive(Clone, Copy, Debug)]
 pub(super) struct Spent {
     /// Connects made.
-    attempts: u32,
+    attempts: u16,
     /// Of them, those that were retries.
-    retries: u32,
+    retries: u16,
     /// The backend to avoid: it reset the connection before its first byte.
-    avoid: Option<BackendIx>,
-    /// When it began to wait in the pool's queue.
-    queued: Option<Moment>,
+    avoid: BackendIx,
+    /// When it began to wait in the pool's queue; 0: it has not.
+    queued: Moment,
+}
+
+/// An index that no backend has: the table gives them out from 0.
+const NOBODY: BackendIx = BackendIx(u32::MAX);
+
+impl Default for Spent {
+    fn default() -> Self {
+        Self { attempts: 0, retries: 0, avoid: NOBODY, queued: Moment(0) }
+    }
 }
 
 impl Spent {
     /// Counts one more retry against the pool's limit and budget.
     pub(super) fn may_retry(&mut self, pool: &PoolEntry, now: Moment) -> bool {
-        if self.retries >= pool.pool.retries {
+        if u32::from(self.retries) >= pool.pool.retries {
             return false;
         }
         let mut tokens = pool.cell.budget.lock().unwrap_or_else(PoisonError::into_inner);
@@ -60,14 +71,14 @@ impl Spent {
             return false;
         }
         drop(tokens);
-        self.retries += 1;
+        self.retries = self.retries.saturating_add(1);
         pool.cell.retries.fetch_add(1, Ordering::Relaxed);
         true
     }
 
     /// Counts a retry after `backend` reset an untouched connection, if there is another to try.
     pub(super) fn may_retry_without(&mut self, pool: &PoolEntry, backend: BackendIx, now: Moment) -> bool {
-        self.avoid = Some(backend);
+        self.avoid = backend;
         another_left(pool, &[backend]) && self.may_retry(pool, now)
     }
 
@@ -96,7 +107,7 @@ pub(super) async fn establish(
     spent: &mut Spent,
 ) -> Result<Established, Reason> {
     let dial = Dial { shared, entry, key: FlowKey::tcp(flow.client, flow.local), port: flow.local.port() };
-    let tried = &mut Tried { backends: spent.avoid.into_iter().collect(), picks: 0 };
+    let tried = &mut Tried { backends: vec![spent.avoid], picks: 0 };
     let settings = &entry.frontend;
     let first = dial.pick_or_wait(client, tried, &mut spent.queued).await?;
     dial.deposit();
@@ -115,7 +126,7 @@ pub(super) async fn establish(
                     Ok(stream) => {
                         dial.leave_behind(racing);
                         let (slot, connect) = dial.connected(connecting);
-                        let (attempts, hedged) = (spent.attempts, lane == 1);
+                        let (attempts, hedged) = (u32::from(spent.attempts), lane == 1);
                         return Ok(Established { stream, slot, table_version, connect, attempts, hedged });
                     }
                     Err(error) => dial.failed(&connecting, connect_fault(&error)),
@@ -230,7 +241,7 @@ impl<'a> Dial<'a> {
         &self,
         client: &TcpStream,
         tried: &mut Tried,
-        queued: &mut Option<Moment>,
+        queued: &mut Moment,
     ) -> Result<Slot, Reason> {
         match self.pick(tried) {
             Pick::Found(slot) => return Ok(slot),
@@ -243,8 +254,10 @@ impl<'a> Dial<'a> {
         }
         let Some(_place) = Queued::join(&pool.cell, pool.pool.queue) else { return Err(Reason::QueueFull) };
         // Kept over a change of the table, so that a reload does not make anybody wait longer.
-        let since = *queued.get_or_insert_with(|| self.shared.clock.now());
-        let deadline = self.shared.clock.instant(since.plus(pool.pool.queue_timeout));
+        if *queued == Moment(0) {
+            *queued = self.shared.clock.now();
+        }
+        let deadline = self.shared.clock.instant(queued.plus(pool.pool.queue_timeout));
         let mut handed_on = false;
         loop {
             let turn = pool.cell.waiting.join();
@@ -265,7 +278,7 @@ impl<'a> Dial<'a> {
                 return Err(Reason::BackendsFull);
             }
             // A slot that this one may not use, of a backend it has tried, may suit the next in the queue.
-            if !handed_on && !tried.backends.is_empty() {
+            if !handed_on && tried.backends != [NOBODY] {
                 handed_on = true;
                 pool.cell.waiting.wake_one();
             }
