@@ -6,7 +6,7 @@ use std::process::Command;
 
 use anyhow::{Context, ensure};
 
-use crate::workspace;
+use crate::{bpf, workspace};
 
 /// Shells with completions.
 pub const SHELLS: [&str; 3] = ["bash", "zsh", "fish"];
@@ -33,8 +33,15 @@ pub fn write_completions() -> anyhow::Result<()> {
 
 /// Builds `lemonade` for development and returns its path.
 pub fn build() -> anyhow::Result<PathBuf> {
-    // The whole workspace is selected, so that features unify as they do for its tests: fewer builds of dependencies.
-    workspace::run(&mut workspace::cargo(&["build", "--quiet", "--workspace", "--bin", "lemonade"]))?;
+    build_with(None)
+}
+
+/// As [`build`], with kernel programs if there are any.
+pub fn build_with(objects: Option<&bpf::Objects>) -> anyhow::Result<PathBuf> {
+    // Everything that tests build is selected, so that features unify as they do for them: fewer builds of dependencies.
+    let mut cargo = workspace::cargo(&["build", "--quiet", "--bin", "lemonade"]);
+    bpf::equip(&mut cargo, objects);
+    workspace::run(&mut cargo)?;
     Ok(workspace::lemonade("debug"))
 }
 

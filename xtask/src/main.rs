@@ -1,6 +1,7 @@
 //! Automation of the workspace; `cargo xtask --help` lists what it does.
 
 mod bench;
+mod bpf;
 mod generate;
 mod run;
 mod set_up;
@@ -22,6 +23,8 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Find or install what building needs, the toolchain for kernel programs too, and build those
+    Setup,
     /// Build a release and start it with config/lemonade.toml and the demo backends it names; arguments after `--` go to `lemonade run` instead
     Run(run::Args),
     /// Run every check and every test, and end with one line of counts
@@ -40,6 +43,13 @@ fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Command::Run(args) => return report(run::main(&args)),
         Command::Test(args) => return report(test::main(&args)),
+        Command::Setup => {
+            set_up::install_for_build();
+            if let Some(objects) = bpf::set_up() {
+                println!("kernel programs: {}", objects.folder().display());
+            }
+            Ok(())
+        }
         Command::Bench(args) => bench::main(args),
         Command::Tidy => return report(tidy::main()),
         Command::Schema => generate::write_schema(),

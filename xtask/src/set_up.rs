@@ -30,18 +30,36 @@ fn install_missing(tools: &[(&str, &str)]) {
     if packages.is_empty() {
         return;
     }
-    if !(is_root() && on_path("apt-get")) {
+    if !may_install() {
         println!("missing, and not installed for want of root or apt: {}", packages.join(", "));
         return;
     }
+    if let Err(error) = apt(&packages) {
+        println!("{error:#}");
+    }
+}
+
+/// Whether packages can be installed without a password.
+pub fn may_install() -> bool {
+    is_root() && on_path("apt-get")
+}
+
+/// Installs Debian packages.
+///
+/// # Errors
+/// apt cannot be started, or cannot install one of them.
+pub fn apt(packages: &[&str]) -> anyhow::Result<()> {
     let install = ["install", "--yes", "--no-install-recommends"];
-    for args in [&["update"][..], &[&install[..], &packages[..]].concat()] {
+    let apt = |args: &[&str]| {
         let mut apt = Command::new("apt-get");
         apt.args(args).env("DEBIAN_FRONTEND", "noninteractive").stdin(Stdio::null()).stdout(Stdio::null());
-        if let Err(error) = workspace::run(&mut apt) {
-            println!("{error:#}");
-        }
+        workspace::run(&mut apt)
+    };
+    // Stale lists may still name what is wanted: only the installation decides.
+    if let Err(error) = apt(&["update"]) {
+        println!("{error:#}");
     }
+    apt(&[&install[..], packages].concat())
 }
 
 /// Whether network namespaces can be made here.

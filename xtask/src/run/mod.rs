@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 
-use crate::{set_up, workspace};
+use crate::{bpf, set_up, workspace};
 use plan::{Demo, Plan};
 
 /// What to run.
@@ -35,7 +35,9 @@ const PORT_PATIENCE: Duration = Duration::from_secs(1);
 /// Builds, starts and becomes Lemonade; returns only when something went wrong before that.
 pub fn main(args: &Args) -> anyhow::Result<ExitCode> {
     set_up::install_for_build();
-    workspace::run(&mut workspace::cargo(&["build", "--release", "--package", "lemonade"]))?;
+    let mut build = workspace::cargo(&["build", "--release", "--package", "lemonade"]);
+    bpf::equip(&mut build, bpf::set_up().as_ref());
+    workspace::run(&mut build)?;
     let lemonade = workspace::lemonade("release");
     if !args.lemonade.is_empty() {
         return become_lemonade(Command::new(&lemonade).arg("run").args(&args.lemonade));

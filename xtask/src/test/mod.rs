@@ -9,6 +9,7 @@ mod tally;
 use std::process::{Command, ExitCode};
 use std::time::Instant;
 
+use crate::bpf::{self, Objects};
 use crate::{set_up, tidy, workspace};
 use suite::Suite;
 pub use tally::Tally;
@@ -26,21 +27,25 @@ type Step<'a> = (&'a str, Box<dyn FnOnce() -> anyhow::Result<Tally> + 'a>);
 /// Runs every step; ends with the line `N passed, F failed, S skipped`.
 pub fn main(args: &Args) -> anyhow::Result<ExitCode> {
     let began = Instant::now();
-    let suite = Suite::new(args.full)?;
+    println!("==> set-up");
+    let set_up = set_up::install()?;
+    let objects = bpf::set_up();
+    let suite = Suite::new(args.full, objects.clone())?;
+    let objects = objects.as_ref();
     let steps: Vec<Step<'_>> = vec![
-        ("set-up", Box::new(set_up::install)),
         ("format", Box::new(|| check(&mut workspace::cargo(&["fmt", "--all", "--", "--check"])))),
-        ("clippy, warnings denied", Box::new(clippy)),
+        ("clippy, warnings denied", Box::new(|| clippy(objects))),
         ("tidy", Box::new(tidy)),
         ("unit, property and corpus tests", Box::new(|| suite.unit())),
         ("process-level tests", Box::new(|| suite.process())),
         ("namespace tests", Box::new(|| suite.namespace())),
-        ("documentation, warnings denied", Box::new(docs)),
-        ("configuration, schema, completions, man page", Box::new(product::check)),
+        ("kernel tests", Box::new(|| suite.kernel())),
+        ("documentation, warnings denied", Box::new(|| docs(objects))),
+        ("configuration, schema, completions, man page", Box::new(|| product::check(objects))),
         ("dependencies", Box::new(deny)),
     ];
 
-    let mut total = Tally::default();
+    let mut total = set_up;
     for (name, step) in steps {
         println!("==> {name}");
         let at = Instant::now();
@@ -59,16 +64,12 @@ fn check(command: &mut Command) -> anyhow::Result<Tally> {
     Ok(Tally::pass())
 }
 
-fn clippy() -> anyhow::Result<Tally> {
-    check(&mut workspace::cargo(&[
-        "clippy",
-        "--workspace",
-        "--all-targets",
-        "--all-features",
-        "--",
-        "-D",
-        "warnings",
-    ]))
+/// The kernel programs are linted where they are compiled: their build denies warnings.
+fn clippy(objects: Option<&Objects>) -> anyhow::Result<Tally> {
+    let mut cargo = workspace::cargo(&["clippy", "--all-targets"]);
+    cargo.args(["--features", "lemonade-tests/netns,lemonade-tests/bpf"]);
+    bpf::equip(&mut cargo, objects);
+    check(cargo.args(["--", "-D", "warnings"]))
 }
 
 fn tidy() -> anyhow::Result<Tally> {
@@ -78,8 +79,9 @@ fn tidy() -> anyhow::Result<Tally> {
     Ok(Tally::pass())
 }
 
-fn docs() -> anyhow::Result<Tally> {
-    let mut cargo = workspace::cargo(&["doc", "--no-deps", "--workspace"]);
+fn docs(objects: Option<&Objects>) -> anyhow::Result<Tally> {
+    let mut cargo = workspace::cargo(&["doc", "--no-deps"]);
+    bpf::equip(&mut cargo, objects);
     check(cargo.env("RUSTDOCFLAGS", "-D warnings"))
 }
 

@@ -7,14 +7,15 @@ use std::process::Command;
 use anyhow::{Context, ensure};
 
 use super::tally::Tally;
+use crate::bpf::Objects;
 use crate::{generate, workspace};
 
 /// Fewest examples that make a useful set.
 const EXAMPLES: usize = 6;
 
 /// The configurations are accepted, the schema is up to date, completions and man page can be made.
-pub fn check() -> anyhow::Result<Tally> {
-    let lemonade = generate::build()?;
+pub fn check(objects: Option<&Objects>) -> anyhow::Result<Tally> {
+    let lemonade = generate::build_with(objects)?;
     let mut total = Tally::default();
     for config in configs()? {
         total.add(counted("configuration", accepted(&lemonade, &config)));

@@ -2,15 +2,15 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
 use anyhow::{Context, ensure};
 use serde_json::Value;
 
 use super::tally::Tally;
-use crate::set_up;
-use crate::{generate, workspace};
+use crate::bpf::{self, Objects};
+use crate::{generate, set_up, workspace};
 
 /// Feature that the test targets of the namespace tier require.
 const NAMESPACES: &str = "netns";
@@ -18,18 +18,22 @@ const NAMESPACES: &str = "netns";
 /// The same, named from the workspace.
 const FEATURE: &str = "lemonade-tests/netns";
 
+/// Feature that the test targets of the kernel tier require.
+const KERNEL: &str = "bpf";
+
 /// The tests, and where they note what they skipped.
 pub struct Suite {
     full: bool,
     skips: PathBuf,
+    objects: Option<Objects>,
 }
 
 impl Suite {
     /// Makes the folder for notes.
-    pub fn new(full: bool) -> anyhow::Result<Self> {
+    pub fn new(full: bool, objects: Option<Objects>) -> anyhow::Result<Self> {
         let folder = workspace::target().join("xtask");
         fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
-        Ok(Self { full, skips: folder.join("skips") })
+        Ok(Self { full, skips: folder.join("skips"), objects })
     }
 
     /// What needs nothing: no root, no network.
@@ -41,14 +45,14 @@ impl Suite {
 
     /// What needs the built binary and loopback.
     pub fn process(&self) -> anyhow::Result<Tally> {
-        let targets = targets(&metadata()?, false);
+        let targets = targets(&metadata()?, None);
         ensure!(!targets.is_empty(), "the workspace has no process-level test");
         self.run(&named(&targets))
     }
 
     /// What needs network namespaces.
     pub fn namespace(&self) -> anyhow::Result<Tally> {
-        let targets = targets(&metadata()?, true);
+        let targets = targets(&metadata()?, Some(NAMESPACES));
         if targets.is_empty() {
             println!("no test target requires the feature `{NAMESPACES}`");
             return Ok(Tally::default());
@@ -61,10 +65,36 @@ impl Suite {
         self.run(&[&["--features", FEATURE][..], &named(&targets)].concat())
     }
 
+    /// What needs programs in the kernel.
+    pub fn kernel(&self) -> anyhow::Result<Tally> {
+        let targets = targets(&metadata()?, Some(KERNEL));
+        ensure!(!targets.is_empty(), "the workspace has no test of kernel programs");
+        let faulty = match bpf::probe(self.objects.as_ref()).and_then(|()| {
+            bpf::faulty().map_err(|error| format!("the faulty programs cannot be built: {error:#}"))
+        }) {
+            Ok(faulty) => faulty,
+            Err(reason) => {
+                let mut skipped = Tally::default();
+                targets.iter().for_each(|target| skipped.add(Tally::skip(target, &reason)));
+                return Ok(skipped);
+            }
+        };
+        let args = [&["--features", "lemonade-tests/bpf"][..], &named(&targets)].concat();
+        let tally = self.run_with(&args, &[("LEMONADE_FAULTY_OBJECTS", faulty.folder())])?;
+        ensure!(tally.passed > 0, "programs run in this kernel, and yet no test of them ran");
+        Ok(tally)
+    }
+
     fn run(&self, args: &[&str]) -> anyhow::Result<Tally> {
-        let lemonade = generate::build()?;
+        self.run_with(args, &[])
+    }
+
+    fn run_with(&self, args: &[&str], environment: &[(&str, &Path)]) -> anyhow::Result<Tally> {
+        let lemonade = generate::build_with(self.objects.as_ref())?;
         fs::write(&self.skips, "").with_context(|| format!("cannot write {}", self.skips.display()))?;
-        let mut cargo = workspace::cargo(&["test", "--no-fail-fast", "--workspace"]);
+        let mut cargo = workspace::cargo(&["test", "--no-fail-fast"]);
+        bpf::equip(&mut cargo, self.objects.as_ref());
+        cargo.envs(environment.iter().copied());
         cargo.args(args).env("LEMONADE_SKIPS", &self.skips).env("LEMONADE_BIN", &lemonade);
         if self.full {
             cargo.env("LEMONADE_FULL", "1");
@@ -96,15 +126,16 @@ fn named(targets: &[String]) -> Vec<&str> {
     targets.iter().flat_map(|target| ["--test", target]).collect()
 }
 
-/// Test targets that do, or do not, require namespaces.
-fn targets(metadata: &Value, namespaces: bool) -> Vec<String> {
+/// Test targets that require `feature`; without one, those that require none.
+fn targets(metadata: &Value, feature: Option<&str>) -> Vec<String> {
     let list = |value: &Value, key: &str| value[key].as_array().cloned().unwrap_or_default();
     list(metadata, "packages")
         .into_iter()
         .flat_map(|package| list(&package, "targets"))
         .filter(|target| list(target, "kind").iter().any(|kind| kind == "test"))
         .filter(|target| {
-            list(target, "required-features").iter().any(|feature| feature == NAMESPACES) == namespaces
+            let required = list(target, "required-features");
+            feature.map_or(required.is_empty(), |feature| required.iter().any(|one| one == feature))
         })
         .filter_map(|target| target["name"].as_str().map(str::to_owned))
         .collect()
@@ -126,7 +157,7 @@ mod tests {
                 {"kind": ["test"], "name": "paths", "required-features": [NAMESPACES]},
             ]},
         ]});
-        assert_eq!(targets(&metadata, false), ["reload"]);
-        assert_eq!(targets(&metadata, true), ["paths"]);
+        assert_eq!(targets(&metadata, None), ["reload"]);
+        assert_eq!(targets(&metadata, Some(NAMESPACES)), ["paths"]);
     }
 }

@@ -105,7 +105,7 @@ const CHANNEL_MAKERS: [(&str, &str); 3] = [
     ),
 ];
 
-const TOP_LEVEL: [&str; 25] = [
+const TOP_LEVEL: [&str; 26] = [
     ".cargo",
     ".ci",
     ".git",
@@ -126,6 +126,7 @@ const TOP_LEVEL: [&str; 25] = [
     "fuzz",
     "lemonade",
     "lemonade-common",
+    "lemonade-ebpf",
     "rust-toolchain.toml",
     "rustfmt.toml",
     "target",

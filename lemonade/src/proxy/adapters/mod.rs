@@ -1,4 +1,5 @@
-//! Adapters of the data-plane port.
+//! Data planes, and what the kernel carries for them.
 
+pub mod bpf;
 pub mod model;
 pub mod tokio_proxy;

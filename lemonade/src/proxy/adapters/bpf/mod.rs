@@ -1,0 +1,23 @@
+//! Programs in the kernel that serve the proxy plane: loaded, attached and taken away again.
+//!
+//! Only this folder names `aya`. Without feature `ebpf` [`Kernel`] is a stub that says why there is nothing.
+
+#[cfg(not(all(feature = "ebpf", target_os = "linux")))]
+mod absent;
+#[cfg(all(feature = "ebpf", target_os = "linux"))]
+mod loader;
+
+#[cfg(not(all(feature = "ebpf", target_os = "linux")))]
+pub use absent::Kernel;
+#[cfg(all(feature = "ebpf", target_os = "linux"))]
+pub use loader::{Kernel, Verified};
+
+/// Why there is nothing of Lemonade in the kernel, and what would change that.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{why}; {cure}")]
+pub struct Unavailable {
+    /// What is missing.
+    pub why: String,
+    /// What to do about it.
+    pub cure: String,
+}

@@ -1,0 +1,5 @@
+//! Programs in the kernel: each passes this kernel's verifier, and does what it promises.
+
+#![cfg(target_os = "linux")]
+
+mod programs;

@@ -1,0 +1,231 @@
+//! The programs for the kernel: the toolchain that builds them, found or installed, and their objects.
+//!
+//! They need a compiler that knows the target `bpfel-unknown-none` and a linker for its objects, `bpf-linker`. Nothing
+//! here fails a run: without them Lemonade is built without feature `ebpf`.
+
+use std::env;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Instant;
+
+use anyhow::{Context, bail};
+
+use crate::{set_up, workspace};
+
+/// Target of the programs.
+const TARGET: &str = "bpfel-unknown-none";
+
+/// Environment variable that names the folder of the objects to the build script of `lemonade`.
+pub const FOLDER: &str = "LEMONADE_BPF_OBJECTS";
+
+/// Debian packages of a compiler with a prebuilt `core` for the target, and of the LLVM it was built with.
+const PACKAGES: [&str; 8] = [
+    "rustc-web",
+    "cargo-web",
+    "libstd-rust-web-dev-bpf",
+    "llvm-22-dev",
+    "libpolly-22-dev",
+    "libzstd-dev",
+    "zlib1g-dev",
+    "libxml2-dev",
+];
+
+/// Version of the linker that knows the LLVM of both compilers.
+const LINKER: &str = "0.13.0";
+
+/// A compiler for the programs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Compiler {
+    /// rustup's nightly, which builds `core` from its source.
+    Nightly,
+    /// A compiler whose sysroot holds `core` for the target, with its cargo.
+    Prebuilt { rustc: PathBuf, cargo: PathBuf },
+}
+
+/// Built objects.
+#[derive(Debug, Clone)]
+pub struct Objects {
+    folder: PathBuf,
+}
+
+impl Objects {
+    /// Folder of the objects, as the build script wants it.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+}
+
+/// Makes a cargo command build `lemonade` with what there is.
+pub fn equip(cargo: &mut Command, objects: Option<&Objects>) {
+    if let Some(objects) = objects {
+        cargo.args(["--features", "lemonade/ebpf"]).env(FOLDER, objects.folder());
+    }
+}
+
+/// Finds or installs the toolchain and builds the objects; says each step and how long it took.
+///
+/// `None` is said in one line with the command that would help.
+pub fn set_up() -> Option<Objects> {
+    if !cfg!(target_os = "linux") {
+        println!("kernel programs: they need Linux; building for userspace only");
+        return None;
+    }
+    match find_or_install().and_then(|compiler| build(&compiler, &[])) {
+        Ok(objects) => Some(objects),
+        Err(error) => {
+            println!("kernel programs: none, so Lemonade runs in userspace: {error:#}");
+            None
+        }
+    }
+}
+
+/// Builds the objects that spoil what they carry, for the tests of the self-test.
+///
+/// # Errors
+/// There is no toolchain, or the build fails.
+pub fn faulty() -> anyhow::Result<Objects> {
+    let compiler = compiler().context("no compiler for kernel programs; run `cargo xtask setup`")?;
+    build(&compiler, &["--features", "faults"])
+}
+
+/// Whether programs can be loaded here.
+///
+/// # Errors
+/// The reason why not, for people.
+pub fn probe(objects: Option<&Objects>) -> Result<(), String> {
+    if objects.is_none() {
+        return Err(
+            "needs a toolchain for kernel programs; `cargo xtask setup` says what is missing".to_owned()
+        );
+    }
+    set_up::probe_namespaces()?;
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    let effective = effective.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0);
+    // CAP_BPF is 39, CAP_NET_ADMIN 12 and CAP_SYS_ADMIN 21 (linux/capability.h); the last stands for the first.
+    let has = |capability: u32| effective & (1 << capability) != 0;
+    if (has(39) || has(21)) && has(12) {
+        Ok(())
+    } else {
+        Err("needs root, or CAP_BPF and CAP_NET_ADMIN".to_owned())
+    }
+}
+
+fn find_or_install() -> anyhow::Result<Compiler> {
+    let compiler = match compiler() {
+        Some(compiler) => compiler,
+        None => step("install a compiler for kernel programs", install_compiler)?,
+    };
+    if linker().is_none() {
+        step("build bpf-linker", || install_linker(&compiler))?;
+    }
+    Ok(compiler)
+}
+
+/// A compiler that is there, in the order of preference.
+fn compiler() -> Option<Compiler> {
+    let nightly = quiet(Command::new("rustup").args(["run", "nightly", "rustc", "--print", "sysroot"]));
+    if let Some(sysroot) = nightly
+        && Path::new(sysroot.trim()).join("lib/rustlib/src/rust/library/core").is_dir()
+    {
+        return Some(Compiler::Nightly);
+    }
+    let rustc = ["/usr/bin/rustc", "/usr/local/bin/rustc"].map(PathBuf::from);
+    rustc.into_iter().find_map(|rustc| {
+        let cargo = rustc.with_file_name("cargo");
+        let sysroot = quiet(Command::new(&rustc).args(["--print", "sysroot"]))?;
+        let core = Path::new(sysroot.trim()).join("lib/rustlib").join(TARGET);
+        (core.is_dir() && cargo.is_file()).then_some(Compiler::Prebuilt { rustc, cargo })
+    })
+}
+
+fn linker() -> Option<PathBuf> {
+    let own = workspace::target().join("tools/bin/bpf-linker");
+    let path = env::var_os("PATH").unwrap_or_default();
+    env::split_paths(&path).map(|folder| folder.join("bpf-linker")).chain([own]).find(|path| path.is_file())
+}
+
+/// The nightly of rustup where its server answers, else Debian's packages.
+fn install_compiler() -> anyhow::Result<Compiler> {
+    let install = ["toolchain", "install", "nightly", "--profile", "minimal", "--component", "rust-src"];
+    let mut rustup = Command::new("rustup");
+    if set_up::on_path("rustup") && quiet(rustup.args(install)).is_some() && compiler().is_some() {
+        return compiler().context("the toolchain that was just installed is gone");
+    }
+    let line = format!("apt-get install --yes --no-install-recommends {}", PACKAGES.join(" "));
+    if !set_up::may_install() {
+        bail!("no Rust compiler for {TARGET}; as root on Debian `{line}` installs one");
+    }
+    set_up::apt(&PACKAGES)?;
+    compiler().with_context(|| format!("`{line}` brought no compiler for {TARGET}"))
+}
+
+fn install_linker(compiler: &Compiler) -> anyhow::Result<()> {
+    let mut cargo = workspace::cargo(&["install", "bpf-linker", "--version", LINKER, "--locked", "--quiet"]);
+    cargo.arg("--root").arg(workspace::target().join("tools"));
+    // Its build must not land among the workspace's own.
+    cargo.env("CARGO_TARGET_DIR", workspace::target().join("tools/build"));
+    if let Compiler::Prebuilt { .. } = compiler {
+        let prefix = workspace::output(Command::new("llvm-config-22").arg("--prefix"))
+            .context("llvm-22-dev is not installed; run `cargo xtask setup` as root")?;
+        let prefix = prefix.trim();
+        cargo.args(["--no-default-features", "--features", "llvm-22"]);
+        cargo.env("LLVM_PREFIX", prefix).env("LLVM_SYS_221_PREFIX", prefix);
+        cargo.env("RUSTFLAGS", format!("-L {prefix}/lib"));
+    }
+    workspace::run(&mut cargo)
+}
+
+/// Builds the objects, with `extra` arguments in a folder of their own.
+fn build(compiler: &Compiler, extra: &[&str]) -> anyhow::Result<Objects> {
+    let linker = linker().context("bpf-linker is missing; run `cargo xtask setup`")?;
+    let name = if extra.is_empty() { "bpf" } else { "bpf-faults" };
+    let target = workspace::target().join(name);
+    let mut cargo = match compiler {
+        Compiler::Nightly => {
+            let mut cargo = Command::new("rustup");
+            cargo.args(["run", "nightly", "cargo"]);
+            cargo
+        }
+        Compiler::Prebuilt { rustc, cargo } => {
+            let mut cargo = Command::new(cargo);
+            // aya-ebpf asks for features that a stable compiler has behind this switch.
+            cargo.env("RUSTC", rustc).env("RUSTC_BOOTSTRAP", "1");
+            cargo
+        }
+    };
+    cargo.current_dir(workspace::root()).env_remove("RUSTFLAGS").env_remove("RUSTC_WORKSPACE_WRAPPER");
+    cargo.args(["build", "--quiet", "--package", "lemonade-ebpf", "--bins", "--profile", "bpf"]);
+    cargo.args(["--target", TARGET, "--target-dir"]).arg(&target).args(extra);
+    if *compiler == Compiler::Nightly {
+        cargo.args(["-Z", "build-std=core"]);
+        cargo.env_remove("RUSTUP_TOOLCHAIN");
+    }
+    let architecture = format!("--cfg=bpf_target_arch=\"{}\"", env::consts::ARCH);
+    let flags = [&*architecture, "-Cdebuginfo=2", "-Clink-arg=--btf", "-Dwarnings"];
+    cargo.env("CARGO_ENCODED_RUSTFLAGS", flags.join("\u{1f}"));
+    let path = env::var_os("PATH").unwrap_or_default();
+    let folders = linker.parent().map(Path::to_path_buf).into_iter().chain(env::split_paths(&path));
+    cargo.env("PATH", env::join_paths(folders).unwrap_or_else(|_| OsString::from(&path)));
+    step("build kernel programs", || workspace::run(&mut cargo))?;
+    Ok(Objects { folder: target.join(TARGET).join("bpf") })
+}
+
+/// Runs one step of the set-up and says how long it took, if that is worth saying.
+fn step<T>(what: &str, run: impl FnOnce() -> anyhow::Result<T>) -> anyhow::Result<T> {
+    let began = Instant::now();
+    let done = run();
+    let took = began.elapsed().as_secs_f64();
+    if done.is_err() || took > 1.0 {
+        let outcome = if done.is_ok() { "done" } else { "failed" };
+        println!("set-up: {what}: {outcome} in {took:.0} s");
+    }
+    done
+}
+
+/// Standard output of a command that may be missing or fail.
+fn quiet(command: &mut Command) -> Option<String> {
+    let output = command.stdin(Stdio::null()).output().ok()?;
+    output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())
+}
