@@ -151,11 +151,15 @@ fn a_listener_on_every_address_serves_both_families() {
     let backends = [backend(&network, "a", V4[1])];
     let mut config = Setup::single(&[backends[0].address]);
     config.frontends[0].listen = vec!["[::]:8080".to_owned()];
-    let _lemonade = network.balancer.enter(|| Lemonade::start(&config));
+    let lemonade = network.balancer.enter(|| Lemonade::start(&config));
     for address in [V4[0], V6[0]] {
         let name = network.client.enter(|| call(parse(address)));
         assert_eq!(name.unwrap_or_else(|error| panic!("{address}: {error}")), "a");
     }
+    wait::until("both are recorded", wait::SOON, || lemonade.output().contains("fd77:1::1"));
+    let output = lemonade.output();
+    assert!(output.contains("10.77.1.1:") && output.contains("10.77.1.2:8080"), "{output}");
+    assert!(!output.contains("::ffff:"), "{output}");
     let unused = network.client.enter(|| connect(parse("10.77.1.2:8081")));
     assert!(unused.is_err(), "only the configured port");
 }

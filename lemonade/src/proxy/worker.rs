@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread::JoinHandle;
@@ -242,10 +242,19 @@ fn admit(
     // Inherited from the listener on Linux only.
     #[cfg(not(target_os = "linux"))]
     {
-        let _ = client.set_nodelay(true);
+        let _ = super::socket::set_stream(&client);
         let _ = set_liveness(&client, Liveness::from(&*entry.frontend));
     }
     // A listener on one address knows it; asking fails only when the client has reset already.
     let Some(local) = listening.or_else(|| client.local_addr().ok()) else { return };
-    accepted(context, table_version, entry, client, peer, local);
+    accepted(context, table_version, entry, client, unmapped(peer), unmapped(local));
+}
+
+/// The IPv4 address that an IPv6 socket shows as `::ffff:a.b.c.d`.
+fn unmapped(address: SocketAddr) -> SocketAddr {
+    match address.ip().to_canonical() {
+        ip @ IpAddr::V4(_) => SocketAddr::new(ip, address.port()),
+        // As it is: it may have a scope.
+        IpAddr::V6(_) => address,
+    }
 }
