@@ -8,7 +8,7 @@ use lemonade_tests::lemonade::Lemonade;
 use lemonade_tests::load::{Load, call, calls, tally};
 use lemonade_tests::netns::Network;
 use lemonade_tests::setup::{Frontend, Setup};
-use lemonade_tests::socket::{SILENCE, accept, await_abort, connect};
+use lemonade_tests::socket::{SILENCE, accept, await_abort, connect, reset};
 use lemonade_tests::trace::Event;
 use lemonade_tests::{transfer, wait};
 
@@ -162,4 +162,30 @@ fn a_listener_on_every_address_serves_both_families() {
     assert!(!output.contains("::ffff:"), "{output}");
     let unused = network.client.enter(|| connect(parse("10.77.1.2:8081")));
     assert!(unused.is_err(), "only the configured port");
+}
+
+#[test]
+fn want_of_local_ports_refuses_and_passes() {
+    let Some(network) = Network::start("want_of_local_ports_refuses_and_passes") else { return };
+    // Ten ports, one or two of which the admin interface takes.
+    network.balancer.enter(|| {
+        std::fs::write("/proc/sys/net/ipv4/ip_local_port_range", "50000 50009").expect("root may set it");
+    });
+    let backends = [backend(&network, "a", V4[1])];
+    let mut lemonade = start(&network, V4[0], |setup| setup, &backends);
+    let crowd: Vec<_> = network.client.enter(|| (0..30).filter_map(|_| connect(parse(V4[0])).ok()).collect());
+    wait::until("what finds no port is refused", wait::SOON, || lemonade.metrics().refused("no_ports") >= 20);
+    let live = lemonade.metrics().connections().2;
+    assert!((5..=10).contains(&live), "{live} connections on 10 ports");
+    let before = lemonade.processor_time();
+    std::thread::sleep(Duration::from_secs(1));
+    let spent = lemonade.processor_time() - before;
+    assert!(spent < Duration::from_millis(500), "{spent:?} of processor time in 1 s of waiting");
+    assert!(lemonade.exited().is_none(), "it lives on:\n{}", lemonade.output());
+    let failures = lemonade.metrics().sum("lemonade_backend_connect_failures_total", &[]);
+    assert_eq!(failures, 0, "a backend is not to blame for want of ports");
+
+    // Reset, so that no port waits in TIME_WAIT.
+    crowd.into_iter().for_each(reset);
+    wait::until("it serves again", wait::SOON, || network.client.enter(|| call(parse(V4[0]))).is_ok());
 }
