@@ -12,6 +12,7 @@ use super::admit::{Member, enter, leave};
 use super::establish::{Established, Spent, establish};
 use super::flow::{Direction, Flow, Flows};
 use super::relay::{self, State, copy};
+use super::seat::{Seat, Workers};
 use super::shared::Shared;
 use super::socket::{reset_on_close, unacknowledged};
 use crate::control::table::FrontendEntry;
@@ -27,6 +28,7 @@ const FLUSH_BEFORE_RESET: Duration = Duration::from_millis(100);
 pub(super) struct Context {
     pub(super) shared: Arc<Shared>,
     pub(super) flows: Arc<Flows>,
+    pub(super) workers: Arc<Workers>,
 }
 
 /// Takes in an accepted connection: refuses it at once, or serves it in a task of its own.
@@ -49,8 +51,21 @@ pub(super) fn accepted(
         leave(&shared.process, &flow.frontend.cell);
         return;
     }
-    let member = Member::join(Arc::clone(&context.flows), Arc::clone(&shared.process), flow);
-    tokio::spawn(serve(Arc::clone(context), table_version, client, member));
+    let context = Arc::clone(context);
+    let Some(Seat { flows, runtime }) = context.workers.lighter_than(&context.flows) else {
+        let member = Member::join(Arc::clone(&context.flows), Arc::clone(&shared.process), flow);
+        tokio::spawn(serve(context, table_version, client, member));
+        return;
+    };
+    let member = Member::join(Arc::clone(flows), Arc::clone(&shared.process), flow);
+    let runtime = runtime.clone();
+    if let Ok(client) = client.into_std() {
+        runtime.spawn(async move {
+            if let Ok(client) = TcpStream::from_std(client) {
+                tokio::spawn(serve(context, table_version, client, member));
+            }
+        });
+    }
 }
 
 /// Serves a connection to its end.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Poll;
 
@@ -161,18 +161,21 @@ fn seconds(moment: Moment) -> u32 {
 pub struct Flows {
     slab: Mutex<Slab<Arc<Flow>>>,
     joined: AtomicU64,
+    live: AtomicUsize,
 }
 
 impl Flows {
     /// Adds a connection; the key removes it.
     pub fn insert(&self, flow: Arc<Flow>) -> usize {
         self.joined.fetch_add(1, Ordering::Relaxed);
+        self.live.fetch_add(1, Ordering::Relaxed);
         self.lock().insert(flow)
     }
 
     /// Removes a connection that ended.
     pub fn remove(&self, key: usize) {
         self.lock().remove(key);
+        self.live.fetch_sub(1, Ordering::Relaxed);
     }
 
     /// Connections that ever joined.
@@ -182,7 +185,7 @@ impl Flows {
 
     /// Number of connections.
     pub fn len(&self) -> usize {
-        self.lock().len()
+        self.live.load(Ordering::Relaxed)
     }
 
     /// Whether there is none.

@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::conn::{Context, accepted};
 use super::flow::Flows;
+use super::seat::{Seat, Workers};
 use super::shared::{Accepting, Shared};
 use super::socket::{
     ConnectFault, Liveness, accept_waiting, connect_fault, refuse_new, reset_on_close, set_liveness,
@@ -54,6 +55,7 @@ pub(super) enum Command {
 pub(super) struct Worker {
     pub(super) commands: mpsc::UnboundedSender<Command>,
     pub(super) flows: Arc<Flows>,
+    pub(super) seat: Seat,
     pub(super) thread: JoinHandle<()>,
 }
 
@@ -66,17 +68,19 @@ impl Worker {
         index: usize,
         shared: Arc<Shared>,
         (commands, inbox): (mpsc::UnboundedSender<Command>, mpsc::UnboundedReceiver<Command>),
+        workers: Arc<Workers>,
         ended: CancellationToken,
     ) -> io::Result<Self> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let flows = Arc::new(Flows::default());
-        let context = Arc::new(Context { shared, flows: Arc::clone(&flows) });
+        let seat = Seat { flows: Arc::clone(&flows), runtime: runtime.handle().clone() };
+        let context = Arc::new(Context { shared, flows: Arc::clone(&flows), workers });
         let thread = std::thread::Builder::new().name(format!("worker-{index}")).spawn(move || {
             // Cancelled on the way out, however that is: a worker that failed must not go unnoticed.
             let _ended = ended.drop_guard();
             runtime.block_on(run(context, inbox));
         })?;
-        Ok(Self { commands, flows, thread })
+        Ok(Self { commands, flows, seat, thread })
     }
 }
 
