@@ -131,6 +131,25 @@ fn a_client_that_vanishes_is_given_up_after_the_user_timeout() {
 }
 
 #[test]
+fn a_backend_that_vanishes_is_given_up_after_the_user_timeout() {
+    let test = "a_backend_that_vanishes_is_given_up_after_the_user_timeout";
+    let Some(network) = Network::start(test) else { return };
+    let listener = network.backends.enter(|| TcpListener::bind("10.77.2.3:0").expect("our address"));
+    let address = listener.local_addr().expect("a bound socket");
+    let mut config = Setup::single(&[address]).frontend(&["user_timeout = \"1s\""]);
+    config.frontends[0].listen = vec![V4[0].to_owned()];
+    let lemonade = network.balancer.enter(|| Lemonade::start(&config));
+    let mut client = network.client.enter(|| connect(parse(V4[0])).expect("it serves"));
+    let _backend = accept(&listener);
+    // The options of a connection are those of one that has lasted; nothing is sent meanwhile.
+    std::thread::sleep(Duration::from_secs(3));
+    network.backends.filter("drop");
+    std::io::Write::write_all(&mut client, b"is anybody there?").expect("the balancer takes it");
+    assert_eq!(await_abort(&client, SILENCE), Event::Reset);
+    wait::until("nothing leaks", wait::SOON, || lemonade.metrics().connections().2 == 0);
+}
+
+#[test]
 fn connections_come_from_the_configured_source_address() {
     let test = "connections_come_from_the_configured_source_address";
     let Some(network) = Network::start(test) else { return };

@@ -18,7 +18,7 @@ use super::admit::{Queued, Slot, Undecided};
 use super::budget;
 use super::flow::Flow;
 use super::shared::Shared;
-use super::socket::{ConnectFault, Liveness, connect_fault, connector};
+use super::socket::{ConnectFault, connect_fault, connector};
 use crate::control::table::{FrontendEntry, PoolEntry};
 use crate::health::port::SignalKind;
 use crate::model::Moment;
@@ -301,7 +301,7 @@ impl<'a> Dial<'a> {
         tried.backends.push(backend.ix);
         let address = backend.id.address(self.port);
         let source = self.pool().pool.source.filter(|source| source.is_ipv4() == address.is_ipv4());
-        let connector = connector(address, source, Liveness::from(&*self.entry.frontend));
+        let connector = connector(address, source);
         let stream: Pin<Box<dyn Future<Output = _> + Send>> = match connector {
             Ok(socket) => Box::pin(socket.connect(address)),
             Err(error) => Box::pin(std::future::ready(Err(error))),

@@ -99,19 +99,14 @@ pub fn accept_waiting(listener: &impl AsFd) -> Option<(tokio::net::TcpStream, So
     }
 }
 
-/// Makes the socket of a connection to a backend.
+/// Makes the socket of a connection to a backend; [`set_liveness`] is for later, when it lasts.
 ///
 /// # Errors
 /// As socket(2) and bind(2); `source` must be an address of this host.
-pub fn connector(
-    target: SocketAddr,
-    source: Option<IpAddr>,
-    liveness: Liveness,
-) -> io::Result<tokio::net::TcpSocket> {
+pub fn connector(target: SocketAddr, source: Option<IpAddr>) -> io::Result<tokio::net::TcpSocket> {
     let socket =
         if target.is_ipv4() { tokio::net::TcpSocket::new_v4()? } else { tokio::net::TcpSocket::new_v6()? };
     set_stream(&socket)?;
-    set_liveness(&socket, liveness)?;
     if let Some(source) = source {
         // Without it bind() would take a port for good, whatever the target: ephemeral ports would not last.
         #[cfg(target_os = "linux")]

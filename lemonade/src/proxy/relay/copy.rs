@@ -27,6 +27,9 @@ const TURNS: u32 = 16;
 pub trait Meter {
     /// Bytes were written in `direction`.
     fn moved(&self, direction: Direction, bytes: u64);
+
+    /// The relay runs: something has happened, or the connection's task was woken.
+    fn polled(&self) {}
 }
 
 impl<F: Fn(Direction, u64)> Meter for F {
@@ -87,6 +90,7 @@ fn poll<'a>(
     meter: &impl Meter,
     watches: &mut Watches<'a>,
 ) -> Poll<End> {
+    meter.polled();
     let State { up, down } = state;
     let moved = |bytes| meter.moved(Direction::Up, bytes);
     if let Poll::Ready(Err(broken)) = transfer(cx, up, down, client, backend, Direction::Up, size, moved) {
