@@ -365,14 +365,19 @@ impl Effects for Follow {
     }
 
     fn adopt(&mut self, config: &Config) -> Result<(), String> {
-        if self.target != config.log.access {
-            self.access.set(&config.log.access).map_err(|error| format!("log.access: {error}"))?;
-            self.target = config.log.access.clone();
-        }
+        let before = self.log.current();
         if self.level.as_ref() != Some(&config.log.level) {
             self.log.set(&config.log.level).map_err(|error| format!("log.level: {error}"))?;
-            self.level = Some(config.log.level.clone());
         }
+        if self.target != config.log.access {
+            if let Err(error) = self.access.set(&config.log.access) {
+                // What was in force a moment ago can be so again.
+                let _ = self.log.set(&before);
+                return Err(format!("log.access: {error}"));
+            }
+            self.target = config.log.access.clone();
+        }
+        self.level = Some(config.log.level.clone());
         Ok(())
     }
 }
@@ -385,4 +390,37 @@ fn cores() -> usize {
 fn default_limit(config: &Config, workers: usize) -> u32 {
     let addresses: usize = config.frontends.values().map(|frontend| frontend.listen.len()).sum();
     limits::connections(limits::raise_descriptors(), addresses * workers)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::compile::tests::config;
+    use crate::metrics::port::Recorder;
+
+    #[test]
+    fn a_configuration_follows_as_a_whole_or_not_at_all() {
+        let (_subscriber, log) = crate::log::build("info", Style::Json, false, std::io::sink).unwrap();
+        let access =
+            AccessWriter::start(&AccessLog::Off, Style::Json, Box::new(std::io::sink()), Arc::default())
+                .unwrap();
+        let mut follow =
+            Follow { log: log.clone(), access: access.clone(), level: None, target: AccessLog::Off };
+        let wanted = |level: &str, access: AccessLog| {
+            let mut wanted = (*config([], [])).clone();
+            (wanted.log.level, wanted.log.access) = (level.to_owned(), access);
+            wanted
+        };
+        let nowhere = AccessLog::File("/no/such/folder/access.log".into());
+
+        follow.adopt(&wanted("warn", AccessLog::Off)).unwrap();
+        log.set("debug").unwrap();
+        follow.adopt(&wanted("debgu", AccessLog::On)).unwrap_err();
+        assert!(!access.enabled(), "the level was refused");
+        follow.adopt(&wanted("error", nowhere)).unwrap_err();
+        assert_eq!(log.current(), "debug", "the access log was refused; a filter set by hand stays");
+
+        follow.adopt(&wanted("error", AccessLog::On)).unwrap();
+        assert!(access.enabled() && log.current() == "error");
+    }
 }

@@ -11,6 +11,7 @@ mod reset;
 mod slow_reader;
 mod stages;
 mod transfer;
+mod urgent;
 
 /// Makes one module of tests per plane out of the cases that take a plane.
 macro_rules! on_every_plane {
@@ -53,6 +54,8 @@ on_every_plane! {
     reset::backend_resets_while_the_clients_data_is_blocked,
     slow_reader::stopped_readers_press_back_and_cost_bounded_memory,
     slow_reader::a_trickling_reader_gets_every_byte,
+    urgent::an_urgent_byte_from_the_client_is_one_of_the_stream,
+    urgent::an_urgent_byte_from_the_backend_is_one_of_the_stream,
     backend_failure::a_backend_killed_while_it_sends_ends_as_it_does_directly,
     backend_failure::a_backend_killed_with_bytes_unread_ends_as_it_does_directly,
 }

@@ -93,6 +93,41 @@ fn full_backends_with_a_queue_serve_who_waits_as_soon_as_there_is_room() {
     assert_eq!(lemonade.metrics().sum("lemonade_pool_queue_length", &[]), 0);
 }
 
+/// One backend with one slot, one worker: the order of the connections is the order in which they are served.
+#[test]
+fn the_queue_is_served_in_the_order_of_arrival() {
+    const CONNECTIONS: u32 = 400;
+    let listener = listener();
+    let setup = Setup::single(&[listener.local_addr().expect("a bound socket")])
+        .runtime(&["workers = 1"])
+        .pool(&["queue = 1000", "queue_timeout = \"60s\""])
+        .backend(0, &["max_connections = 1"]);
+    let lemonade = Lemonade::start(&setup);
+    let web = lemonade.address("web");
+    let serving = std::thread::spawn(move || {
+        let served = (0..CONNECTIONS).map(|_| {
+            let mut stream = accept(&listener);
+            let mut number = [0; 4];
+            std::io::Read::read_exact(&mut stream, &mut number).expect("the client sends its number");
+            u32::from_be_bytes(number)
+        });
+        served.collect::<Vec<_>>()
+    });
+    let mut clients = Vec::new();
+    for number in 0..CONNECTIONS {
+        let mut client = connect(web).expect("it accepts");
+        std::io::Write::write_all(&mut client, &number.to_be_bytes()).expect("an open connection");
+        finish(&client);
+        clients.push(client);
+        // Slots come free while newcomers arrive.
+        if number % 16 == 0 {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+    let served = serving.join().expect("no panic");
+    assert!(served.is_sorted(), "served as {served:?}");
+}
+
 #[test]
 fn who_waits_too_long_is_refused() {
     let (_backends, lemonade) = full_backends(&["queue = 4", "queue_timeout = \"300ms\""]);

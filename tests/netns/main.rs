@@ -8,7 +8,7 @@ use lemonade_tests::lemonade::Lemonade;
 use lemonade_tests::load::{Load, call, calls, tally};
 use lemonade_tests::netns::Network;
 use lemonade_tests::setup::{Frontend, Setup};
-use lemonade_tests::socket::{SILENCE, accept, await_abort, connect};
+use lemonade_tests::socket::{SILENCE, accept, await_abort, connect, reset};
 use lemonade_tests::trace::Event;
 use lemonade_tests::{transfer, wait};
 
@@ -131,6 +131,25 @@ fn a_client_that_vanishes_is_given_up_after_the_user_timeout() {
 }
 
 #[test]
+fn a_backend_that_vanishes_is_given_up_after_the_user_timeout() {
+    let test = "a_backend_that_vanishes_is_given_up_after_the_user_timeout";
+    let Some(network) = Network::start(test) else { return };
+    let listener = network.backends.enter(|| TcpListener::bind("10.77.2.3:0").expect("our address"));
+    let address = listener.local_addr().expect("a bound socket");
+    let mut config = Setup::single(&[address]).frontend(&["user_timeout = \"1s\""]);
+    config.frontends[0].listen = vec![V4[0].to_owned()];
+    let lemonade = network.balancer.enter(|| Lemonade::start(&config));
+    let mut client = network.client.enter(|| connect(parse(V4[0])).expect("it serves"));
+    let _backend = accept(&listener);
+    // The options of a connection are those of one that has lasted; nothing is sent meanwhile.
+    std::thread::sleep(Duration::from_secs(3));
+    network.backends.filter("drop");
+    std::io::Write::write_all(&mut client, b"is anybody there?").expect("the balancer takes it");
+    assert_eq!(await_abort(&client, SILENCE), Event::Reset);
+    wait::until("nothing leaks", wait::SOON, || lemonade.metrics().connections().2 == 0);
+}
+
+#[test]
 fn connections_come_from_the_configured_source_address() {
     let test = "connections_come_from_the_configured_source_address";
     let Some(network) = Network::start(test) else { return };
@@ -151,11 +170,41 @@ fn a_listener_on_every_address_serves_both_families() {
     let backends = [backend(&network, "a", V4[1])];
     let mut config = Setup::single(&[backends[0].address]);
     config.frontends[0].listen = vec!["[::]:8080".to_owned()];
-    let _lemonade = network.balancer.enter(|| Lemonade::start(&config));
+    let lemonade = network.balancer.enter(|| Lemonade::start(&config));
     for address in [V4[0], V6[0]] {
         let name = network.client.enter(|| call(parse(address)));
         assert_eq!(name.unwrap_or_else(|error| panic!("{address}: {error}")), "a");
     }
+    wait::until("both are recorded", wait::SOON, || lemonade.output().contains("fd77:1::1"));
+    let output = lemonade.output();
+    assert!(output.contains("10.77.1.1:") && output.contains("10.77.1.2:8080"), "{output}");
+    assert!(!output.contains("::ffff:"), "{output}");
     let unused = network.client.enter(|| connect(parse("10.77.1.2:8081")));
     assert!(unused.is_err(), "only the configured port");
+}
+
+#[test]
+fn want_of_local_ports_refuses_and_passes() {
+    let Some(network) = Network::start("want_of_local_ports_refuses_and_passes") else { return };
+    // Ten ports, one or two of which the admin interface takes.
+    network.balancer.enter(|| {
+        std::fs::write("/proc/sys/net/ipv4/ip_local_port_range", "50000 50009").expect("root may set it");
+    });
+    let backends = [backend(&network, "a", V4[1])];
+    let mut lemonade = start(&network, V4[0], |setup| setup, &backends);
+    let crowd: Vec<_> = network.client.enter(|| (0..30).filter_map(|_| connect(parse(V4[0])).ok()).collect());
+    wait::until("what finds no port is refused", wait::SOON, || lemonade.metrics().refused("no_ports") >= 20);
+    let live = lemonade.metrics().connections().2;
+    assert!((5..=10).contains(&live), "{live} connections on 10 ports");
+    let before = lemonade.processor_time();
+    std::thread::sleep(Duration::from_secs(1));
+    let spent = lemonade.processor_time() - before;
+    assert!(spent < Duration::from_millis(500), "{spent:?} of processor time in 1 s of waiting");
+    assert!(lemonade.exited().is_none(), "it lives on:\n{}", lemonade.output());
+    let failures = lemonade.metrics().sum("lemonade_backend_connect_failures_total", &[]);
+    assert_eq!(failures, 0, "a backend is not to blame for want of ports");
+
+    // Reset, so that no port waits in TIME_WAIT.
+    crowd.into_iter().for_each(reset);
+    wait::until("it serves again", wait::SOON, || network.client.enter(|| call(parse(V4[0]))).is_ok());
 }

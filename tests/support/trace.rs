@@ -61,8 +61,13 @@ pub fn read_to_end(stream: &mut TcpStream, seed: u64, length: Length) -> Vec<Eve
 
 /// Reads stream `seed` up to `limit` bytes; the event is the end that came first, if one did.
 pub fn read_up_to(stream: &mut TcpStream, seed: u64, limit: u64) -> (u64, Option<Event>) {
+    read_on(stream, seed, 0, limit)
+}
+
+/// Goes on reading stream `seed` from byte `from` to byte `limit`; tells how far it came, and which end came first.
+pub fn read_on(stream: &mut TcpStream, seed: u64, from: u64, limit: u64) -> (u64, Option<Event>) {
     let mut buffer = vec![0; 64 * 1024];
-    let mut at = 0;
+    let mut at = from;
     while at < limit {
         let want = buffer.len().min(usize::try_from(limit - at).unwrap_or(usize::MAX));
         match stream.read(&mut buffer[..want]) {

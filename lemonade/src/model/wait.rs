@@ -7,7 +7,11 @@ use std::sync::atomic::{AtomicUsize, Ordering, fence};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 
-/// Tasks waiting for a slot, first come first woken.
+use super::time::Moment;
+
+/// Tasks waiting for a slot, called in the order of their arrival.
+///
+/// A place is kept until its owner leaves: one that is called and finds no slot waits on in front of those behind it.
 #[derive(Debug, Default)]
 pub struct WaitQueue {
     waiting: AtomicUsize,
@@ -17,44 +21,77 @@ pub struct WaitQueue {
 #[derive(Debug, Default)]
 struct Inner {
     next_ticket: u64,
-    queue: VecDeque<(u64, Option<Waker>)>,
+    places: VecDeque<Place>,
+}
+
+#[derive(Debug)]
+struct Place {
+    since: Moment,
+    ticket: u64,
+    called: bool,
+    waker: Option<Waker>,
+}
+
+impl Place {
+    fn call(&mut self) -> Option<Waker> {
+        self.called = true;
+        self.waker.take()
+    }
 }
 
 impl WaitQueue {
-    /// Wakes the first waiter, if there is one.
+    /// Whether nobody waits, not even one that was called and has not looked yet.
+    pub fn is_empty(&self) -> bool {
+        self.waiting.load(Ordering::SeqCst) == 0
+    }
+
+    /// Calls the first that has not been called, if there is one.
     pub fn wake_one(&self) {
         // Orders the release of a slot before the look at the queue, as `join` orders the opposite way.
         fence(Ordering::SeqCst);
         // One load when nobody waits: this runs at the end of every connection.
-        if self.waiting.load(Ordering::SeqCst) == 0 {
-            return;
-        }
-        let first = self.lock().queue.pop_front();
-        if let Some((_, Some(waker))) = first {
-            waker.wake();
+        if !self.is_empty() {
+            self.call_behind(None);
         }
     }
 
-    /// Wakes every waiter: what they wait for has changed.
+    /// Calls everybody: what they wait for has changed.
     pub fn wake_all(&self) {
-        let all = std::mem::take(&mut self.lock().queue);
-        for waker in all.into_iter().filter_map(|(_, waker)| waker) {
-            waker.wake();
-        }
+        let mut inner = self.lock();
+        let wakers: Vec<Waker> = inner.places.iter_mut().filter_map(Place::call).collect();
+        drop(inner);
+        wakers.into_iter().for_each(Waker::wake);
     }
 
-    /// Joins the queue now; the future waits to be woken once.
+    /// Takes a place behind all that wait since before `since`; the future waits to be called.
     ///
-    /// Join, look for a free slot once more, then wait: a slot that comes free in between is not missed.
-    pub fn join(&self) -> Waiting<'_> {
+    /// The first in the queue is called at once, so a slot that comes free before it looks is not missed. Poll again
+    /// after a call that was of no use: the place is kept.
+    pub fn join(&self, since: Moment) -> Waiting<'_> {
         self.waiting.fetch_add(1, Ordering::SeqCst);
         let mut inner = self.lock();
         let ticket = inner.next_ticket;
         inner.next_ticket += 1;
-        inner.queue.push_back((ticket, None));
+        let ahead = inner.places.iter().rposition(|place| place.since <= since).map_or(0, |last| last + 1);
+        inner.places.insert(ahead, Place { since, ticket, called: false, waker: None });
+        // The first may have no use for the slots that are free now; it then passes the call on.
+        let waker = inner.places.front_mut().and_then(Place::call);
         drop(inner);
         fence(Ordering::SeqCst);
-        Waiting { queue: self, ticket, woken: false }
+        waker.into_iter().for_each(Waker::wake);
+        Waiting { queue: self, ticket }
+    }
+
+    /// Calls the first that has not been called, of all or of those behind `ticket`.
+    fn call_behind(&self, ticket: Option<u64>) {
+        let mut inner = self.lock();
+        let own = ticket.and_then(|ticket| inner.places.iter().position(|place| place.ticket == ticket));
+        let behind = inner.places.iter_mut().skip(own.map_or(0, |own| own + 1));
+        let waker = behind.filter(|place| !place.called).map(Place::call).next();
+        drop(inner);
+        if let Some(Some(waker)) = waker {
+            waker.wake();
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -63,44 +100,45 @@ impl WaitQueue {
     }
 }
 
-/// Place in a [`WaitQueue`]; dropping it leaves, and passes a wake-up on that it did not use.
+/// Place in a [`WaitQueue`]; dropping it leaves, and calls the next, as a slot may be left for it.
 #[derive(Debug)]
 pub struct Waiting<'a> {
     queue: &'a WaitQueue,
     ticket: u64,
-    woken: bool,
+}
+
+impl Waiting<'_> {
+    /// Calls the next one behind: what this one found no use for may suit it.
+    pub fn pass_on(&self) {
+        self.queue.call_behind(Some(self.ticket));
+    }
 }
 
 impl Future for Waiting<'_> {
     type Output = ();
 
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let mut inner = self.queue.lock();
-        let place = inner.queue.iter_mut().find(|(held, _)| *held == self.ticket);
-        if let Some((_, waker)) = place {
-            *waker = Some(cx.waker().clone());
-            return Poll::Pending;
+        let Some(place) = inner.places.iter_mut().find(|place| place.ticket == self.ticket) else {
+            return Poll::Ready(());
+        };
+        if std::mem::take(&mut place.called) {
+            return Poll::Ready(());
         }
-        drop(inner);
-        self.woken = true;
-        Poll::Ready(())
+        place.waker = Some(cx.waker().clone());
+        Poll::Pending
     }
 }
 
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
-        self.queue.waiting.fetch_sub(1, Ordering::SeqCst);
-        if self.woken {
-            return;
-        }
         let mut inner = self.queue.lock();
-        let before = inner.queue.len();
-        inner.queue.retain(|(held, _)| *held != self.ticket);
-        let was_woken = inner.queue.len() == before;
-        drop(inner);
-        if was_woken {
-            self.queue.wake_one();
+        if let Some(own) = inner.places.iter().position(|place| place.ticket == self.ticket) {
+            inner.places.remove(own);
         }
+        drop(inner);
+        self.queue.waiting.fetch_sub(1, Ordering::SeqCst);
+        self.queue.wake_one();
     }
 }
 
@@ -108,37 +146,79 @@ impl Drop for Waiting<'_> {
 mod tests {
     use super::*;
 
-    fn poll(waiting: &mut Waiting<'_>) -> Poll<()> {
-        Pin::new(waiting).poll(&mut Context::from_waker(Waker::noop()))
+    fn is_called(waiting: &mut Waiting<'_>) -> bool {
+        Pin::new(waiting).poll(&mut Context::from_waker(Waker::noop())).is_ready()
     }
 
     #[test]
-    fn waiters_are_woken_in_order_and_one_at_a_time() {
+    fn the_first_is_called_at_once_and_again_for_each_slot_until_it_leaves() {
         let queue = WaitQueue::default();
-        let (mut first, mut second) = (queue.join(), queue.join());
-        assert!(poll(&mut first).is_pending() && poll(&mut second).is_pending());
+        let (mut first, mut second) = (queue.join(Moment(1)), queue.join(Moment(1)));
+        assert!(is_called(&mut first) && !is_called(&mut first) && !is_called(&mut second));
         queue.wake_one();
-        assert!(poll(&mut second).is_pending());
-        assert!(poll(&mut first).is_ready());
-        queue.wake_one();
-        assert!(poll(&mut second).is_ready());
+        assert!(!is_called(&mut second) && is_called(&mut first));
+        drop(first);
+        assert!(is_called(&mut second));
     }
 
     #[test]
-    fn a_slot_freed_between_joining_and_waiting_is_not_missed() {
+    fn the_queue_is_not_empty_before_who_was_called_has_left() {
         let queue = WaitQueue::default();
-        let mut waiter = queue.join();
+        let mut waiter = queue.join(Moment(1));
         queue.wake_one();
-        assert!(poll(&mut waiter).is_ready());
+        assert!(!queue.is_empty(), "a newcomer would overtake it");
+        assert!(is_called(&mut waiter) && !queue.is_empty());
+        drop(waiter);
+        assert!(queue.is_empty());
     }
 
     #[test]
-    fn a_waiter_that_leaves_passes_its_wake_up_on() {
+    fn a_slot_freed_between_a_look_and_the_wait_is_not_missed() {
         let queue = WaitQueue::default();
-        let (mut first, mut second) = (queue.join(), queue.join());
-        assert!(poll(&mut first).is_pending() && poll(&mut second).is_pending());
+        let mut waiter = queue.join(Moment(1));
+        assert!(is_called(&mut waiter));
+        queue.wake_one();
+        assert!(is_called(&mut waiter));
+    }
+
+    #[test]
+    fn who_was_called_and_leaves_passes_it_on() {
+        let queue = WaitQueue::default();
+        let (mut first, mut second) = (queue.join(Moment(1)), queue.join(Moment(1)));
+        assert!(is_called(&mut first) && !is_called(&mut second));
         queue.wake_one();
         drop(first);
-        assert!(poll(&mut second).is_ready());
+        assert!(is_called(&mut second));
+    }
+
+    #[test]
+    fn a_slot_of_no_use_to_the_first_reaches_those_behind() {
+        let queue = WaitQueue::default();
+        let (mut first, mut second) = (queue.join(Moment(1)), queue.join(Moment(1)));
+        assert!(is_called(&mut first) && !is_called(&mut second));
+        first.pass_on();
+        assert!(!is_called(&mut first) && is_called(&mut second));
+        // A newcomer makes the first look again, which may then pass on.
+        let mut third = queue.join(Moment(2));
+        assert!(is_called(&mut first) && !is_called(&mut second) && !is_called(&mut third));
+    }
+
+    #[test]
+    fn who_comes_back_stands_where_it_stood() {
+        let queue = WaitQueue::default();
+        let mut newcomer = queue.join(Moment(5));
+        assert!(is_called(&mut newcomer));
+        let mut back = queue.join(Moment(2));
+        assert!(is_called(&mut back));
+        queue.wake_one();
+        assert!(is_called(&mut back) && !is_called(&mut newcomer));
+    }
+
+    #[test]
+    fn a_change_calls_everybody() {
+        let queue = WaitQueue::default();
+        let mut all = [queue.join(Moment(1)), queue.join(Moment(2)), queue.join(Moment(3))];
+        queue.wake_all();
+        assert!(all.iter_mut().all(is_called));
     }
 }

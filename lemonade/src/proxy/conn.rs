@@ -12,13 +12,14 @@ use super::admit::{Member, enter, leave};
 use super::establish::{Established, Spent, establish};
 use super::flow::{Direction, Flow, Flows};
 use super::relay::{self, State, copy};
+use super::seat::{Seat, Workers};
 use super::shared::Shared;
-use super::socket::{reset_on_close, unacknowledged};
+use super::socket::{Liveness, reset_on_close, set_liveness, unacknowledged};
 use crate::control::table::FrontendEntry;
 use crate::health::port::SignalKind;
 use crate::metrics::port::{AccessRecord, End, Route};
+use crate::model::Moment;
 use crate::model::time::micros;
-use crate::model::{BackendCell, Moment};
 
 /// Time that bytes already sent get to be acknowledged before a reset discards them.
 const FLUSH_BEFORE_RESET: Duration = Duration::from_millis(100);
@@ -27,6 +28,7 @@ const FLUSH_BEFORE_RESET: Duration = Duration::from_millis(100);
 pub(super) struct Context {
     pub(super) shared: Arc<Shared>,
     pub(super) flows: Arc<Flows>,
+    pub(super) workers: Arc<Workers>,
 }
 
 /// Takes in an accepted connection: refuses it at once, or serves it in a task of its own.
@@ -49,8 +51,21 @@ pub(super) fn accepted(
         leave(&shared.process, &flow.frontend.cell);
         return;
     }
-    let member = Member::join(Arc::clone(&context.flows), Arc::clone(&shared.process), flow);
-    tokio::spawn(serve(Arc::clone(context), table_version, client, member));
+    let context = Arc::clone(context);
+    let Some(Seat { flows, runtime }) = context.workers.lighter_than(&context.flows) else {
+        let member = Member::join(Arc::clone(&context.flows), Arc::clone(&shared.process), flow);
+        tokio::spawn(serve(context, table_version, client, member));
+        return;
+    };
+    let member = Member::join(Arc::clone(flows), Arc::clone(&shared.process), flow);
+    let runtime = runtime.clone();
+    if let Ok(client) = client.into_std() {
+        runtime.spawn(async move {
+            if let Ok(client) = TcpStream::from_std(client) {
+                tokio::spawn(serve(context, table_version, client, member));
+            }
+        });
+    }
 }
 
 /// Serves a connection to its end.
@@ -123,10 +138,11 @@ fn attempt<'a>(
                     return if held.is_some() { End::BackendReset } else { End::Refused(reason) };
                 }
             }
-            let Some(Established { stream, slot, .. }) = &*held else { return End::Closed };
+            let Some(now_held) = &*held else { return End::Closed };
+            let Established { stream, slot, .. } = now_held;
             let backend = slot.backend();
             flow.routed(Arc::clone(slot.entry()), slot.position());
-            let meter = FirstByte::new(shared, flow, &backend.cell);
+            let meter = Watch::new(shared, flow, now_held);
             let end = copy::copy(client, stream, &mut state, shared.buffer, &meter).await;
             if end != End::BackendReset {
                 return end;
@@ -162,22 +178,40 @@ const fn may_pass(reason: Reason) -> bool {
     )
 }
 
-/// Counts bytes, and times the first answer for strategies that go by response time.
-struct FirstByte<'a> {
+/// Counts bytes, times the first answer for strategies that go by response time, and notices that a connection lasts.
+struct Watch<'a> {
     shared: &'a Shared,
     flow: &'a Flow,
-    cell: &'a BackendCell,
+    held: &'a Established,
     /// Moment of the first byte sent; 0 before, `u64::MAX` once answered.
     sent: AtomicU64,
 }
 
-impl<'a> FirstByte<'a> {
-    fn new(shared: &'a Shared, flow: &'a Flow, cell: &'a BackendCell) -> Self {
-        Self { shared, flow, cell, sent: AtomicU64::new(0) }
+impl<'a> Watch<'a> {
+    fn new(shared: &'a Shared, flow: &'a Flow, held: &'a Established) -> Self {
+        let watch = Self { shared, flow, held, sent: AtomicU64::new(0) };
+        // The first backend had been kept alive already.
+        if flow.lasts() {
+            watch.keep_alive();
+        }
+        watch
+    }
+
+    /// Only a connection that lasts is worth four system calls; the client's socket has the options from its listener.
+    fn keep_alive(&self) {
+        if let Err(error) = set_liveness(&self.held.stream, Liveness::from(&*self.flow.frontend.frontend)) {
+            tracing::debug!(%error, "keepalive and user timeout towards a backend");
+        }
     }
 }
 
-impl copy::Meter for FirstByte<'_> {
+impl copy::Meter for Watch<'_> {
+    fn polled(&self) {
+        if self.flow.begins_to_last() {
+            self.keep_alive();
+        }
+    }
+
     fn moved(&self, direction: Direction, bytes: u64) {
         let now = self.shared.clock.now();
         self.flow.moved(direction, bytes, now);
@@ -185,7 +219,7 @@ impl copy::Meter for FirstByte<'_> {
             (Direction::Up, 0) => self.sent.store(now.0, Ordering::Relaxed),
             (Direction::Down, sent) if sent != u64::MAX => {
                 if sent != 0 {
-                    self.cell.first_byte.observe(now.since(Moment(sent)), now);
+                    self.held.slot.backend().cell.first_byte.observe(now.since(Moment(sent)), now);
                 }
                 self.sent.store(u64::MAX, Ordering::Relaxed);
             }

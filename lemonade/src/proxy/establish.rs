@@ -18,7 +18,7 @@ use super::admit::{Queued, Slot, Undecided};
 use super::budget;
 use super::flow::Flow;
 use super::shared::Shared;
-use super::socket::{ConnectFault, Liveness, connect_fault, connector};
+use super::socket::{ConnectFault, connect_fault, connector};
 use crate::control::table::{FrontendEntry, PoolEntry};
 use crate::health::port::SignalKind;
 use crate::model::Moment;
@@ -136,7 +136,10 @@ pub(super) async fn establish(
                 let now = shared.clock.now();
                 if hedge.is_some_and(|at| at <= now) {
                     hedge = None;
-                    if let Pick::Found(slot) = dial.pick(tried) {
+                    // A race takes no slot that somebody waits for.
+                    if entry.pool.cell.waiting.is_empty()
+                        && let Pick::Found(slot) = dial.pick(tried)
+                    {
                         entry.pool.cell.hedges.fetch_add(1, Ordering::Relaxed);
                         racing[1] = Some(dial.start(slot, tried));
                         spent.attempts += 1;
@@ -243,12 +246,15 @@ impl<'a> Dial<'a> {
         tried: &mut Tried,
         queued: &mut Moment,
     ) -> Result<Slot, Reason> {
-        match self.pick(tried) {
-            Pick::Found(slot) => return Ok(slot),
-            Pick::Nothing => return Err(Reason::NoBackendUp),
-            Pick::Full => {}
-        }
         let pool = self.pool();
+        // Who comes while others wait waits behind them, even if a slot has just come free.
+        if pool.cell.waiting.is_empty() {
+            match self.pick(tried) {
+                Pick::Found(slot) => return Ok(slot),
+                Pick::Nothing => return Err(Reason::NoBackendUp),
+                Pick::Full => {}
+            }
+        }
         if pool.pool.queue == 0 {
             return Err(Reason::BackendsFull);
         }
@@ -258,17 +264,11 @@ impl<'a> Dial<'a> {
             *queued = self.shared.clock.now();
         }
         let deadline = self.shared.clock.instant(queued.plus(pool.pool.queue_timeout));
-        let mut handed_on = false;
+        let mut turn = pool.cell.waiting.join(*queued);
         loop {
-            let turn = pool.cell.waiting.join();
-            match self.pick(tried) {
-                Pick::Found(slot) => return Ok(slot),
-                Pick::Nothing => return Err(Reason::NoBackendUp),
-                Pick::Full => {}
-            }
             tokio::select! {
-                woken = timeout_at(deadline, turn) => {
-                    if woken.is_err() {
+                called = timeout_at(deadline, &mut turn) => {
+                    if called.is_err() {
                         return Err(Reason::QueueTimeout);
                     }
                 }
@@ -277,10 +277,14 @@ impl<'a> Dial<'a> {
             if self.outdated() {
                 return Err(Reason::BackendsFull);
             }
-            // A slot that this one may not use, of a backend it has tried, may suit the next in the queue.
-            if !handed_on && tried.backends != [NOBODY] {
-                handed_on = true;
-                pool.cell.waiting.wake_one();
+            match self.pick(tried) {
+                Pick::Found(slot) => return Ok(slot),
+                Pick::Nothing => return Err(Reason::NoBackendUp),
+                Pick::Full => {}
+            }
+            // A slot that this one may not use, of a backend it has tried, may suit those behind it.
+            if tried.backends != [NOBODY] {
+                turn.pass_on();
             }
         }
     }
@@ -297,7 +301,7 @@ impl<'a> Dial<'a> {
         tried.backends.push(backend.ix);
         let address = backend.id.address(self.port);
         let source = self.pool().pool.source.filter(|source| source.is_ipv4() == address.is_ipv4());
-        let connector = connector(address, source, Liveness::from(&*self.entry.frontend));
+        let connector = connector(address, source);
         let stream: Pin<Box<dyn Future<Output = _> + Send>> = match connector {
             Ok(socket) => Box::pin(socket.connect(address)),
             Err(error) => Box::pin(std::future::ready(Err(error))),

@@ -2,9 +2,10 @@
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Poll;
+use std::time::Duration;
 
 use futures_util::task::AtomicWaker;
 use slab::Slab;
@@ -46,9 +47,14 @@ pub struct Flow {
     waker: AtomicWaker,
 }
 
-const GO_ON: u8 = 0;
-const IDLE: u8 = 1;
-const FORCE: u8 = 2;
+const YOUNG: u8 = 0;
+const AGED: u8 = 1;
+const LASTS: u8 = 2;
+const IDLE: u8 = 3;
+const FORCE: u8 = 4;
+
+/// Age from which a connection counts as one that lasts; the sweep notices it within a second more.
+const LASTING: Duration = Duration::from_secs(1);
 
 impl Flow {
     /// A connection that was just accepted.
@@ -71,7 +77,7 @@ impl Flow {
             folded_up: AtomicU64::new(0),
             folded_down: AtomicU64::new(0),
             active: AtomicU32::new(seconds(now)),
-            order: AtomicU8::new(GO_ON),
+            order: AtomicU8::new(YOUNG),
             waker: AtomicWaker::new(),
         }
     }
@@ -141,6 +147,27 @@ impl Flow {
         .await
     }
 
+    /// Whether it has lasted for a second or two, and its task knows.
+    pub fn lasts(&self) -> bool {
+        self.order.load(Ordering::Relaxed) > AGED
+    }
+
+    /// Tells its task, which is woken for that, once that it has lasted for a second or two.
+    pub fn begins_to_last(&self) -> bool {
+        self.order.load(Ordering::Relaxed) == AGED && self.pass(AGED, LASTS)
+    }
+
+    fn age(&self, now: Moment) {
+        let young = self.order.load(Ordering::Relaxed) == YOUNG;
+        if young && now.since(self.started) >= LASTING && self.pass(YOUNG, AGED) {
+            self.waker.wake();
+        }
+    }
+
+    fn pass(&self, from: u8, to: u8) -> bool {
+        self.order.compare_exchange(from, to, Ordering::AcqRel, Ordering::Relaxed).is_ok()
+    }
+
     fn order(&self, order: u8) {
         self.order.store(order, Ordering::Release);
         self.waker.wake();
@@ -161,18 +188,21 @@ fn seconds(moment: Moment) -> u32 {
 pub struct Flows {
     slab: Mutex<Slab<Arc<Flow>>>,
     joined: AtomicU64,
+    live: AtomicUsize,
 }
 
 impl Flows {
     /// Adds a connection; the key removes it.
     pub fn insert(&self, flow: Arc<Flow>) -> usize {
         self.joined.fetch_add(1, Ordering::Relaxed);
+        self.live.fetch_add(1, Ordering::Relaxed);
         self.lock().insert(flow)
     }
 
     /// Removes a connection that ended.
     pub fn remove(&self, key: usize) {
         self.lock().remove(key);
+        self.live.fetch_sub(1, Ordering::Relaxed);
     }
 
     /// Connections that ever joined.
@@ -182,7 +212,7 @@ impl Flows {
 
     /// Number of connections.
     pub fn len(&self) -> usize {
-        self.lock().len()
+        self.live.load(Ordering::Relaxed)
     }
 
     /// Whether there is none.
@@ -190,10 +220,11 @@ impl Flows {
         self.len() == 0
     }
 
-    /// Folds the counters of every connection and ends those idle for too long.
+    /// Folds the counters of every connection, tells those that last, and ends those idle for too long.
     pub fn sweep(&self, now: Moment) {
         for (_, flow) in self.lock().iter() {
             flow.fold();
+            flow.age(now);
             if flow.idle(now) {
                 flow.order(IDLE);
             }

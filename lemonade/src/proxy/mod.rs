@@ -11,6 +11,7 @@ mod establish;
 pub mod flow;
 pub mod port;
 pub mod relay;
+mod seat;
 mod shared;
 pub mod socket;
 mod worker;

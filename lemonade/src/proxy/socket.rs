@@ -36,7 +36,7 @@ pub fn listen(address: SocketAddr, liveness: Liveness) -> io::Result<std::net::T
     #[cfg(unix)]
     socket.set_reuse_port(true)?;
     socket.bind(&address.into())?;
-    socket.set_tcp_nodelay(true)?;
+    set_stream(&socket)?;
     set_liveness(&socket, liveness)?;
     socket.listen(BACKLOG)?;
     Ok(socket.into())
@@ -99,19 +99,14 @@ pub fn accept_waiting(listener: &impl AsFd) -> Option<(tokio::net::TcpStream, So
     }
 }
 
-/// Makes the socket of a connection to a backend.
+/// Makes the socket of a connection to a backend; [`set_liveness`] is for later, when it lasts.
 ///
 /// # Errors
 /// As socket(2) and bind(2); `source` must be an address of this host.
-pub fn connector(
-    target: SocketAddr,
-    source: Option<IpAddr>,
-    liveness: Liveness,
-) -> io::Result<tokio::net::TcpSocket> {
+pub fn connector(target: SocketAddr, source: Option<IpAddr>) -> io::Result<tokio::net::TcpSocket> {
     let socket =
         if target.is_ipv4() { tokio::net::TcpSocket::new_v4()? } else { tokio::net::TcpSocket::new_v6()? };
-    socket.set_nodelay(true)?;
-    set_liveness(&socket, liveness)?;
+    set_stream(&socket)?;
     if let Some(source) = source {
         // Without it bind() would take a port for good, whatever the target: ephemeral ports would not last.
         #[cfg(target_os = "linux")]
@@ -123,6 +118,30 @@ pub fn connector(
 
 #[cfg(target_os = "linux")]
 fn set_bind_address_no_port(socket: &impl AsFd) -> io::Result<()> {
+    switch_on(socket, libc::IPPROTO_IP, libc::IP_BIND_ADDRESS_NO_PORT)
+}
+
+/// How the proxy uses every stream: nothing waits to fill a segment, urgent bytes are bytes of the stream, and each read
+/// tells whether more is there (see [`read`]).
+///
+/// # Errors
+/// As setsockopt(2).
+pub fn set_stream(socket: &impl AsFd) -> io::Result<()> {
+    let fd = socket.as_fd();
+    let stream = SockRef::from(&fd);
+    stream.set_tcp_nodelay(true)?;
+    stream.set_out_of_band_inline(true)?;
+    #[cfg(target_os = "linux")]
+    switch_on(socket, libc::IPPROTO_TCP, TCP_INQ)?;
+    Ok(())
+}
+
+/// `linux/tcp.h`; its control message has the same number (`TCP_CM_INQ`).
+#[cfg(target_os = "linux")]
+const TCP_INQ: libc::c_int = 36;
+
+#[cfg(target_os = "linux")]
+fn switch_on(socket: &impl AsFd, level: libc::c_int, option: libc::c_int) -> io::Result<()> {
     use std::os::fd::AsRawFd;
 
     let on: libc::c_int = 1;
@@ -130,13 +149,55 @@ fn set_bind_address_no_port(socket: &impl AsFd) -> io::Result<()> {
     let result = unsafe {
         libc::setsockopt(
             socket.as_fd().as_raw_fd(),
-            libc::IPPROTO_IP,
-            libc::IP_BIND_ADDRESS_NO_PORT,
+            level,
+            option,
             (&raw const on).cast(),
             size_of_val(&on) as libc::socklen_t,
         )
     };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Reads once; tells how many bytes, and whether the kernel may hold more, the end of the stream included.
+///
+/// A short count alone does not say that there is no more: a read ends in front of an urgent byte.
+///
+/// # Errors
+/// As recvmsg(2).
+#[cfg(target_os = "linux")]
+pub fn read(socket: &impl AsFd, buffer: &mut [u8]) -> io::Result<(usize, bool)> {
+    use std::os::fd::AsRawFd;
+
+    /// One control message of one int, which is what [`set_stream`] asks for.
+    #[repr(C)]
+    struct Left {
+        header: libc::cmsghdr,
+        bytes: libc::c_int,
+    }
+
+    // SAFETY: all of these are plain integers and pointers, for which zero is a value.
+    let (mut message, mut left) = unsafe { std::mem::zeroed::<(libc::msghdr, Left)>() };
+    let mut part = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
+    message.msg_iov = &raw mut part;
+    message.msg_iovlen = 1;
+    message.msg_control = (&raw mut left).cast();
+    message.msg_controllen = size_of::<Left>() as _;
+    // SAFETY: the message points to `buffer` and `left`, both valid for writes of the lengths in it during the call.
+    let count = unsafe { libc::recvmsg(socket.as_fd().as_raw_fd(), &raw mut message, 0) };
+    let Ok(count) = usize::try_from(count) else { return Err(io::Error::last_os_error()) };
+    let told = message.msg_controllen > 0
+        && (left.header.cmsg_level, left.header.cmsg_type) == (libc::IPPROTO_TCP, TCP_INQ);
+    Ok((count, !told || left.bytes != 0))
+}
+
+/// Reads once; whether there is more is not told here.
+///
+/// # Errors
+/// As recv(2).
+#[cfg(not(target_os = "linux"))]
+pub fn read(socket: &impl AsFd, buffer: &mut [u8]) -> io::Result<(usize, bool)> {
+    let fd = socket.as_fd();
+    Ok((io::Read::read(&mut &*SockRef::from(&fd), buffer)?, true))
 }
 
 /// Sets keepalive and user timeout on a listener or a connection.

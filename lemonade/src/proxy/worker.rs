@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread::JoinHandle;
@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::conn::{Context, accepted};
 use super::flow::Flows;
+use super::seat::{Seat, Workers};
 use super::shared::{Accepting, Shared};
 use super::socket::{
     ConnectFault, Liveness, accept_waiting, connect_fault, refuse_new, reset_on_close, set_liveness,
@@ -54,6 +55,7 @@ pub(super) enum Command {
 pub(super) struct Worker {
     pub(super) commands: mpsc::UnboundedSender<Command>,
     pub(super) flows: Arc<Flows>,
+    pub(super) seat: Seat,
     pub(super) thread: JoinHandle<()>,
 }
 
@@ -66,17 +68,19 @@ impl Worker {
         index: usize,
         shared: Arc<Shared>,
         (commands, inbox): (mpsc::UnboundedSender<Command>, mpsc::UnboundedReceiver<Command>),
+        workers: Arc<Workers>,
         ended: CancellationToken,
     ) -> io::Result<Self> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let flows = Arc::new(Flows::default());
-        let context = Arc::new(Context { shared, flows: Arc::clone(&flows) });
+        let seat = Seat { flows: Arc::clone(&flows), runtime: runtime.handle().clone() };
+        let context = Arc::new(Context { shared, flows: Arc::clone(&flows), workers });
         let thread = std::thread::Builder::new().name(format!("worker-{index}")).spawn(move || {
             // Cancelled on the way out, however that is: a worker that failed must not go unnoticed.
             let _ended = ended.drop_guard();
             runtime.block_on(run(context, inbox));
         })?;
-        Ok(Self { commands, flows, thread })
+        Ok(Self { commands, flows, seat, thread })
     }
 }
 
@@ -242,10 +246,19 @@ fn admit(
     // Inherited from the listener on Linux only.
     #[cfg(not(target_os = "linux"))]
     {
-        let _ = client.set_nodelay(true);
+        let _ = super::socket::set_stream(&client);
         let _ = set_liveness(&client, Liveness::from(&*entry.frontend));
     }
     // A listener on one address knows it; asking fails only when the client has reset already.
     let Some(local) = listening.or_else(|| client.local_addr().ok()) else { return };
-    accepted(context, table_version, entry, client, peer, local);
+    accepted(context, table_version, entry, client, unmapped(peer), unmapped(local));
+}
+
+/// The IPv4 address that an IPv6 socket shows as `::ffff:a.b.c.d`.
+fn unmapped(address: SocketAddr) -> SocketAddr {
+    match address.ip().to_canonical() {
+        ip @ IpAddr::V4(_) => SocketAddr::new(ip, address.port()),
+        // As it is: it may have a scope.
+        IpAddr::V6(_) => address,
+    }
 }

@@ -20,6 +20,7 @@ use crate::proxy::clock::Clock;
 use crate::proxy::error::{ApplyError, ListenError};
 use crate::proxy::flow::{Flow, Flows};
 use crate::proxy::port::{Capabilities, DrainScope, PlaneCounters, ProxyService};
+use crate::proxy::seat::Workers;
 use crate::proxy::shared::{Accepting, Shared};
 use crate::proxy::socket::{Liveness, listen, probe_address};
 use crate::proxy::worker::{Command, ListenerId, Worker};
@@ -114,9 +115,13 @@ impl TokioProxy {
             settings.relay_buffer,
         ));
         let ended = CancellationToken::new();
-        let workers = (0..settings.workers)
-            .map(|index| Worker::start(index, Arc::clone(&shared), mpsc::unbounded_channel(), ended.clone()))
-            .collect::<io::Result<_>>()?;
+        let together = Arc::new(Workers::default());
+        let start = |index| {
+            let channel = mpsc::unbounded_channel();
+            Worker::start(index, Arc::clone(&shared), channel, Arc::clone(&together), ended.clone())
+        };
+        let workers = (0..settings.workers).map(start).collect::<io::Result<Vec<_>>>()?;
+        together.seat(workers.iter().map(|worker| worker.seat.clone()).collect());
         let default_limit = settings.default_limit;
         Ok(Self { shared, workers, listeners: Mutex::default(), default_limit, ended })
     }

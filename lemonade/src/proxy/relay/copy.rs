@@ -5,7 +5,7 @@
 //! its FIN was seen or because the other side is slow, its error state is watched, so that a reset is passed on at once.
 
 use std::future::{Future, poll_fn};
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::net::Shutdown;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -18,6 +18,7 @@ use super::{Half, Pending, State};
 use crate::metrics::port::End;
 use crate::proxy::buffer;
 use crate::proxy::flow::Direction;
+use crate::proxy::socket::read;
 
 /// Copies per direction before other connections get their turn.
 const TURNS: u32 = 16;
@@ -26,6 +27,9 @@ const TURNS: u32 = 16;
 pub trait Meter {
     /// Bytes were written in `direction`.
     fn moved(&self, direction: Direction, bytes: u64);
+
+    /// The relay runs: something has happened, or the connection's task was woken.
+    fn polled(&self) {}
 }
 
 impl<F: Fn(Direction, u64)> Meter for F {
@@ -86,6 +90,7 @@ fn poll<'a>(
     meter: &impl Meter,
     watches: &mut Watches<'a>,
 ) -> Poll<End> {
+    meter.polled();
     let State { up, down } = state;
     let moved = |bytes| meter.moved(Direction::Up, bytes);
     if let Poll::Ready(Err(broken)) = transfer(cx, up, down, client, backend, Direction::Up, size, moved) {
@@ -224,21 +229,23 @@ impl Half {
 }
 
 fn poll_read(cx: &mut Context<'_>, stream: &TcpStream, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
-    poll_io(cx, stream, Interest::READABLE, buffer.len(), |socket| (&*socket).read(buffer))
+    poll_io(cx, stream, Interest::READABLE, || read(stream, buffer))
 }
 
 fn poll_write(cx: &mut Context<'_>, stream: &TcpStream, bytes: &[u8]) -> Poll<io::Result<usize>> {
-    poll_io(cx, stream, Interest::WRITABLE, bytes.len(), |socket| (&*socket).write(bytes))
+    poll_io(cx, stream, Interest::WRITABLE, || {
+        let count = (&*SockRef::from(stream)).write(bytes)?;
+        Ok((count, count == bytes.len()))
+    })
 }
 
-/// Tries a call when the socket is ready. A short count means that the kernel has no more for now, so readiness is
-/// given up at once, which saves the call that would say "would block".
+/// Tries a call when the socket is ready. It tells a count and whether a further call may do more; when not, readiness
+/// is given up at once, which saves the call that would say "would block".
 fn poll_io(
     cx: &mut Context<'_>,
     stream: &TcpStream,
     interest: Interest,
-    wanted: usize,
-    mut call: impl FnMut(SockRef<'_>) -> io::Result<usize>,
+    mut call: impl FnMut() -> io::Result<(usize, bool)>,
 ) -> Poll<io::Result<usize>> {
     loop {
         if interest.is_readable() {
@@ -248,9 +255,9 @@ fn poll_io(
         }
         let mut moved = None;
         let tried = stream.try_io(interest, || {
-            let count = call(SockRef::from(stream))?;
+            let (count, more) = call()?;
             moved = Some(count);
-            if 0 < count && count < wanted { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(()) }
+            if 0 < count && !more { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(()) }
         });
         if let Some(count) = moved {
             return Poll::Ready(Ok(count));
