@@ -71,22 +71,13 @@ pub fn set_up() -> Option<Objects> {
         println!("kernel programs: they need Linux; building for userspace only");
         return None;
     }
-    match find_or_install().and_then(|compiler| build(&compiler, &[])) {
+    match find_or_install().and_then(|compiler| build(&compiler)) {
         Ok(objects) => Some(objects),
         Err(error) => {
             println!("kernel programs: none, so Lemonade runs in userspace: {error:#}");
             None
         }
     }
-}
-
-/// Builds the objects that spoil what they carry, for the tests of the self-test.
-///
-/// # Errors
-/// There is no toolchain, or the build fails.
-pub fn faulty() -> anyhow::Result<Objects> {
-    let compiler = compiler().context("no compiler for kernel programs; run `cargo xtask setup`")?;
-    build(&compiler, &["--features", "faults"])
 }
 
 /// Whether programs can be loaded here.
@@ -177,11 +168,9 @@ fn install_linker(compiler: &Compiler) -> anyhow::Result<()> {
     workspace::run(&mut cargo)
 }
 
-/// Builds the objects, with `extra` arguments in a folder of their own.
-fn build(compiler: &Compiler, extra: &[&str]) -> anyhow::Result<Objects> {
+fn build(compiler: &Compiler) -> anyhow::Result<Objects> {
     let linker = linker().context("bpf-linker is missing; run `cargo xtask setup`")?;
-    let name = if extra.is_empty() { "bpf" } else { "bpf-faults" };
-    let target = workspace::target().join(name);
+    let target = workspace::target().join("bpf");
     let mut cargo = match compiler {
         Compiler::Nightly => {
             let mut cargo = Command::new("rustup");
@@ -197,7 +186,7 @@ fn build(compiler: &Compiler, extra: &[&str]) -> anyhow::Result<Objects> {
     };
     cargo.current_dir(workspace::root()).env_remove("RUSTFLAGS").env_remove("RUSTC_WORKSPACE_WRAPPER");
     cargo.args(["build", "--quiet", "--package", "lemonade-ebpf", "--bins", "--profile", "bpf"]);
-    cargo.args(["--target", TARGET, "--target-dir"]).arg(&target).args(extra);
+    cargo.args(["--target", TARGET, "--target-dir"]).arg(&target);
     if *compiler == Compiler::Nightly {
         cargo.args(["-Z", "build-std=core"]);
         cargo.env_remove("RUSTUP_TOOLCHAIN");

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Stdio;
 
 use anyhow::{Context, ensure};
@@ -69,32 +69,21 @@ impl Suite {
     pub fn kernel(&self) -> anyhow::Result<Tally> {
         let targets = targets(&metadata()?, Some(KERNEL));
         ensure!(!targets.is_empty(), "the workspace has no test of kernel programs");
-        let faulty = match bpf::probe(self.objects.as_ref()).and_then(|()| {
-            bpf::faulty().map_err(|error| format!("the faulty programs cannot be built: {error:#}"))
-        }) {
-            Ok(faulty) => faulty,
-            Err(reason) => {
-                let mut skipped = Tally::default();
-                targets.iter().for_each(|target| skipped.add(Tally::skip(target, &reason)));
-                return Ok(skipped);
-            }
-        };
-        let args = [&["--features", "lemonade-tests/bpf"][..], &named(&targets)].concat();
-        let tally = self.run_with(&args, &[("LEMONADE_FAULTY_OBJECTS", faulty.folder())])?;
+        if let Err(reason) = bpf::probe(self.objects.as_ref()) {
+            let mut skipped = Tally::default();
+            targets.iter().for_each(|target| skipped.add(Tally::skip(target, &reason)));
+            return Ok(skipped);
+        }
+        let tally = self.run(&[&["--features", "lemonade-tests/bpf"][..], &named(&targets)].concat())?;
         ensure!(tally.passed > 0, "programs run in this kernel, and yet no test of them ran");
         Ok(tally)
     }
 
     fn run(&self, args: &[&str]) -> anyhow::Result<Tally> {
-        self.run_with(args, &[])
-    }
-
-    fn run_with(&self, args: &[&str], environment: &[(&str, &Path)]) -> anyhow::Result<Tally> {
         let lemonade = generate::build_with(self.objects.as_ref())?;
         fs::write(&self.skips, "").with_context(|| format!("cannot write {}", self.skips.display()))?;
         let mut cargo = workspace::cargo(&["test", "--no-fail-fast"]);
         bpf::equip(&mut cargo, self.objects.as_ref());
-        cargo.envs(environment.iter().copied());
         cargo.args(args).env("LEMONADE_SKIPS", &self.skips).env("LEMONADE_BIN", &lemonade);
         if self.full {
             cargo.env("LEMONADE_FULL", "1");
