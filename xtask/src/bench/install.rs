@@ -10,6 +10,7 @@ use anyhow::{Context, Result, ensure};
 
 use super::peers::Peer;
 use super::process::output;
+use crate::bpf;
 
 const PACKAGES: [&str; 6] = ["haproxy", "nginx", "libnginx-mod-stream", "nftables", "iproute2", "util-linux"];
 
@@ -66,6 +67,7 @@ pub fn build_load(folders: &Folders, lemonade: bool) -> Result<PathBuf> {
     command.current_dir(&folders.root).args(["build", "--quiet", "--release", "--package", "xtask"]);
     if lemonade && given_binary().is_none() {
         command.args(["--package", "lemonade"]);
+        bpf::equip(&mut command, bpf::set_up().as_ref());
     }
     let status = command.status().context("cannot start cargo")?;
     ensure!(status.success(), "the release build failed");
