@@ -172,7 +172,11 @@ pub fn rules() -> Vec<Rule> {
         },
         Rule {
             name: "I6 one table load",
-            applies: |s| s.is_rust() && !s.is_test() && s.path.starts_with("lemonade/src/proxy/"),
+            // Programs are loaded too, where no table is.
+            applies: |s| {
+                let bpf = s.path.starts_with("lemonade/src/proxy/adapters/bpf");
+                s.is_rust() && !s.is_test() && s.path.starts_with("lemonade/src/proxy/") && !bpf
+            },
             must: Must::HoldOnce(regex(r"\.load(_full)?\(\)|\barc_swap::(Guard|Cache)\b")),
             instead: "take the table once per connection and pass `&table` down",
         },
