@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 
-use lemonade::config::parse_text;
+use lemonade::config::{Accepted, parse_after, parse_text};
 use lemonade::control::compile::compile;
 use lemonade::control::plan::plan;
 use lemonade::control::table::DispatchTable;
@@ -35,14 +35,26 @@ pub struct Outcome {
 /// # Panics
 /// When a promise is broken: a refused text changes nothing; a live index keeps its meaning and none is used twice;
 /// each prefix of a plan answers each flow as one of the two tables does; the whole plan leads to the new table; a plan
-/// to the same table is empty; the last valid configuration is in force.
+/// to the same table is empty; the last valid configuration is in force; a text read as a change of the last valid one is
+/// what it is when read as a whole.
 pub fn replay(sequence: &str) -> Outcome {
     let mut outcome = Outcome::default();
     let mut table = DispatchTable::default();
     let mut image = Image::default();
     let mut last: Option<Arc<Config>> = None;
+    let mut right: Option<Accepted> = None;
     for (down, text) in steps(sequence) {
-        match parse_text(Path::new("sequence.toml"), &text, &[]) {
+        let file = Path::new("sequence.toml");
+        let read = parse_text(file, &text, &[]);
+        let shorter_way = parse_after(right.as_ref(), file, &text, &[]);
+        match (&read, &shorter_way) {
+            (Ok(read), Ok(shorter)) => assert_eq!(read, shorter, "read as a change"),
+            (Err(read), Err(shorter)) => {
+                assert_eq!(read.to_string(), shorter.to_string(), "read as a change")
+            }
+            (read, shorter) => panic!("whole: {read:?}\nas a change: {shorter:?}"),
+        }
+        match read {
             Err(error) => {
                 assert!(!error.diagnostics.is_empty(), "refused without a reason");
                 outcome.refused += 1;
@@ -50,6 +62,7 @@ pub fn replay(sequence: &str) -> Outcome {
             Ok(config) => {
                 outcome.accepted += 1;
                 last = Some(Arc::new(config));
+                right = last.clone().map(|config| Accepted { text, config });
                 // The first table of a configuration knows no probe yet; then health speaks.
                 table = follow(&mut image, table, last.as_ref(), outcome.accepted, &HealthView::default());
                 let health = health(&table, &down);

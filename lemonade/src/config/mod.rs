@@ -5,6 +5,7 @@ use std::path::Path;
 use crate::model::Config;
 
 pub mod adapters;
+mod change;
 mod document;
 pub mod error;
 mod file;
@@ -21,6 +22,7 @@ mod wording;
 #[cfg(test)]
 mod tests;
 
+pub use change::Accepted;
 pub use error::{ConfigError, Diagnostic};
 pub use restart::needs_restart;
 pub use schema::schema;
@@ -52,6 +54,21 @@ pub fn parse_text(file: &Path, text: &str, env: &[(String, String)]) -> Result<C
     }
     let config = validate::config(raw, &mut report);
     if report.is_empty() { Ok(config) } else { Err(report.into_error(file)) }
+}
+
+/// As [`parse_text`], at a cost that follows the change where only a few pools differ from what was accepted before.
+///
+/// # Errors
+/// As [`parse_text`].
+pub fn parse_after(
+    before: Option<&Accepted>,
+    file: &Path,
+    text: &str,
+    env: &[(String, String)],
+) -> Result<Config, ConfigError> {
+    let overridden = env.iter().any(|(variable, _)| variable.starts_with(document::PREFIX));
+    let changed = before.filter(|_| !overridden).and_then(|before| change::read(before, text));
+    changed.map_or_else(|| parse_text(file, text, env), Ok)
 }
 
 /// Reads, parses and validates a file.

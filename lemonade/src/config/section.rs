@@ -48,12 +48,13 @@ fn read<T: DeserializeOwned + Default>(
     path: &[Step],
     report: &mut Report<'_>,
 ) -> T {
+    // Copied a second time only if there is an error to look for.
+    let mut error = match T::deserialize(ValueDeserializer::from(value.clone())) {
+        Ok(read) => return read,
+        Err(error) => error,
+    };
     let mut left = value.clone();
     loop {
-        let error = match T::deserialize(ValueDeserializer::from(left.clone())) {
-            Ok(read) => return read,
-            Err(error) => error,
-        };
         let span = error.span().unwrap_or_else(|| left.span());
         // A variable's text that looks like a number may be meant as text.
         if let Some(text) = report.document().variable_at(span.start)
@@ -61,15 +62,19 @@ fn read<T: DeserializeOwned + Default>(
             && !found.is_str()
         {
             *found = DeValue::String(text.to_owned().into());
-            continue;
+        } else {
+            let mut path = path.to_vec();
+            let removed = cut(&mut left, &span, &mut path);
+            let (message, hint) = wording::value(&path, error.message());
+            report.push(Problem { offset: Some(span.start), path, message, hint });
+            if !removed || report.full() {
+                return T::default();
+            }
         }
-        let mut path = path.to_vec();
-        let removed = cut(&mut left, &span, &mut path);
-        let (message, hint) = wording::value(&path, error.message());
-        report.push(Problem { offset: Some(span.start), path, message, hint });
-        if !removed || report.full() {
-            return T::default();
-        }
+        error = match T::deserialize(ValueDeserializer::from(left.clone())) {
+            Ok(read) => return read,
+            Err(error) => error,
+        };
     }
 }
 

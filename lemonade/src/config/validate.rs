@@ -8,9 +8,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::model::{Config, Frontend, Name};
+use crate::model::{Config, Frontend, Name, Pool};
 
-use super::raw::{RawConfig, RawFrontend};
+use super::raw::{RawConfig, RawFrontend, RawPool};
 use super::report::{Report, Spot};
 use super::value::Period;
 use super::wording;
@@ -42,9 +42,9 @@ pub(super) fn config(raw: RawConfig, report: &mut Report<'_>) -> Config {
         listeners.reserve(address, "admin");
     }
     // From the document: a pool with errors is there nevertheless.
-    let pools = report.document().root().get("pool").and_then(|value| value.get_ref().as_table());
+    let listed = report.document().root().get("pool").and_then(|value| value.get_ref().as_table());
     let pool_names: Vec<&str> =
-        pools.into_iter().flat_map(|table| table.keys()).map(|key| key.get_ref().as_ref()).collect();
+        listed.into_iter().flat_map(|table| table.keys()).map(|key| key.get_ref().as_ref()).collect();
     let mut frontends = BTreeMap::new();
     for (name, raw) in raw.frontend {
         let mut spot = report.at(&["frontend", &name]);
@@ -52,14 +52,19 @@ pub(super) fn config(raw: RawConfig, report: &mut Report<'_>) -> Config {
         let frontend = frontend(&name, raw, &pool_names, &mut listeners, &mut spot);
         frontends.insert(Name::new(name), Arc::new(frontend));
     }
+    Config { runtime, admin, log, frontends, pools: pools(raw.pool, report) }
+}
+
+/// Checks pools, each of which stands for itself.
+pub(super) fn pools(raw: BTreeMap<String, RawPool>, report: &mut Report<'_>) -> BTreeMap<Name, Arc<Pool>> {
     let mut pools = BTreeMap::new();
-    for (name, raw) in raw.pool {
+    for (name, raw) in raw {
         let mut spot = report.at(&["pool", &name]);
         check_name(&name, &mut spot);
         let pool = pool::pool(&name, raw, &mut spot);
         pools.insert(Name::new(name), Arc::new(pool));
     }
-    Config { runtime, admin, log, frontends, pools }
+    pools
 }
 
 fn frontend(

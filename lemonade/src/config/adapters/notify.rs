@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use crate::BoxFuture;
 use crate::config::error::ConfigError;
 use crate::config::port::{ConfigService, ConfigUpdate};
-use crate::config::{file, parse_text};
+use crate::config::{Accepted, file, parse_after};
 use crate::model::Config;
 
 use watch::{Change, Urgency, Watch};
@@ -41,17 +41,19 @@ pub struct FileConfig {
     watched: bool,
     /// What was sent last, or loaded.
     last: Mutex<Option<Content>>,
+    /// What was right last.
+    right: Mutex<Option<Accepted>>,
 }
 
 impl FileConfig {
     /// Follows the file with the system's change notices.
     pub const fn new(path: PathBuf, env: Vec<(String, String)>) -> Self {
-        Self { path, env, watched: true, last: Mutex::new(None) }
+        Self { path, env, watched: true, last: Mutex::new(None), right: Mutex::new(None) }
     }
 
     /// Follows the file by a look every two seconds, for file systems that tell of no changes, such as NFS.
     pub const fn polled(path: PathBuf, env: Vec<(String, String)>) -> Self {
-        Self { path, env, watched: false, last: Mutex::new(None) }
+        Self { path, env, watched: false, last: Mutex::new(None), right: Mutex::new(None) }
     }
 
     /// The file.
@@ -61,7 +63,10 @@ impl FileConfig {
 
     fn parse(&self, content: &Content) -> Result<Arc<Config>, ConfigError> {
         let text = content.as_ref().map_err(Clone::clone)?;
-        parse_text(&self.path, text, &self.env).map(Arc::new)
+        let mut right = self.right.lock().unwrap_or_else(PoisonError::into_inner);
+        let config = Arc::new(parse_after(right.as_ref(), &self.path, text, &self.env)?);
+        *right = Some(Accepted { text: text.clone(), config: Arc::clone(&config) });
+        Ok(config)
     }
 
     /// Reads the file; `None` if it holds what was sent last.
