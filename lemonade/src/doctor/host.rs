@@ -126,7 +126,7 @@ impl Host {
             } else if self.holds(capability) {
                 Line::pass(name, "CAP_SYS_ADMIN stands for it")
             } else {
-                Line::fail(name, "not held: nothing can be loaded into the kernel", PRIVILEGES)
+                Line::fail(name, "not held, and kernel programs need it", PRIVILEGES)
             });
         }
         let held = effective & (1 << SYS_ADMIN) != 0;
