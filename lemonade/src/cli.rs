@@ -15,6 +15,7 @@ use crate::config::adapters::notify::FileConfig;
 use crate::config::port::ConfigService;
 use crate::config::{self, error::ConfigError};
 use crate::demo::{self, DemoOptions};
+use crate::doctor;
 use crate::log;
 use crate::shutdown::Signals;
 
@@ -58,6 +59,15 @@ enum Command {
         #[arg(long, value_name = "SOCKET")]
         admin: Option<PathBuf>,
     },
+    /// Say what this host and this build can do, and what each frontend of a configuration would get
+    Doctor {
+        /// Configuration file; without it, only the host and the build are looked at
+        #[arg(long, short, value_name = "FILE")]
+        config: Option<PathBuf>,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
     /// Serve as a backend that says its name, for trying Lemonade out
     DemoBackend(DemoOptions),
     /// Print shell completions
@@ -77,6 +87,7 @@ pub fn main() -> ExitCode {
         Command::Check { file } => return check(&file),
         Command::Schema => print(config::schema().as_bytes()),
         Command::Status { json, admin } => status(json, admin),
+        Command::Doctor { config, json } => return doctor(config.as_deref(), json),
         Command::DemoBackend(options) => runtime().and_then(|runtime| runtime.block_on(demo::serve(options))),
         Command::Completions { shell } => {
             let mut out = Vec::new();
@@ -148,6 +159,22 @@ fn check(file: &Path) -> ExitCode {
             print(summary.as_bytes()).map_or(ExitCode::FAILURE, |()| ExitCode::SUCCESS)
         }
         Err(error) => refuse(&error),
+    }
+}
+
+/// Fails where something that the configuration asks for is impossible.
+fn doctor(file: Option<&Path>, json: bool) -> ExitCode {
+    let config = match file.map(|file| config::read(file, &environment())).transpose() {
+        Ok(config) => config,
+        Err(error) => return refuse(&error),
+    };
+    let report = doctor::examine(file.zip(config.as_ref()));
+    let text =
+        if json { serde_json::to_string_pretty(&report).map(|text| text + "\n") } else { Ok(report.table()) };
+    match text.map_err(Into::into).and_then(|text| print(text.as_bytes())) {
+        Ok(()) if report.configuration.is_some_and(|own| !own.runs_as_asked) => ExitCode::FAILURE,
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => fail(&error),
     }
 }
 

@@ -2,3 +2,5 @@
 
 mod bad_input;
 mod commands;
+#[cfg(target_os = "linux")]
+mod doctor;

@@ -22,6 +22,9 @@ use plan::{Demo, Plan};
 /// What to run.
 #[derive(clap::Args)]
 pub struct Args {
+    /// Command that starts Lemonade, split at white space, such as "sudo -E"; without it nothing asks for a password
+    #[arg(long, value_name = "COMMAND")]
+    runner: Option<String>,
     /// Arguments of `lemonade run`, such as `--config my.toml`; without them the demo runs
     #[arg(last = true)]
     lemonade: Vec<OsString>,
@@ -39,8 +42,9 @@ pub fn main(args: &Args) -> anyhow::Result<ExitCode> {
     bpf::equip(&mut build, bpf::set_up().as_ref());
     workspace::run(&mut build)?;
     let lemonade = workspace::lemonade("release");
+    let runner = args.runner.as_deref();
     if !args.lemonade.is_empty() {
-        return become_lemonade(Command::new(&lemonade).arg("run").args(&args.lemonade));
+        return become_lemonade(started(runner, &lemonade).args(&args.lemonade));
     }
 
     let config = workspace::root().join(CONFIG);
@@ -62,9 +66,22 @@ pub fn main(args: &Args) -> anyhow::Result<ExitCode> {
         plan.demos.iter().map(|demo| start(&lemonade, demo, &reader)).collect::<anyhow::Result<_>>()?;
     drop(reader);
     println!("{}", plan.next_steps(&ids, CONFIG, &shown(&lemonade)));
-    become_lemonade(
-        Command::new(&lemonade).arg("run").arg("--config").arg(&config).stdin(Stdio::from(writer)),
-    )
+    become_lemonade(started(runner, &lemonade).arg("--config").arg(&config).stdin(Stdio::from(writer)))
+}
+
+/// `lemonade run`, through the words of `runner`.
+fn started(runner: Option<&str>, lemonade: &Path) -> Command {
+    let mut words = runner.unwrap_or_default().split_whitespace();
+    let mut command = match words.next() {
+        Some(program) => {
+            let mut command = Command::new(program);
+            command.args(words).arg(lemonade);
+            command
+        }
+        None => Command::new(lemonade),
+    };
+    command.arg("run");
+    command
 }
 
 /// Starts a demo backend and returns its process id once it accepts.
@@ -137,4 +154,26 @@ fn become_lemonade(command: &mut Command) -> anyhow::Result<ExitCode> {
 
 fn exit_code(status: std::process::ExitStatus) -> ExitCode {
     status.code().and_then(|code| u8::try_from(code).ok()).map_or(ExitCode::FAILURE, ExitCode::from)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn words(runner: Option<&str>) -> Vec<String> {
+        let command = started(runner, Path::new("/a b/lemonade"));
+        let words = std::iter::once(command.get_program()).chain(command.get_args());
+        words.map(|word| word.to_string_lossy().into_owned()).collect()
+    }
+
+    #[test]
+    fn a_runner_comes_before_lemonade_word_by_word() {
+        assert_eq!(words(Some("sudo  -E")), ["sudo", "-E", "/a b/lemonade", "run"]);
+    }
+
+    #[test]
+    fn without_a_runner_lemonade_is_started_itself() {
+        assert_eq!(words(None), ["/a b/lemonade", "run"]);
+        assert_eq!(words(Some(" ")), ["/a b/lemonade", "run"]);
+    }
 }

@@ -99,7 +99,7 @@ impl Kernel {
 }
 
 /// The kernel's refusal in words.
-fn refused(error: &(dyn std::error::Error + 'static)) -> Unavailable {
+pub(super) fn refused(error: &(dyn std::error::Error + 'static)) -> Unavailable {
     let mut cause = Some(error);
     let mut code = None;
     while let Some(error) = cause {

@@ -6,6 +6,7 @@
 mod absent;
 #[cfg(all(feature = "ebpf", target_os = "linux"))]
 mod loader;
+pub mod probe;
 
 #[cfg(not(all(feature = "ebpf", target_os = "linux")))]
 pub use absent::Kernel;
