@@ -115,25 +115,29 @@ pub fn connector(
     if let Some(source) = source {
         // Without it bind() would take a port for good, whatever the target: ephemeral ports would not last.
         #[cfg(target_os = "linux")]
-        set_bind_address_no_port(&socket)?;
+        set_int(&socket, libc::IPPROTO_IP, libc::IP_BIND_ADDRESS_NO_PORT, 1)?;
         socket.bind(SocketAddr::new(source, 0))?;
     }
     Ok(socket)
 }
 
 #[cfg(target_os = "linux")]
-fn set_bind_address_no_port(socket: &impl AsFd) -> io::Result<()> {
+fn set_int(
+    socket: &impl AsFd,
+    level: libc::c_int,
+    option: libc::c_int,
+    value: libc::c_int,
+) -> io::Result<()> {
     use std::os::fd::AsRawFd;
 
-    let on: libc::c_int = 1;
     // SAFETY: the option value is one int, valid for the call, and its size is passed with it.
     let result = unsafe {
         libc::setsockopt(
             socket.as_fd().as_raw_fd(),
-            libc::IPPROTO_IP,
-            libc::IP_BIND_ADDRESS_NO_PORT,
-            (&raw const on).cast(),
-            size_of_val(&on) as libc::socklen_t,
+            level,
+            option,
+            (&raw const value).cast(),
+            size_of_val(&value) as libc::socklen_t,
         )
     };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
@@ -164,6 +168,9 @@ pub fn reset_on_close(socket: &impl AsFd) {
     // Fails only on a socket that is gone already, which is what is wanted.
     let fd = socket.as_fd();
     let _ = SockRef::from(&fd).set_linger(Some(Duration::ZERO));
+    // Tells the program that counts resets in the kernel that this one is not the peer's.
+    #[cfg(target_os = "linux")]
+    let _ = set_int(socket, libc::SOL_SOCKET, libc::SO_RCVLOWAT, lemonade_common::abi::OWN_RESET);
 }
 
 /// Bytes that `socket` has sent and its peer has not acknowledged.
