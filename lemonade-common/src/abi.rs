@@ -8,3 +8,83 @@ pub const ABI_VERSION: u32 = 1;
 
 /// Index of [`ABI_VERSION`] in the map `ABI`.
 pub const ABI_VERSION_AT: u32 = 0;
+
+/// Address and port of a backend: key of the map `BACKENDS`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct Endpoint {
+    /// IPv6 address, or an IPv4 address mapped into one.
+    pub address: [u8; 16],
+    /// Port, big-endian.
+    pub port: [u8; 2],
+    /// Zero.
+    pub reserved: [u8; 2],
+}
+
+/// What the kernel counted of the connections to one [`Endpoint`]: value of the map `BACKENDS`.
+///
+/// All connections that the process made count, those of health probes too.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct BackendSignals {
+    /// Connections established.
+    pub connects: u64,
+    /// Microseconds from the first SYN to the end of the handshake, added up over `connects`.
+    pub connect_us_sum: u64,
+    /// Segments sent again, SYN included.
+    pub retransmits: u64,
+    /// Connections that left the state ESTABLISHED, whichever way.
+    pub closes: u64,
+    /// Of `closes`, those that went straight to CLOSE without this process asking: the peer's RST, or a timeout.
+    pub resets: u64,
+    /// Microseconds of the newest handshake.
+    pub connect_us_last: u32,
+    /// Smoothed round-trip time in microseconds, of the newest connection that was established or ended.
+    pub srtt_us: u32,
+}
+
+const _: () = assert!(size_of::<Endpoint>() == 20 && size_of::<BackendSignals>() == 48);
+
+/// Value of SO_RCVLOWAT that the process sets on a socket which it is about to reset itself.
+///
+/// The kernel shows a program no other difference between a reset of this side and one of the peer. It is far from the
+/// default (1) and low enough that no buffer caps it.
+pub const OWN_RESET: i32 = 1979;
+
+impl Endpoint {
+    /// The bytes as they stand in the map.
+    pub fn to_bytes(self) -> [u8; size_of::<Self>()] {
+        let mut bytes = [0; size_of::<Self>()];
+        bytes[..16].copy_from_slice(&self.address);
+        bytes[16..18].copy_from_slice(&self.port);
+        bytes
+    }
+
+    /// Reads the bytes of the map.
+    pub fn from_bytes(bytes: &[u8; size_of::<Self>()]) -> Self {
+        let mut address = [0; 16];
+        address.copy_from_slice(&bytes[..16]);
+        Self { address, port: [bytes[16], bytes[17]], reserved: [0; 2] }
+    }
+}
+
+impl BackendSignals {
+    /// Reads the bytes of the map.
+    pub fn from_bytes(bytes: &[u8; size_of::<Self>()]) -> Self {
+        let long = |at: usize| {
+            let mut word = [0; 8];
+            word.copy_from_slice(&bytes[at..at + 8]);
+            u64::from_ne_bytes(word)
+        };
+        let short = |at: usize| u32::from_ne_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
+        Self {
+            connects: long(0),
+            connect_us_sum: long(8),
+            retransmits: long(16),
+            closes: long(24),
+            resets: long(32),
+            connect_us_last: short(40),
+            srtt_us: short(44),
+        }
+    }
+}

@@ -1,5 +1,7 @@
 //! Programs of Lemonade that run in the kernel, by what they serve; `bin/` holds their entries.
 
 #![no_std]
+#![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
 
 pub mod maps;
+pub mod signals;

@@ -15,7 +15,7 @@ use crate::config::port::ConfigService;
 use crate::control::controller::{Controller, Effects, Inbox, Outbox};
 use crate::control::journal::Journal;
 use crate::control::table::DispatchTable;
-use crate::control::{ControlState, Reload, resolve};
+use crate::control::{ControlState, Reload, resolve, signals};
 use crate::health::adapters::backend::BackendHealth;
 use crate::health::adapters::probe::TcpProber;
 use crate::health::port::{HealthService, HealthWiring};
@@ -25,6 +25,7 @@ use crate::metrics::adapters::aggregating::Aggregating;
 use crate::metrics::port::MetricsService;
 use crate::model::config::AccessLog;
 use crate::model::{Config, ProcessCell, Resolution};
+use crate::proxy::adapters::bpf::{Kernel, Unavailable};
 use crate::proxy::adapters::tokio_proxy::{PlaneSettings, TokioProxy};
 use crate::proxy::clock::Clock;
 use crate::proxy::port::{DrainScope, ProxyService};
@@ -72,6 +73,8 @@ pub struct Bound {
     access: AccessWriter,
     channels: Channels,
     phase: watch::Sender<Phase>,
+    // Held to the end, since dropping it takes what is in the kernel away.
+    kernel: Option<Kernel>,
     // Held to the end: it keeps a second instance out of the folder.
     _state_dir: StateDir,
 }
@@ -101,6 +104,9 @@ pub async fn build(settings: Settings) -> anyhow::Result<Bound> {
     let access = AccessWriter::start(&config.log.access, style, stream, Arc::clone(&process))
         .context("log.access: the file cannot be opened")?;
     let sockets = admin::bind(&config.admin)?;
+    let kernel = join_kernel();
+    let kernel_words = kernel.as_ref().map_or_else(|why| format!("nothing: {why}"), Kernel::words);
+    let kernel = kernel.ok();
 
     let (signal_sender, signals) = mpsc::channel(SIGNALS);
     let (transition_sender, transitions) = mpsc::channel(TRANSITIONS);
@@ -157,6 +163,7 @@ pub async fn build(settings: Settings) -> anyhow::Result<Bound> {
         reloads: reloads.clone(),
         config_file: file,
         workers,
+        kernel: kernel_words,
         started: SystemTime::now(),
     };
     let channels = Channels {
@@ -189,6 +196,7 @@ pub async fn build(settings: Settings) -> anyhow::Result<Bound> {
         access,
         channels,
         phase,
+        kernel,
         _state_dir: state_dir,
     })
 }
@@ -213,7 +221,7 @@ impl Bound {
     ///
     /// # Errors
     /// When a part of the process ended by itself; the connections were drained first.
-    pub async fn run(self, mut signals: Signals) -> anyhow::Result<()> {
+    pub async fn run(self, mut stops: Signals) -> anyhow::Result<()> {
         let stop = CancellationToken::new();
         let Self {
             config,
@@ -226,6 +234,7 @@ impl Bound {
             access,
             channels,
             phase,
+            kernel,
             _state_dir,
         } = self;
         let Channels { inbox, health: wiring, resolution, updates, reload_causes, reloads, tables } =
@@ -238,6 +247,9 @@ impl Bound {
         spawn(&mut tasks, "resolver", resolve::run(tables, resolution, stop.clone()));
         spawn(&mut tasks, "metrics", metrics.run(stop.clone()));
         spawn(&mut tasks, "watchdog", watchdog(stop.clone()));
+        if let Some(kernel) = kernel {
+            spawn(&mut tasks, "kernel", signals::run(kernel, current.clone(), stop.clone()));
+        }
         let admin_stop = CancellationToken::new();
         let (admin_ended, admin_gone) = tokio::sync::oneshot::channel();
         let admin_thread = start_admin(admin, admin_stop.clone(), admin_ended)?;
@@ -246,7 +258,7 @@ impl Bound {
         phase.send_replace(Phase::Running);
         systemd::ready("serving");
         let failure = tokio::select! {
-            () = signals.until_stop(&reloads) => None,
+            () = stops.until_stop(&reloads) => None,
             Some(ended) = tasks.join_next() => Some(match ended {
                 Ok(name) => format!("the {name} task ended unexpectedly"),
                 Err(panic) => format!("a task of the control plane failed: {panic}"),
@@ -261,7 +273,7 @@ impl Bound {
         systemd::stopping();
         // As the configuration stands now, not as it stood at start.
         let config = current.borrow().config.clone().unwrap_or(config);
-        drain(&phase, &*plane, &config, &mut signals).await;
+        drain(&phase, &*plane, &config, &mut stops).await;
         stop.cancel();
         let _ = tokio::time::timeout(TASKS_END, async { while tasks.join_next().await.is_some() {} }).await;
         tasks.shutdown().await;
@@ -273,6 +285,16 @@ impl Bound {
         access.flush(TASKS_END);
         failure.map_or(Ok(()), |failure| Err(anyhow!(failure)))
     }
+}
+
+/// Puts into the kernel what this build, host and user allow; without it everything is served in userspace.
+fn join_kernel() -> Result<Kernel, Unavailable> {
+    let kernel = Kernel::load().and_then(|mut kernel| kernel.attach().map(|()| kernel));
+    match &kernel {
+        Ok(kernel) => tracing::info!("kernel: {}", kernel.words()),
+        Err(error) => tracing::info!("kernel: serving in userspace: {error}"),
+    }
+    kernel
 }
 
 /// Lame duck, draining, forced: each phase ends early when a second signal comes.

@@ -3,14 +3,27 @@
 #![no_std]
 #![no_main]
 
+use aya_ebpf::bindings::{
+    BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB, BPF_SOCK_OPS_RETRANS_CB, BPF_SOCK_OPS_STATE_CB,
+    BPF_SOCK_OPS_TCP_CONNECT_CB,
+};
 use aya_ebpf::macros::sock_ops;
 use aya_ebpf::programs::SockOpsContext;
-use lemonade_ebpf::maps;
+use lemonade_ebpf::{maps, signals};
 
 /// Sees the life of the sockets of Lemonade's own cgroup.
 #[sock_ops]
-fn sock_ops(_ctx: SockOpsContext) -> u32 {
-    u32::from(maps::fit())
+fn sock_ops(ctx: SockOpsContext) -> u32 {
+    if maps::fit() {
+        match ctx.op() {
+            BPF_SOCK_OPS_TCP_CONNECT_CB => signals::connecting(&ctx),
+            BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB => signals::established(&ctx),
+            BPF_SOCK_OPS_RETRANS_CB => signals::retransmitted(&ctx),
+            BPF_SOCK_OPS_STATE_CB => signals::changed(&ctx),
+            _ => {}
+        }
+    }
+    1
 }
 
 #[cfg(target_arch = "bpf")]

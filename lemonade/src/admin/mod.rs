@@ -50,6 +50,8 @@ pub struct AdminWiring {
     pub started: SystemTime,
     /// The configuration file.
     pub config_file: PathBuf,
+    /// What is in the kernel, or why nothing is, in words.
+    pub kernel: String,
     /// Worker threads.
     pub workers: usize,
 }

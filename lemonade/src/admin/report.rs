@@ -28,6 +28,10 @@ pub fn report(status: &Status, colours: bool) -> String {
         out.push('\n');
         pool_line(pool, &mut out).expect("writing to a string does not fail");
         table(&BACKEND, pool.backends.iter().map(backend_row).collect(), colours, &mut out);
+        let tcp: Vec<Row> = pool.backends.iter().filter_map(tcp_row).collect();
+        if !tcp.is_empty() {
+            table(&TCP, tcp, colours, &mut out);
+        }
     }
     out
 }
@@ -53,6 +57,7 @@ fn head(status: &Status, colours: bool, out: &mut String) -> std::fmt::Result {
     for setting in &status.config.pending_restart {
         writeln!(out, "Waits for the next start: {}", clean(setting))?;
     }
+    writeln!(out, "Kernel    {}", clean(&status.kernel))?;
     let process = &status.process;
     writeln!(out, "Traffic   {} live, {} opened, {} closed", process.live, process.opened, process.closed)?;
     writeln!(out, "  10 s    {}", rates_words(&status.last_10s))?;
@@ -82,6 +87,32 @@ fn pool_line(pool: &PoolStatus, out: &mut String) -> std::fmt::Result {
         write!(out, ", {budget_exhausted} retries over budget")?;
     }
     writeln!(out)
+}
+
+const TCP: [Column; 7] = [
+    Column::text("  TCP"),
+    Column::text("ADDRESS"),
+    Column::number("RTT"),
+    Column::number("HANDSHAKE"),
+    Column::number("SENT AGAIN"),
+    Column::number("CLOSED"),
+    Column::number("RESET"),
+];
+
+/// What the kernel tells of a backend, if it does.
+fn tcp_row(own: &BackendStatus) -> Option<Row> {
+    let tcp = own.tcp?;
+    let millis = |micros: u32| format!("{:.2}ms", f64::from(micros) / 1e3);
+    let cells = vec![
+        format!("  {}", own.name),
+        own.address.clone(),
+        millis(tcp.srtt_us),
+        millis(tcp.connect_us),
+        count(tcp.retransmits),
+        count(tcp.closes),
+        count(tcp.resets),
+    ];
+    Some(Row { cells, bad: false, note: None })
 }
 
 const FRONTEND: [Column; 11] = [

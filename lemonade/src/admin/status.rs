@@ -17,6 +17,7 @@ use crate::metrics::snapshot::{
     BackendCounters, FrontendCounters, MetricsSnapshot, PoolCounters, ProcessCounters,
 };
 use crate::model::Name;
+use crate::model::cell::TcpCounters;
 use crate::model::config::{HealthKind, RelayChoice, Status as Up};
 use crate::shutdown::Phase;
 
@@ -38,6 +39,8 @@ pub struct Status {
     pub workers: usize,
     /// Log filter in force.
     pub log_filter: String,
+    /// What is in the kernel, or why nothing is, in words.
+    pub kernel: String,
     /// The configuration in force and the newest one refused.
     pub config: ConfigStatus,
     /// Counters of the process.
@@ -182,6 +185,8 @@ pub struct BackendStatus {
     pub connect_ms: Option<f64>,
     /// Peak-EWMA of the time to its first byte.
     pub first_byte_ms: Option<f64>,
+    /// What the programs in the kernel counted; `None` without them or before the first connection.
+    pub tcp: Option<TcpCounters>,
     /// Last outcomes, newest last.
     pub outcomes: Vec<OutcomeStatus>,
 }
@@ -229,6 +234,7 @@ impl Status {
             phase: *wiring.phase.borrow(),
             workers: wiring.workers,
             log_filter: wiring.log.current(),
+            kernel: wiring.kernel.clone(),
             config: ConfigStatus {
                 file: wiring.config_file.display().to_string(),
                 version: control.accepted.version,
@@ -347,6 +353,7 @@ impl BackendStatus {
             resets: counters.resets,
             connect_ms: counters.connect_us.map(millis),
             first_byte_ms: counters.first_byte_us.map(millis),
+            tcp: counters.tcp,
             outcomes: last.iter().map(OutcomeStatus::of).collect(),
         }
     }

@@ -5,6 +5,7 @@ pub mod controller;
 pub mod journal;
 pub mod plan;
 pub mod resolve;
+pub mod signals;
 pub mod table;
 
 use std::sync::Arc;

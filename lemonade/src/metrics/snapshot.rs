@@ -5,7 +5,7 @@ use std::time::SystemTime;
 use lemonade_common::{BackendIx, FrontendIx, Reason};
 use serde::{Deserialize, Serialize};
 
-use crate::model::cell::BUCKETS;
+use crate::model::cell::{BUCKETS, TcpCounters};
 use crate::model::config::{Name, Status, StrategyKind};
 
 /// Everything counted, at one moment.
@@ -101,4 +101,5 @@ pub struct BackendCounters {
     pub bytes_down: u64,
     pub connect_us: Option<u64>,
     pub first_byte_us: Option<u64>,
+    pub tcp: Option<TcpCounters>,
 }

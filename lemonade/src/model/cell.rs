@@ -43,6 +43,8 @@ pub struct BackendCell {
     pub streak: AtomicU32,
     /// Moment (microseconds) before which it is avoided because it has just failed; 0: none.
     pub retry_at: AtomicU64,
+    /// What the kernel tells of its connections.
+    pub tcp: TcpCell,
     /// Set for good when the entry left the table, and while it is disabled or down: no new connection.
     pub closed: AtomicBool,
 }
@@ -90,6 +92,47 @@ impl BackendCell {
         if begun {
             self.streak.fetch_add(1, Ordering::Relaxed);
         }
+    }
+}
+
+/// What the programs in the kernel counted of the connections to one backend, health probes included.
+#[derive(Debug, Default)]
+pub struct TcpCell {
+    /// Whether it was read at all.
+    pub read: AtomicBool,
+    /// Smoothed round-trip time, microseconds; 0: none yet.
+    pub srtt_us: AtomicU32,
+    /// Newest handshake, microseconds.
+    pub connect_us: AtomicU32,
+    /// Segments sent again.
+    pub retransmits: AtomicU64,
+    /// Connections that left the state ESTABLISHED.
+    pub closes: AtomicU64,
+    /// Of `closes`, those by a reset of the backend or a timeout.
+    pub resets: AtomicU64,
+}
+
+/// A [`TcpCell`] at one moment.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[expect(missing_docs, reason = "fields mirror TcpCell, documented there")]
+pub struct TcpCounters {
+    pub srtt_us: u32,
+    pub connect_us: u32,
+    pub retransmits: u64,
+    pub closes: u64,
+    pub resets: u64,
+}
+
+impl TcpCell {
+    /// The figures, or `None` as long as the kernel told none.
+    pub fn read(&self) -> Option<TcpCounters> {
+        self.read.load(Ordering::Acquire).then(|| TcpCounters {
+            srtt_us: self.srtt_us.load(Ordering::Relaxed),
+            connect_us: self.connect_us.load(Ordering::Relaxed),
+            retransmits: self.retransmits.load(Ordering::Relaxed),
+            closes: self.closes.load(Ordering::Relaxed),
+            resets: self.resets.load(Ordering::Relaxed),
+        })
     }
 }
 

@@ -110,15 +110,10 @@ pub fn connector(target: SocketAddr, source: Option<IpAddr>) -> io::Result<tokio
     if let Some(source) = source {
         // Without it bind() would take a port for good, whatever the target: ephemeral ports would not last.
         #[cfg(target_os = "linux")]
-        set_bind_address_no_port(&socket)?;
+        set_int(&socket, libc::IPPROTO_IP, libc::IP_BIND_ADDRESS_NO_PORT, 1)?;
         socket.bind(SocketAddr::new(source, 0))?;
     }
     Ok(socket)
-}
-
-#[cfg(target_os = "linux")]
-fn set_bind_address_no_port(socket: &impl AsFd) -> io::Result<()> {
-    switch_on(socket, libc::IPPROTO_IP, libc::IP_BIND_ADDRESS_NO_PORT)
 }
 
 /// How the proxy uses every stream: nothing waits to fill a segment, urgent bytes are bytes of the stream, and each read
@@ -132,7 +127,7 @@ pub fn set_stream(socket: &impl AsFd) -> io::Result<()> {
     stream.set_tcp_nodelay(true)?;
     stream.set_out_of_band_inline(true)?;
     #[cfg(target_os = "linux")]
-    switch_on(socket, libc::IPPROTO_TCP, TCP_INQ)?;
+    set_int(socket, libc::IPPROTO_TCP, TCP_INQ, 1)?;
     Ok(())
 }
 
@@ -141,18 +136,22 @@ pub fn set_stream(socket: &impl AsFd) -> io::Result<()> {
 const TCP_INQ: libc::c_int = 36;
 
 #[cfg(target_os = "linux")]
-fn switch_on(socket: &impl AsFd, level: libc::c_int, option: libc::c_int) -> io::Result<()> {
+fn set_int(
+    socket: &impl AsFd,
+    level: libc::c_int,
+    option: libc::c_int,
+    value: libc::c_int,
+) -> io::Result<()> {
     use std::os::fd::AsRawFd;
 
-    let on: libc::c_int = 1;
     // SAFETY: the option value is one int, valid for the call, and its size is passed with it.
     let result = unsafe {
         libc::setsockopt(
             socket.as_fd().as_raw_fd(),
             level,
             option,
-            (&raw const on).cast(),
-            size_of_val(&on) as libc::socklen_t,
+            (&raw const value).cast(),
+            size_of_val(&value) as libc::socklen_t,
         )
     };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
@@ -225,6 +224,9 @@ pub fn reset_on_close(socket: &impl AsFd) {
     // Fails only on a socket that is gone already, which is what is wanted.
     let fd = socket.as_fd();
     let _ = SockRef::from(&fd).set_linger(Some(Duration::ZERO));
+    // Tells the program that counts resets in the kernel that this one is not the peer's.
+    #[cfg(target_os = "linux")]
+    let _ = set_int(socket, libc::SOL_SOCKET, libc::SO_RCVLOWAT, lemonade_common::abi::OWN_RESET);
 }
 
 /// Bytes that `socket` has sent and its peer has not acknowledged.

@@ -7,6 +7,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::admin::status::RefusalStatus;
 use crate::metrics::snapshot::ProcessCounters;
+use crate::model::cell::TcpCounters;
 use crate::shutdown::Phase;
 
 fn backend(name: &str, status: Up, why: &str) -> BackendStatus {
@@ -25,6 +26,7 @@ fn backend(name: &str, status: Up, why: &str) -> BackendStatus {
         resets: 0,
         connect_ms: Some(0.25),
         first_byte_ms: None,
+        tcp: None,
         outcomes: Vec::new(),
     }
 }
@@ -43,6 +45,7 @@ fn status() -> Status {
         phase: Phase::Running,
         workers: 2,
         log_filter: "info".to_owned(),
+        kernel: "nothing: bpf(2) is not permitted".to_owned(),
         config: ConfigStatus {
             file: "lemonade.toml".to_owned(),
             version: 3,
@@ -93,6 +96,7 @@ fn a_running_process_is_one_screen() {
     let expected = "\
 Lemonade 0.1.0: running, up 1h 2m 5s, pid 42, 2 workers, log filter info
 Config    lemonade.toml, version 3 (table 7), file changed at 2026-01-02T03:04:05.000Z
+Kernel    nothing: bpf(2) is not permitted
 Traffic   4 live, 120000 opened, 119996 closed
   10 s    12.5 connections/s, 0.0 refused/s, 2.0KiB/s up, 976.6KiB/s down
   60 s    12.5 connections/s, 0.0 refused/s, 2.0KiB/s up, 976.6KiB/s down
@@ -129,6 +133,23 @@ fn a_refused_configuration_and_what_is_lost_stand_at_the_top() {
     assert!(report(&status, true).contains("\u{1b}[31m  b  "));
 }
 
+#[test]
+fn what_the_kernel_tells_of_a_backend_stands_below_it() {
+    let mut status = status();
+    let tcp = TcpCounters { srtt_us: 250, connect_us: 1_300, retransmits: 4, closes: 9, resets: 1 };
+    status.pools[0].backends[0].tcp = Some(tcp);
+    let text = report(&status, false);
+    assert!(
+        text.ends_with(
+            "\
+  TCP  ADDRESS          RTT  HANDSHAKE  SENT AGAIN  CLOSED  RESET
+  a    192.0.2.1:80  0.25ms     1.30ms           4       9      1
+"
+        ),
+        "{text}"
+    );
+}
+
 proptest! {
     #[test]
     fn no_table_is_wider_than_the_screen(
@@ -144,7 +165,7 @@ proptest! {
         let one = |name: &String| BackendStatus { live, picks, failures, ..backend(name, Up::Down, &why) };
         status.pools[0].backends = names.iter().map(one).collect();
         let text = report(&status, false);
-        let tables = text.lines().skip(5).filter(|line| !line.starts_with("POOL"));
+        let tables = text.lines().skip(6).filter(|line| !line.starts_with("POOL"));
         for line in tables {
             prop_assert!(line.chars().count() <= WIDTH, "{}", line);
         }

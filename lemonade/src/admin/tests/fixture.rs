@@ -120,6 +120,7 @@ impl Served {
             started: SystemTime::UNIX_EPOCH,
             config_file: "lemonade.toml".into(),
             workers: 2,
+            kernel: "nothing: not in a test".to_owned(),
         };
         Self {
             sockets: Some(bind(&admin).expect("both sockets can be bound")),

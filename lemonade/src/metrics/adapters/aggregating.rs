@@ -252,6 +252,7 @@ fn backend_counters(entry: &BackendEntry) -> BackendCounters {
         bytes_down: load(&cell.bytes_down),
         connect_us: cell.connect.read().map(micros),
         first_byte_us: cell.first_byte.read().map(micros),
+        tcp: cell.tcp.read(),
     }
 }
 

@@ -15,7 +15,7 @@ use prometheus_client::registry::Registry;
 use crate::metrics::snapshot::{
     BackendCounters, FrontendCounters, HistogramCounts, MetricsSnapshot, PoolCounters,
 };
-use crate::model::cell::BUCKETS;
+use crate::model::cell::{BUCKETS, TcpCounters};
 use crate::model::config::Status;
 use crate::shutdown::Phase;
 
@@ -200,7 +200,20 @@ fn each_backend<'a, L: EncodeLabelSet>(
     out.counters("backend_connect_failures", "Connects that failed or timed out", of(|sum| sum.failures))?;
     out.counters("backend_resets", "Connections reset by the backend", of(|sum| sum.resets))?;
     out.counters("backend_upstream_bytes", "Bytes from clients to backends", of(|sum| sum.bytes_up))?;
-    out.counters("backend_downstream_bytes", "Bytes from backends to clients", of(|sum| sum.bytes_down))
+    out.counters("backend_downstream_bytes", "Bytes from backends to clients", of(|sum| sum.bytes_down))?;
+    // Series that the kernel told nothing of are left out: a zero would be a claim.
+    let tcp = |field: fn(&TcpCounters) -> u64| {
+        let told = backends.clone().filter_map(|(labels, sum)| sum.tcp.map(|tcp| (labels, tcp)));
+        told.map(move |(labels, tcp)| (labels, field(&tcp)))
+    };
+    let srtt = "Smoothed round-trip time, longest of the addresses";
+    out.gauges("backend_tcp_srtt_microseconds", srtt, tcp(|tcp| tcp.srtt_us.into()))?;
+    let connect = "Newest handshake as timed in the kernel, longest of the addresses";
+    out.gauges("backend_tcp_connect_microseconds", connect, tcp(|tcp| tcp.connect_us.into()))?;
+    out.counters("backend_tcp_retransmits", "Segments sent again", tcp(|tcp| tcp.retransmits))?;
+    out.counters("backend_tcp_closes", "Established connections that ended", tcp(|tcp| tcp.closes))?;
+    let resets = "Of these, ended by a reset of the backend or a timeout";
+    out.counters("backend_tcp_resets", resets, tcp(|tcp| tcp.resets))
 }
 
 /// What the addresses of one backend, or the backends of one pool, counted together.
@@ -215,6 +228,7 @@ struct BackendSum {
     resets: u64,
     bytes_up: u64,
     bytes_down: u64,
+    tcp: Option<TcpCounters>,
 }
 
 impl BackendSum {
@@ -228,6 +242,14 @@ impl BackendSum {
         self.resets += one.resets;
         self.bytes_up += one.bytes_up;
         self.bytes_down += one.bytes_down;
+        if let Some(one) = one.tcp {
+            let sum = self.tcp.get_or_insert_default();
+            sum.srtt_us = sum.srtt_us.max(one.srtt_us);
+            sum.connect_us = sum.connect_us.max(one.connect_us);
+            sum.retransmits += one.retransmits;
+            sum.closes += one.closes;
+            sum.resets += one.resets;
+        }
     }
 }
 

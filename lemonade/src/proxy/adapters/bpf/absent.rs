@@ -1,5 +1,9 @@
 //! A build without kernel programs.
 
+use std::net::SocketAddr;
+
+use lemonade_common::abi::BackendSignals;
+
 use super::Unavailable;
 
 /// Nothing in the kernel.
@@ -18,5 +22,28 @@ impl Kernel {
             "they need Linux"
         };
         Err(Unavailable { why: "this build has no kernel programs".to_owned(), cure: cure.to_owned() })
+    }
+
+    /// Never called.
+    ///
+    /// # Errors
+    /// Never.
+    pub fn attach(&mut self) -> Result<(), Unavailable> {
+        match *self {}
+    }
+
+    /// Never called.
+    pub fn words(&self) -> String {
+        match *self {}
+    }
+
+    /// Never called.
+    pub fn signals(&self) -> Vec<(SocketAddr, BackendSignals)> {
+        match *self {}
+    }
+
+    /// Never called.
+    pub fn follow_log(&mut self) {
+        match *self {}
     }
 }

@@ -1,11 +1,23 @@
 //! Loads the embedded object: maps are made, programs go through the verifier when they are asked for.
 
-use aya::maps::Array;
-use aya::programs::Program;
+use std::net::{Ipv6Addr, SocketAddr};
+
+use aya::maps::{Array, HashMap};
+use aya::programs::{CgroupAttachMode, Program, SockOps};
 use aya::{Ebpf, EbpfLoader};
-use lemonade_common::abi::{ABI_VERSION, ABI_VERSION_AT};
+use lemonade_common::abi::{ABI_VERSION, ABI_VERSION_AT, BackendSignals, Endpoint};
 
 use super::Unavailable;
+use super::cgroup::OwnCgroup;
+
+/// Bytes of a key of the map `BACKENDS`.
+const KEY: usize = size_of::<Endpoint>();
+
+/// Bytes of a value of the map `BACKENDS`.
+const VALUE: usize = size_of::<BackendSignals>();
+
+/// Bound of one walk through that map; it has 16,384 entries at most.
+const MOST_SIGNALS: usize = 32_768;
 
 /// The programs beside the proxy plane.
 static PROXY: &[u8] = aya::include_bytes_aligned!(env!("LEMONADE_BPF_PROXY"));
@@ -22,6 +34,8 @@ pub struct Verified {
 /// What this process has in the kernel. Dropping it takes everything away.
 #[derive(Debug)]
 pub struct Kernel {
+    /// Left before the programs are gone.
+    cgroup: Option<OwnCgroup>,
     /// Programs and maps by name.
     ebpf: Ebpf,
 }
@@ -45,7 +59,7 @@ impl Kernel {
         let mut versions =
             Array::<_, u32>::try_from(versions).map_err(|error| corrupt(&error.to_string()))?;
         versions.set(ABI_VERSION_AT, ABI_VERSION, 0).map_err(|error| corrupt(&error.to_string()))?;
-        Ok(Self { ebpf })
+        Ok(Self { cgroup: None, ebpf })
     }
 
     /// Sends every program through the verifier; attaches none.
@@ -75,6 +89,47 @@ impl Kernel {
             });
         }
         Ok(verified)
+    }
+
+    /// Moves the process into a cgroup of its own and attaches the programs for it there.
+    ///
+    /// # Errors
+    /// Why that is not possible; then the process is where it was.
+    pub fn attach(&mut self) -> Result<(), Unavailable> {
+        let program = self.ebpf.program_mut("sock_ops").ok_or_else(|| corrupt("no program sock_ops"))?;
+        let program = <&mut SockOps>::try_from(program).map_err(|error| corrupt(&error.to_string()))?;
+        program.load().map_err(|error| refused(&error))?;
+        let cgroup = OwnCgroup::join()?;
+        let folder = cgroup.open().map_err(|error| refused(&error))?;
+        // A link, so that it ends with the process; others may attach beside it whatever the mode.
+        program.attach(folder, CgroupAttachMode::Single).map_err(|error| refused(&error))?;
+        self.cgroup = Some(cgroup);
+        Ok(())
+    }
+
+    /// What is in the kernel, for people.
+    pub fn words(&self) -> String {
+        match &self.cgroup {
+            Some(cgroup) => format!("sock_ops signals of backends, cgroup {}", cgroup.path().display()),
+            None => "nothing is attached".to_owned(),
+        }
+    }
+
+    /// What was counted of each address that the process connected to.
+    pub fn signals(&self) -> Vec<(SocketAddr, BackendSignals)> {
+        let backends = self.ebpf.map("BACKENDS").map(HashMap::<_, [u8; KEY], [u8; VALUE]>::try_from);
+        let Some(Ok(backends)) = backends else { return Vec::new() };
+        // An entry that was evicted between its key and its value is left out; a walk that begins anew tells some twice.
+        backends
+            .iter()
+            .flatten()
+            .take(MOST_SIGNALS)
+            .map(|(key, value)| {
+                let key = Endpoint::from_bytes(&key);
+                let ip = Ipv6Addr::from(key.address).to_canonical();
+                (SocketAddr::new(ip, u16::from_be_bytes(key.port)), BackendSignals::from_bytes(&value))
+            })
+            .collect()
     }
 
     /// Sends the programs' log records to tracing; call within a runtime.

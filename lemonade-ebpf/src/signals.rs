@@ -1,0 +1,153 @@
+//! What TCP tells of the connections to backends, added up for each address and port.
+//!
+//! Sockets that the process opened count, those it accepted do not: callbacks are asked for when a connect begins, and
+//! a socket keeps them for life.
+
+use core::ffi::c_void;
+use core::ptr::read_volatile;
+
+use aya_ebpf::bindings::{
+    BPF_NOEXIST, BPF_SOCK_OPS_RETRANS_CB_FLAG, BPF_SOCK_OPS_STATE_CB_FLAG, BPF_TCP_CLOSE, BPF_TCP_ESTABLISHED,
+};
+use aya_ebpf::helpers::{bpf_get_socket_cookie, bpf_getsockopt, bpf_ktime_get_ns};
+use aya_ebpf::macros::map;
+use aya_ebpf::maps::LruHashMap;
+use aya_ebpf::programs::SockOpsContext;
+use lemonade_common::abi::{BackendSignals, Endpoint, OWN_RESET};
+
+/// What was counted, by backend.
+#[map]
+pub static BACKENDS: LruHashMap<Endpoint, BackendSignals> = LruHashMap::with_max_entries(16_384, 0);
+
+/// When connects under way began, in nanoseconds, by socket cookie.
+#[map]
+pub static CONNECTING: LruHashMap<u64, u64> = LruHashMap::with_max_entries(16_384, 0);
+
+/// `AF_INET`
+const INET: u32 = 2;
+
+/// `SOL_SOCKET` and `SO_RCVLOWAT`.
+const RECEIVE_LOW_WATER: (i32, i32) = (1, 18);
+
+/// A connect begins: notes when, and asks to see the rest.
+pub fn connecting(ctx: &SockOpsContext) {
+    // SAFETY: both helpers are allowed in programs of this type, and the context is the kernel's.
+    let (cookie, now) = unsafe { (bpf_get_socket_cookie(ctx.ops.cast()), bpf_ktime_get_ns()) };
+    // Without the moment the connection counts, but its latency does not.
+    let _ = CONNECTING.insert(&cookie, &now, 0);
+    // Refused only for flags that this kernel does not know; these are of Linux 4.16.
+    let _ = ctx.set_cb_flags((BPF_SOCK_OPS_STATE_CB_FLAG | BPF_SOCK_OPS_RETRANS_CB_FLAG) as i32);
+}
+
+/// The handshake of a connect is over.
+pub fn established(ctx: &SockOpsContext) {
+    let Some(signals) = backend(ctx) else { return };
+    // SAFETY: as in `connecting`.
+    let (cookie, now) = unsafe { (bpf_get_socket_cookie(ctx.ops.cast()), bpf_ktime_get_ns()) };
+    // SAFETY: the entry is this socket's own, so nobody else writes it; a word is read whole.
+    let began = unsafe { CONNECTING.get(&cookie) }.copied();
+    if let Some(began) = began {
+        let took = now.saturating_sub(began) / 1000;
+        // SAFETY: `signals` points into the map, whose values are aligned to eight bytes.
+        unsafe {
+            add(&raw mut (*signals).connects, 1);
+            add(&raw mut (*signals).connect_us_sum, took);
+            (*signals).connect_us_last = took as u32;
+        }
+        let _ = CONNECTING.remove(&cookie);
+    }
+    smooth(ctx, signals);
+}
+
+/// Segments were sent again; the kernel tells how many.
+pub fn retransmitted(ctx: &SockOpsContext) {
+    let Some(signals) = backend(ctx) else { return };
+    // SAFETY: as in `established`.
+    unsafe { add(&raw mut (*signals).retransmits, u64::from(ctx.arg(1))) };
+}
+
+/// The socket goes from one state to another.
+pub fn changed(ctx: &SockOpsContext) {
+    let (from, to) = (ctx.arg(0), ctx.arg(1));
+    if from != BPF_TCP_ESTABLISHED {
+        return;
+    }
+    let Some(signals) = backend(ctx) else { return };
+    // SAFETY: as in `established`.
+    unsafe { add(&raw mut (*signals).closes, 1) };
+    // A close in good order passes FIN_WAIT1 or CLOSE_WAIT. What is left is tcp_reset() and tcp_write_err(), which
+    // are the peer's or the network's doing, and tcp_close() with SO_LINGER 0, which is ours and marked.
+    if to == BPF_TCP_CLOSE && !own_reset(ctx) {
+        // SAFETY: as in `established`.
+        unsafe { add(&raw mut (*signals).resets, 1) };
+    }
+    smooth(ctx, signals);
+}
+
+/// Keeps the round-trip time, which the kernel holds in eighths of microseconds.
+fn smooth(ctx: &SockOpsContext, signals: *mut BackendSignals) {
+    // SAFETY: a word of the context, and a value of the map.
+    unsafe {
+        let srtt = read_volatile(&raw const (*ctx.ops).srtt_us) >> 3;
+        if srtt != 0 {
+            (*signals).srtt_us = srtt;
+        }
+    }
+}
+
+fn own_reset(ctx: &SockOpsContext) -> bool {
+    let (level, option) = RECEIVE_LOW_WATER;
+    let mut value: i32 = 0;
+    let length = size_of::<i32>() as i32;
+    // SAFETY: the option is one int, and `value` has room for it.
+    let failed = unsafe {
+        bpf_getsockopt(ctx.ops.cast::<c_void>(), level, option, (&raw mut value).cast::<c_void>(), length)
+    };
+    failed == 0 && value == OWN_RESET
+}
+
+/// Entry of the socket's peer, made if there is none.
+fn backend(ctx: &SockOpsContext) -> Option<*mut BackendSignals> {
+    let key = endpoint(ctx);
+    if let Some(found) = BACKENDS.get_ptr_mut(&key) {
+        return Some(found);
+    }
+    // Fails when another core was faster, and then there is one.
+    let _ = BACKENDS.insert(&key, &BackendSignals::default(), u64::from(BPF_NOEXIST));
+    BACKENDS.get_ptr_mut(&key)
+}
+
+fn endpoint(ctx: &SockOpsContext) -> Endpoint {
+    let mut words = [0, 0, u32::from_be(0xffff), ctx.remote_ip4()];
+    if ctx.family() != INET {
+        for (at, word) in words.iter_mut().enumerate() {
+            // SAFETY: a word of the context; the verifier takes no wider reads, which the compiler would make of it.
+            *word = unsafe { read_volatile((&raw const (*ctx.ops).remote_ip6).cast::<u32>().add(at)) };
+        }
+    }
+    let mut address = [0; 16];
+    for (bytes, word) in address.chunks_exact_mut(4).zip(words) {
+        bytes.copy_from_slice(&word.to_ne_bytes());
+    }
+    let [_, _, high, low] = ctx.remote_port().to_ne_bytes();
+    Endpoint { address, port: [high, low], reserved: [0; 2] }
+}
+
+/// Adds in one step: a softirq may do the same on this core, in the midst of it.
+///
+/// # Safety
+/// `at` points to an aligned value of a map.
+#[inline(always)]
+unsafe fn add(at: *mut u64, by: u64) {
+    #[cfg(target_arch = "bpf")]
+    // SAFETY: the caller's promise; nothing but the value is touched.
+    unsafe {
+        core::arch::asm!("lock *(u64 *)({at} + 0) += {by}", at = in(reg) at, by = in(reg) by);
+    }
+    // Elsewhere the module is only checked, never run.
+    #[cfg(not(target_arch = "bpf"))]
+    // SAFETY: the caller's promise.
+    unsafe {
+        *at += by;
+    }
+}
