@@ -172,7 +172,11 @@ pub fn rules() -> Vec<Rule> {
         },
         Rule {
             name: "I6 one table load",
-            applies: |s| s.is_rust() && !s.is_test() && s.path.starts_with("lemonade/src/proxy/"),
+            // Programs are loaded too, into the kernel.
+            applies: |s| {
+                let planes = s.path.starts_with("lemonade/src/proxy/") && !s.path.contains("/adapters/bpf/");
+                s.is_rust() && !s.is_test() && planes
+            },
             must: Must::HoldOnce(regex(r"\.load(_full)?\(\)|\barc_swap::(Guard|Cache)\b")),
             instead: "take the table once per connection and pass `&table` down",
         },

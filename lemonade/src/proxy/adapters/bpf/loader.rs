@@ -69,6 +69,7 @@ impl Kernel {
     pub fn verify(&mut self) -> Result<Vec<Verified>, Unavailable> {
         let mut verified = Vec::new();
         for (name, program) in self.ebpf.programs_mut() {
+            #[expect(clippy::wildcard_enum_match_arm, reason = "a program of any other type is not ours")]
             let loaded = match program {
                 Program::SockOps(program) => program.load(),
                 Program::SkSkb(program) => program.load(),
