@@ -110,7 +110,7 @@ prop_compose! {
             ix: BackendIx(0), name: Name::new(name), address: String::new(),
             status: if up { Status::Up } else { Status::Down }, enabled: true, weight: 1, max_connections: 0,
             live, connecting, picks, opened, failures, resets, bytes_up, bytes_down,
-            connect_us: None, first_byte_us: None,
+            connect_us: None, first_byte_us: None, tcp: None,
         }
     }
 }

@@ -66,13 +66,10 @@ impl Kernel {
     ///
     /// # Errors
     /// The programs that the verifier refused, with what it said.
-    #[expect(
-        clippy::wildcard_enum_match_arm,
-        reason = "a type that this build has no program of is a mistake"
-    )]
     pub fn verify(&mut self) -> Result<Vec<Verified>, Unavailable> {
         let mut verified = Vec::new();
         for (name, program) in self.ebpf.programs_mut() {
+            #[expect(clippy::wildcard_enum_match_arm, reason = "a program of any other type is not ours")]
             let loaded = match program {
                 Program::SockOps(program) => program.load(),
                 Program::SkSkb(program) => program.load(),
