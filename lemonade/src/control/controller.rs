@@ -187,7 +187,7 @@ impl Controller {
             if reset > 0 {
                 tracing::warn!(
                     reset,
-                    "connections of removed frontends, backends or addresses were reset at the drain deadline"
+                    "connections of removed frontends or backends were reset at the drain deadline"
                 );
             }
         });
@@ -226,8 +226,6 @@ impl Controller {
             return;
         }
         commit_cells(&previous, &next);
-        // An address can leave a host name's answer.
-        self.drain_removed(&previous, &next, config.runtime.drain_timeout);
         self.tables.send_replace(Arc::clone(&next));
         let current = self.state.borrow().clone();
         self.state.send_replace(Arc::new(ControlState { table: next, ..(*current).clone() }));
@@ -271,6 +269,3 @@ fn diff(previous: &DispatchTable, next: &DispatchTable) -> Vec<String> {
     }
     lines
 }
-
-#[cfg(test)]
-mod tests;
