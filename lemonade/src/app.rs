@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context as _, anyhow};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{broadcast, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -15,7 +15,7 @@ use crate::config::port::ConfigService;
 use crate::control::controller::{Controller, Effects, Inbox, Outbox};
 use crate::control::journal::Journal;
 use crate::control::table::DispatchTable;
-use crate::control::{ControlState, Reload, resolve, signals};
+use crate::control::{ControlState, resolve, signals};
 use crate::health::adapters::backend::BackendHealth;
 use crate::health::adapters::probe::TcpProber;
 use crate::health::port::{HealthService, HealthWiring};
@@ -29,6 +29,7 @@ use crate::proxy::adapters::bpf::{Kernel, Unavailable};
 use crate::proxy::adapters::tokio_proxy::{PlaneSettings, TokioProxy};
 use crate::proxy::clock::Clock;
 use crate::proxy::port::{DrainScope, ProxyService};
+use crate::proxy::tap::{self, Tap};
 use crate::shutdown::{Phase, Signals};
 use crate::state_dir::StateDir;
 use crate::{limits, systemd};
@@ -38,6 +39,9 @@ const SIGNALS: usize = 4096;
 
 /// Health transitions that may wait to be written down.
 const TRANSITIONS: usize = 1024;
+
+/// Changes by the operator that may wait for the controller.
+const ORDERS: usize = 64;
 
 /// Time that host names get at start before serving begins without those that are late.
 const FIRST_RESOLUTION: Duration = Duration::from_secs(2);
@@ -53,6 +57,8 @@ pub struct Settings {
     pub config: Arc<Config>,
     /// File it comes from, shown to the operator.
     pub file: PathBuf,
+    /// Environment variables that override its keys.
+    pub environment: Vec<(String, String)>,
     /// Filter of the log.
     pub log: LogHandle,
     /// Shape of access records in the log.
@@ -95,7 +101,7 @@ struct Channels {
 /// # Errors
 /// What could not be bound, locked or opened, in words.
 pub async fn build(settings: Settings) -> anyhow::Result<Bound> {
-    let Settings { service, config, file, log, style, stream } = settings;
+    let Settings { service, config, file, environment, log, style, stream } = settings;
     let clock = Clock::new();
     let process = Arc::new(ProcessCell::default());
     let state_dir = StateDir::open(config.runtime.state_dir.as_deref())?;
@@ -112,18 +118,15 @@ pub async fn build(settings: Settings) -> anyhow::Result<Bound> {
     let (transition_sender, transitions) = mpsc::channel(TRANSITIONS);
     let (updates, update_receiver) = mpsc::channel(1);
     let (reloads, reload_causes) = mpsc::channel(16);
+    let (orders, order_receiver) = mpsc::channel(ORDERS);
     let (health_view, health_receiver) = watch::channel(Arc::default());
     let (tables, table_receiver) = watch::channel(Arc::<DispatchTable>::default());
     let (phase, phase_receiver) = watch::channel(Phase::Starting);
-    let (state, state_receiver) = watch::channel(Arc::new(ControlState {
-        table: Arc::default(),
-        accepted: Reload { version: 0, at: SystemTime::now(), cause: "start".to_owned() },
-        refused: None,
-        pending_restart: Vec::new(),
-    }));
+    let (state, state_receiver) = watch::channel(Arc::new(ControlState::at_start(SystemTime::now())));
     let first = Arc::new(resolve::first(&config, FIRST_RESOLUTION).await);
     let (resolution, resolution_receiver) = watch::channel(Arc::clone(&first));
 
+    let tap = Tap::new(broadcast::channel(tap::BACKLOG).0);
     let workers = config.runtime.workers.unwrap_or_else(cores);
     let plane = TokioProxy::start(PlaneSettings {
         workers,
@@ -134,6 +137,7 @@ pub async fn build(settings: Settings) -> anyhow::Result<Bound> {
         process: Arc::clone(&process),
         recorder: Arc::new(access.clone()),
         signals: signal_sender,
+        tap: tap.clone(),
     })
     .context("cannot start the workers")?;
     let plane = Arc::new(plane);
@@ -161,6 +165,15 @@ pub async fn build(settings: Settings) -> anyhow::Result<Bound> {
         journal,
         log,
         reloads: reloads.clone(),
+        reloading: Arc::default(),
+        readers: Arc::default(),
+        orders,
+        health_view: health_receiver.clone(),
+        resolution: resolution_receiver.clone(),
+        tap,
+        clock,
+        seed,
+        environment,
         config_file: file,
         workers,
         kernel: kernel_words,
@@ -172,6 +185,7 @@ pub async fn build(settings: Settings) -> anyhow::Result<Bound> {
             health: health_receiver,
             resolution: resolution_receiver,
             transitions,
+            orders: order_receiver,
         },
         health: HealthWiring {
             targets: table_receiver.clone(),

@@ -107,7 +107,7 @@ fn run(file: &Path, admin: Option<PathBuf>) -> ExitCode {
     if let Some(socket) = admin {
         environment.push(("LEMONADE__ADMIN__SOCKET".to_owned(), socket.to_string_lossy().into_owned()));
     }
-    let service = Arc::new(FileConfig::new(file.to_owned(), environment));
+    let service = Arc::new(FileConfig::new(file.to_owned(), environment.clone()));
     let config = match service.load() {
         Ok(config) => config,
         Err(error) => return refuse(&error),
@@ -120,6 +120,7 @@ fn run(file: &Path, admin: Option<PathBuf>) -> ExitCode {
         service,
         config,
         file: file.to_owned(),
+        environment,
         log: handle,
         style,
         stream: Box::new(io::stderr()),
@@ -180,7 +181,8 @@ fn doctor(file: Option<&Path>, json: bool) -> ExitCode {
 
 fn status(json: bool, admin: Option<PathBuf>) -> anyhow::Result<()> {
     let socket = admin.unwrap_or_else(default_socket);
-    let answer = runtime()?.block_on(client::fetch(&socket, "GET", "/api/v1/status", Vec::new()));
+    let answer =
+        runtime()?.block_on(client::fetch(&socket, "GET", "/api/v1/status", Vec::new(), client::TIMEOUT));
     let (code, body) = answer?;
     if code != 200 {
         anyhow::bail!("{} answered {code}: {}", socket.display(), String::from_utf8_lossy(&body).trim());

@@ -11,7 +11,7 @@ use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
 
-/// Time for the whole exchange.
+/// Time for the whole exchange, where nothing else is said.
 pub const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Why the admin socket gave no answer.
@@ -24,8 +24,8 @@ pub enum ClientError {
     #[error("permission denied at {}: run as the user of Lemonade, or as root", .0.display())]
     Forbidden(PathBuf),
     /// It took too long.
-    #[error("no answer from {} within {}", .0.display(), humantime::format_duration(TIMEOUT))]
-    TimedOut(PathBuf),
+    #[error("no answer from {} within {}", .0.display(), humantime::format_duration(*.1))]
+    TimedOut(PathBuf, Duration),
     /// Anything else.
     #[error("cannot talk to {}: {cause}", .path.display())]
     Other {
@@ -45,9 +45,10 @@ pub async fn fetch(
     method: &str,
     path: &str,
     body: Vec<u8>,
+    limit: Duration,
 ) -> Result<(u16, Vec<u8>), ClientError> {
-    let exchange = tokio::time::timeout(TIMEOUT, exchange(socket, method, path, body)).await;
-    exchange.unwrap_or_else(|_| Err(ClientError::TimedOut(socket.to_owned())))
+    let exchange = tokio::time::timeout(limit, exchange(socket, method, path, body)).await;
+    exchange.unwrap_or_else(|_| Err(ClientError::TimedOut(socket.to_owned(), limit)))
 }
 
 async fn exchange(

@@ -1,13 +1,19 @@
 //! Where the operator looks and acts: HTTP on a unix socket, and reads also on TCP.
 
 pub mod client;
+pub mod connections;
 mod dump;
+pub mod events;
 mod place;
+pub mod reads;
 pub mod report;
 mod routes;
 mod serve;
 mod sockets;
 pub mod status;
+pub mod steer;
+pub(crate) mod table;
+pub mod words;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -17,10 +23,14 @@ use tokio::sync::{mpsc, watch};
 
 use crate::control::ControlState;
 use crate::control::journal::Journal;
-use crate::health::port::HealthService;
+use crate::control::order::Order;
+use crate::health::port::{HealthService, HealthView};
 use crate::log::LogHandle;
 use crate::metrics::port::MetricsService;
+use crate::model::Resolution;
+use crate::proxy::clock::Clock;
 use crate::proxy::port::ProxyService;
+use crate::proxy::tap::Tap;
 use crate::shutdown::Phase;
 
 pub use place::default_socket;
@@ -46,6 +56,24 @@ pub struct AdminWiring {
     pub log: LogHandle,
     /// Where a reload is asked for; the text is the cause.
     pub reloads: mpsc::Sender<String>,
+    /// Held by whoever waits for the outcome of a reload.
+    pub reloading: Arc<tokio::sync::Mutex<()>>,
+    /// Where changes of backends are asked for.
+    pub orders: mpsc::Sender<Order>,
+    /// Health as it is now.
+    pub health_view: watch::Receiver<Arc<HealthView>>,
+    /// Addresses of host names as they are now.
+    pub resolution: watch::Receiver<Arc<Resolution>>,
+    /// Readers of events.
+    pub readers: Arc<std::sync::atomic::AtomicUsize>,
+    /// What happens to connections.
+    pub tap: Tap,
+    /// The data plane's clock.
+    pub clock: Clock,
+    /// Seed of the flow hash.
+    pub seed: u64,
+    /// Environment variables that override keys of the configuration.
+    pub environment: Vec<(String, String)>,
     /// When the process started.
     pub started: SystemTime,
     /// The configuration file.

@@ -12,10 +12,9 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post, put};
 use serde::Serialize;
 
-use super::AdminWiring;
 use super::dump::dump;
 use super::status::Status;
-use crate::control::journal::{Entry, Kind};
+use super::{AdminWiring, reads, steer};
 use crate::metrics::adapters::prometheus;
 use crate::shutdown::Phase;
 
@@ -34,7 +33,7 @@ pub(super) enum Door {
     Tcp(SocketAddr),
 }
 
-type Wiring = State<Arc<AdminWiring>>;
+pub(super) type Wiring = State<Arc<AdminWiring>>;
 
 /// Everything that `door` offers.
 pub(super) fn router(wiring: Arc<AdminWiring>, door: Door) -> Router {
@@ -43,18 +42,25 @@ pub(super) fn router(wiring: Arc<AdminWiring>, door: Door) -> Router {
         .route("/readyz", get(readyz))
         .route("/metrics", get(metrics))
         .route("/api/v1/status", get(status))
-        .route("/api/v1/dump", get(dump_all));
+        .route("/api/v1/dump", get(dump_all))
+        .route("/api/v1/connections", get(reads::connections))
+        .route("/api/v1/why", get(reads::why))
+        .route("/api/v1/journal", get(reads::journal))
+        .route("/api/v1/series", get(reads::series))
+        .route("/api/v1/events", get(reads::events));
     let routes = match door {
-        Door::Unix => {
-            reads.route("/api/v1/log-filter", put(log_filter)).route("/api/v1/reload", post(reload))
-        }
-        Door::Tcp(_) => {
-            reads.route("/api/v1/log-filter", put(elsewhere)).route("/api/v1/reload", post(elsewhere))
-        }
+        Door::Unix => reads
+            .route("/api/v1/log-filter", put(steer::log_filter))
+            .route("/api/v1/reload", post(steer::reload))
+            .route("/api/v1/backend", post(steer::backend)),
+        Door::Tcp(_) => reads
+            .route("/api/v1/log-filter", put(elsewhere))
+            .route("/api/v1/reload", post(elsewhere))
+            .route("/api/v1/backend", post(elsewhere)),
     };
     routes
         .fallback(async || {
-            (StatusCode::NOT_FOUND, "no such page; the guide lists them: docs/guide/metrics.md\n")
+            (StatusCode::NOT_FOUND, "no such page; the guide lists them: docs/guide/admin.md\n")
         })
         .layer(DefaultBodyLimit::max(MAX_BODY))
         .layer(middleware::from_fn(move |request, next| within_bounds(door, request, next)))
@@ -68,7 +74,12 @@ async fn within_bounds(door: Door, request: Request, next: Next) -> Response {
         let why = "the Host header is not an address of this interface: use its IP address or `localhost`\n";
         return (StatusCode::FORBIDDEN, why).into_response();
     }
-    let answer = tokio::time::timeout(REQUEST_TIMEOUT, next.run(request)).await;
+    // A reload has a limit of its own.
+    let limit = match request.uri().path() {
+        "/api/v1/reload" => steer::RELOAD_TIMEOUT + REQUEST_TIMEOUT,
+        _ => REQUEST_TIMEOUT,
+    };
+    let answer = tokio::time::timeout(limit, next.run(request)).await;
     answer.unwrap_or_else(|_| {
         (StatusCode::REQUEST_TIMEOUT, "the request took longer than 5 s\n").into_response()
     })
@@ -133,50 +144,12 @@ async fn dump_all(State(wiring): Wiring) -> Response {
     json(StatusCode::OK, &dump(&wiring, SystemTime::now()))
 }
 
-async fn log_filter(State(wiring): Wiring, filter: String) -> Response {
-    let before = wiring.log.current();
-    let result = wiring.log.set(&filter);
-    let mut entry = admin_entry(&wiring);
-    entry.diff.push(format!("log filter: {before} -> {}", filter.trim()));
-    if let Err(why) = &result {
-        entry.result.clone_from(why);
-    }
-    wiring.journal.append(&entry);
-    match result {
-        Ok(()) => {
-            let now = wiring.log.current();
-            tracing::info!(filter = %now, "log filter changed through the admin socket");
-            format!("log filter is now {now}\n").into_response()
-        }
-        Err(why) => (StatusCode::BAD_REQUEST, format!("{why}\n")).into_response(),
-    }
-}
-
-async fn reload(State(wiring): Wiring) -> Response {
-    let asked = wiring.reloads.try_send("admin".to_owned());
-    let mut entry = admin_entry(&wiring);
-    entry.diff.push("reload asked for".to_owned());
-    let answer = match asked {
-        Ok(()) => (StatusCode::ACCEPTED, "reload asked for; its result is in `lemonade status`\n"),
-        Err(_) => {
-            "refused: other reloads are waiting".clone_into(&mut entry.result);
-            (StatusCode::SERVICE_UNAVAILABLE, "other reloads are waiting; try again\n")
-        }
-    };
-    wiring.journal.append(&entry);
-    answer.into_response()
-}
-
-fn admin_entry(wiring: &AdminWiring) -> Entry {
-    Entry::new(SystemTime::now(), wiring.control.borrow().accepted.version, "admin", Kind::Admin)
-}
-
 async fn elsewhere() -> Response {
     let why = "changes go through the unix socket only: [admin] socket, or `curl --unix-socket`\n";
     (StatusCode::FORBIDDEN, why).into_response()
 }
 
-fn json(status: StatusCode, body: &impl Serialize) -> Response {
+pub(super) fn json(status: StatusCode, body: &impl Serialize) -> Response {
     match serde_json::to_vec(body) {
         Ok(bytes) => (status, [(header::CONTENT_TYPE, "application/json")], bytes).into_response(),
         Err(error) => {

@@ -1,10 +1,11 @@
 //! Serves the admin sockets within bounds of time, size and number.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use axum::Router;
 use axum::serve::Listener;
+use axum::{Extension, Router};
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
@@ -17,7 +18,7 @@ use super::routes::{self, Door};
 use super::{AdminSockets, AdminWiring};
 
 /// Connections served at a time through each door; others wait to be accepted.
-const MAX_CONNECTIONS: usize = 64;
+const MAX_CONNECTIONS: usize = 256;
 
 /// Time a client may take to send a request's head, and may leave a connection unused.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
@@ -27,6 +28,28 @@ const LIFE: Duration = Duration::from_secs(60);
 
 /// Time that requests under way get after `stop` or the end of a connection's life.
 const GOODBYE: Duration = Duration::from_secs(2);
+
+/// Who is at the other end of a connection.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Peer {
+    /// User id, as the kernel tells it of a unix socket (SO_PEERCRED); `None` over TCP.
+    pub(super) uid: Option<u32>,
+}
+
+/// Whether a connection carries a stream, which may outlive [`LIFE`].
+#[derive(Clone, Debug, Default)]
+pub(super) struct Streaming(Arc<AtomicBool>);
+
+impl Streaming {
+    /// Says that it does.
+    pub(super) fn begin(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
+    fn is_on(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+}
 
 /// Serves `sockets` until `stop`, then removes the unix socket.
 pub async fn serve(sockets: AdminSockets, wiring: AdminWiring, stop: CancellationToken) {
@@ -39,7 +62,7 @@ pub async fn serve(sockets: AdminSockets, wiring: AdminWiring, stop: Cancellatio
         let shared = shared.clone();
         async move {
             match tokio::net::UnixListener::from_std(unix) {
-                Ok(listener) => shared.accept(router, listener).await,
+                Ok(listener) => shared.accept(router, listener, unix_peer).await,
                 Err(error) => tracing::error!(%error, "cannot serve the admin socket"),
             }
         }
@@ -50,7 +73,7 @@ pub async fn serve(sockets: AdminSockets, wiring: AdminWiring, stop: Cancellatio
             let (Some(tcp), Some(address)) = (tcp, address) else { return };
             let router = routes::router(wiring, Door::Tcp(address));
             match tokio::net::TcpListener::from_std(tcp) {
-                Ok(listener) => shared.accept(router, listener).await,
+                Ok(listener) => shared.accept(router, listener, |_| Peer::default()).await,
                 Err(error) => tracing::error!(%error, "cannot serve the admin address"),
             }
         }
@@ -69,14 +92,16 @@ struct Shared {
 }
 
 impl Shared {
-    async fn accept<L: Listener>(&self, router: Router, mut listener: L) {
+    async fn accept<L: Listener>(&self, router: Router, mut listener: L, peer: fn(&L::Io) -> Peer) {
         let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
         loop {
             let slot = Arc::clone(&slots).acquire_owned();
             let Some(Ok(slot)) = self.stop.run_until_cancelled(slot).await else { return };
             // It waits by itself when descriptors run out.
             let Some((io, _)) = self.stop.run_until_cancelled(listener.accept()).await else { return };
-            let connection = connection(io, router.clone(), self.stop.clone());
+            let streaming = Streaming::default();
+            let router = router.clone().layer(Extension(peer(&io))).layer(Extension(streaming.clone()));
+            let connection = connection(io, router, self.stop.clone(), streaming);
             self.tasks.spawn(async move {
                 connection.await;
                 drop(slot);
@@ -85,7 +110,11 @@ impl Shared {
     }
 }
 
-async fn connection<I>(io: I, router: Router, stop: CancellationToken)
+fn unix_peer(io: &tokio::net::UnixStream) -> Peer {
+    Peer { uid: io.peer_cred().ok().map(|credentials| credentials.uid()) }
+}
+
+async fn connection<I>(io: I, router: Router, stop: CancellationToken, streaming: Streaming)
 where
     I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
@@ -98,7 +127,10 @@ where
         .serve_connection(TokioIo::new(io), service);
     let mut served = std::pin::pin!(served);
     let over = async {
-        let _ = tokio::time::timeout(LIFE, stop.cancelled()).await;
+        let stopped = tokio::time::timeout(LIFE, stop.cancelled()).await;
+        if stopped.is_err() && streaming.is_on() {
+            stop.cancelled().await;
+        }
     };
     let result = tokio::select! {
         result = served.as_mut() => result,

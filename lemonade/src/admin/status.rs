@@ -10,7 +10,8 @@ use lemonade_common::{BackendIx, Reason};
 use serde::{Deserialize, Serialize};
 
 use super::AdminWiring;
-use crate::control::table::{DispatchTable, FrontendEntry};
+use crate::control::ControlState;
+use crate::control::table::FrontendEntry;
 use crate::health::port::{History, Outcome};
 use crate::metrics::port::{Sample, Series};
 use crate::metrics::snapshot::{
@@ -171,6 +172,8 @@ pub struct BackendStatus {
     pub weight: u32,
     /// Whether it is enabled.
     pub enabled: bool,
+    /// What was changed of it at run time, in words; `None` when it is as in the file.
+    pub changed: Option<String>,
     /// Connections that exist or are being made.
     pub live: u64,
     /// Of `live`, those not yet connected.
@@ -249,7 +252,7 @@ impl Status {
             last_60s: Rates::over(&own, 60),
             journal_dropped: wiring.journal.dropped(),
             frontends: snapshot.frontends.iter().map(frontend).collect(),
-            pools: pools(&snapshot, &control.table, &wiring.health.histories()),
+            pools: pools(&snapshot, &control, &wiring.health.histories()),
         }
     }
 }
@@ -310,14 +313,20 @@ impl FrontendStatus {
 
 fn pools(
     snapshot: &MetricsSnapshot,
-    table: &DispatchTable,
+    control: &ControlState,
     histories: &BTreeMap<BackendIx, History>,
 ) -> Vec<PoolStatus> {
     let pool = |pool: &PoolCounters| {
-        let settings = table.pools.get(&pool.name);
+        let settings = control.table.pools.get(&pool.name);
         let probed = settings.is_some_and(|entry| entry.pool.health.kind != HealthKind::Off);
-        let backend =
-            |counters: &BackendCounters| BackendStatus::of(counters, histories.get(&counters.ix), probed);
+        let backend = |counters: &BackendCounters| {
+            let mut own = BackendStatus::of(counters, histories.get(&counters.ix), probed);
+            own.changed = control.overrides.words(pool.name.as_str(), counters.name.as_str());
+            if let Some(changed) = &own.changed {
+                own.why = format!("{changed}; {}", own.why);
+            }
+            own
+        };
         PoolStatus {
             name: pool.name.to_string(),
             strategy: pool.strategy.as_str().to_owned(),
@@ -346,6 +355,7 @@ impl BackendStatus {
                 .map(|history| rfc3339(history.since)),
             weight: counters.weight,
             enabled: counters.enabled,
+            changed: None,
             live: counters.live,
             connecting: counters.connecting,
             picks: counters.picks,
@@ -361,7 +371,7 @@ impl BackendStatus {
 
 fn why(counters: &BackendCounters, history: Option<&History>, probed: bool) -> String {
     if !counters.enabled {
-        return "disabled in the configuration".to_owned();
+        return "disabled, no new connections, no probes".to_owned();
     }
     let health = match history.and_then(|history| history.outcomes.last().map(|last| (history.streak, last)))
     {

@@ -15,6 +15,8 @@ use tokio::net::TcpStream;
 use super::client::{ClientError, fetch};
 use super::status::Status;
 use super::{AdminError, bind};
+use crate::control::order::{Refused, RefusedKind};
+use crate::control::overrides::Change;
 use crate::control::{ControlState, Refusal};
 use crate::model::config::Admin;
 use crate::shutdown::Phase;
@@ -37,7 +39,7 @@ impl Client {
     }
 
     async fn unix(&self, method: &str, path: &str, body: &str) -> (u16, String) {
-        let (code, body) = fetch(&self.socket, method, path, body.into()).await.unwrap();
+        let (code, body) = fetch(&self.socket, method, path, body.into(), SOON).await.unwrap();
         (code, String::from_utf8(body).unwrap())
     }
 
@@ -207,17 +209,108 @@ async fn changes_go_through_the_unix_socket_only_and_into_the_journal() {
     assert_eq!(code, 400);
     assert!(why.contains("unknown log level `debgu`"), "{why}");
 
-    assert_eq!(client.unix("POST", "/api/v1/reload", "").await.0, 202);
-    assert_eq!(
-        client.unix("POST", "/api/v1/reload", "").await.0,
-        503,
-        "nobody has taken the first: no waiting"
-    );
-    assert_eq!(served.reloads.recv().await.as_deref(), Some("admin"));
-
     let lines = served.wiring.journal.tail(9);
-    assert_eq!(lines.iter().filter(|line| line.who == "admin" && line.version == 3).count(), 4);
-    assert_eq!(lines.iter().filter(|line| line.result == "accepted").count(), 2);
+    let own = Some(super::place::user());
+    assert_eq!(lines.iter().filter(|line| line.who == "admin" && line.uid == own).count(), 2);
+    assert_eq!(lines.iter().filter(|line| line.result == "accepted").count(), 1);
+}
+
+#[tokio::test]
+async fn a_reload_answers_with_its_own_outcome() {
+    let mut served = Served::bind();
+    let client = Client::of(&served);
+    served.start();
+    let (mut reloads, control) = (served.reloads, served.control);
+    let decide = tokio::spawn(async move {
+        for errors in [None, Some("lemonade.toml:1:1: no such key".to_owned())] {
+            let cause: String = reloads.recv().await.unwrap();
+            control.send_modify(|state| {
+                let mut next = ControlState::clone(state);
+                // The file changed at the same time: that outcome is somebody else's.
+                next.decided = (next.decided.0 + 1, "file changed".to_owned());
+                *state = Arc::new(next);
+            });
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            control.send_modify(|state| {
+                let mut next = ControlState::clone(state);
+                next.decided = (next.decided.0 + 1, cause.clone());
+                next.refused = errors.map(|errors| Refusal { at: SystemTime::UNIX_EPOCH, cause, errors });
+                *state = Arc::new(next);
+            });
+        }
+        control
+    });
+    let (code, text) = client.unix("POST", "/api/v1/reload", "").await;
+    assert_eq!(code, 200, "{text}");
+    let (code, text) = client.unix("POST", "/api/v1/reload", "").await;
+    assert_eq!(code, 422, "{text}");
+    assert!(text.contains("no such key"), "{text}");
+    drop(decide.await.unwrap());
+}
+
+#[tokio::test]
+async fn a_change_of_a_backend_carries_the_callers_uid_and_its_answer() {
+    let mut served = Served::bind();
+    let client = Client::of(&served);
+    served.start();
+    let mut orders = served.orders;
+    let obey = tokio::spawn(async move {
+        let order = orders.recv().await.unwrap();
+        assert_eq!((order.target.as_str(), order.change), ("web/a", Change::Weight(3)));
+        assert_eq!((order.if_version, order.uid), (Some(7), Some(super::place::user())));
+        let refused = Refused { kind: RefusedKind::Stale, why: "at version 8".to_owned() };
+        order.answer.send(Err(refused)).unwrap();
+    });
+    let asked = r#"{"backend": "web/a", "change": {"weight": 3}, "if_version": 7}"#;
+    let (code, text) = client.unix("POST", "/api/v1/backend", asked).await;
+    assert_eq!(code, 412);
+    assert!(text.contains("at version 8"), "{text}");
+    obey.await.unwrap();
+    for wrong in [
+        "",
+        "{}",
+        r#"{"backend": "a", "change": "explode"}"#,
+        r#"{"backend": "a", "change": {"weight": 99999}}"#,
+    ] {
+        assert_eq!(client.unix("POST", "/api/v1/backend", wrong).await.0, 400, "{wrong}");
+    }
+    let over_tcp = format!(
+        "POST /api/v1/backend HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{asked}",
+        asked.len()
+    );
+    assert_eq!(client.tcp(&over_tcp).await.0, 403);
+}
+
+#[tokio::test]
+async fn reads_with_a_query_answer_or_say_what_to_write() {
+    let mut served = Served::bind();
+    let client = Client::of(&served);
+    served.start();
+    for good in [
+        "connections?limit=5&sort=-bytes&filter=web",
+        "connections?ended=true",
+        "journal?limit=3&since=2026-01-01T00:00:00Z",
+        "series?last=10",
+        "series?frontend=web",
+    ] {
+        let (code, text) = client.read(&format!("/api/v1/{good}")).await;
+        assert_eq!(code, 200, "{good}: {text}");
+        serde_json::from_str::<serde_json::Value>(&text).unwrap();
+    }
+    for (bad, advice) in [
+        ("connections?sort=speed", "bytes"),
+        ("connections?limit=many", "limit"),
+        ("connections?colour=red", "colour"),
+        ("why?connection=nobody", "CLIENT:PORT"),
+        ("journal?since=yesterday", "2026"),
+        ("events?kind=party", "decision"),
+        ("events?reason=luck", "queue_full"),
+    ] {
+        let (code, text) = client.read(&format!("/api/v1/{bad}")).await;
+        assert_eq!(code, 400, "{bad}: {text}");
+        assert!(text.contains(advice), "{bad}: {text}");
+    }
+    assert_eq!(client.read("/api/v1/why?connection=17").await.0, 404);
 }
 
 #[tokio::test]
@@ -338,10 +431,10 @@ fn a_taken_address_is_told_with_what_to_do() {
 async fn the_client_says_what_to_do() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("admin.sock");
-    let absent = fetch(&path, "GET", "/", Vec::new()).await.unwrap_err();
+    let absent = fetch(&path, "GET", "/", Vec::new(), SOON).await.unwrap_err();
     assert!(absent.to_string().contains("is Lemonade running?") && absent.to_string().contains("--admin"));
     drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
-    let dead = fetch(&path, "GET", "/", Vec::new()).await.unwrap_err();
+    let dead = fetch(&path, "GET", "/", Vec::new(), SOON).await.unwrap_err();
     assert!(matches!(dead, ClientError::NotRunning(_)), "{dead}");
 }
 
@@ -350,6 +443,6 @@ async fn the_client_does_not_wait_for_ever() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("admin.sock");
     let _silent = std::os::unix::net::UnixListener::bind(&path).unwrap();
-    let error = fetch(&path, "GET", "/", Vec::new()).await.unwrap_err();
-    assert_eq!(error.to_string(), format!("no answer from {} within 5s", path.display()));
+    let error = fetch(&path, "GET", "/", Vec::new(), SOON).await.unwrap_err();
+    assert_eq!(error.to_string(), format!("no answer from {} within 10s", path.display()));
 }

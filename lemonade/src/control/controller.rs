@@ -10,6 +10,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::compile::{commit_cells, compile, open_cells};
 use super::journal::{Entry, Journal, Kind};
+use super::order::{Done, Order, Refused, effect};
+use super::overrides::{self, Overrides};
 use super::plan::plan;
 use super::table::{BackendId, DispatchTable};
 use super::{ControlState, Refusal, Reload};
@@ -33,6 +35,8 @@ pub struct Inbox {
     pub resolution: watch::Receiver<Arc<Resolution>>,
     /// Health transitions, for the journal.
     pub transitions: mpsc::Receiver<Transition>,
+    /// Changes that the operator asks for.
+    pub orders: mpsc::Receiver<Order>,
 }
 
 /// What follows the configuration outside the planes: log level, access log, the service supervisor.
@@ -61,6 +65,8 @@ pub struct Controller {
     at_start: Arc<Config>,
     health: Arc<HealthView>,
     resolution: Arc<Resolution>,
+    file: Arc<Config>,
+    overrides: Arc<Overrides>,
 }
 
 /// Where the controller publishes.
@@ -95,6 +101,8 @@ impl Controller {
             at_start: Arc::clone(&config),
             health: Arc::default(),
             resolution,
+            file: Arc::clone(&config),
+            overrides: Arc::default(),
         };
         controller.accept(&config, "start")?;
         Ok(controller)
@@ -115,6 +123,7 @@ impl Controller {
                     self.refresh();
                 }
                 Some(transition) = inbox.transitions.recv() => self.note(&transition),
+                Some(order) = inbox.orders.recv() => self.obey(order),
                 else => return,
             }
         }
@@ -140,7 +149,76 @@ impl Controller {
         self.effects.settled(self.state.borrow().accepted.version);
     }
 
-    fn accept(&mut self, config: &Arc<Config>, cause: &str) -> Result<(), String> {
+    fn accept(&mut self, file: &Arc<Config>, cause: &str) -> Result<(), String> {
+        let (overrides, ended) = self.overrides.follow(&self.file, file);
+        let (previous, next) = self.commit(file, &overrides)?;
+        self.drain_removed(&previous, &next, file.runtime.drain_timeout);
+        let pending_restart = needs_restart(&self.at_start, file);
+        for key in &pending_restart {
+            tracing::warn!("{key}: changed in the file, takes effect at the next start");
+        }
+        self.process.reloads_accepted.fetch_add(1, Ordering::Relaxed);
+        self.process.last_reload_failed.store(0, Ordering::Relaxed);
+        let mut entry = Entry::new(SystemTime::now(), next.config_version, cause, Kind::Config);
+        entry.diff = diff(&previous, &next);
+        entry.diff.extend(ended);
+        self.file = Arc::clone(file);
+        self.overrides = Arc::new(overrides);
+        self.publish(next, cause, |state| {
+            state.refused = None;
+            state.pending_restart = pending_restart;
+            state.decided = (state.decided.0 + 1, cause.to_owned());
+        });
+        self.journal.append(&entry);
+        Ok(())
+    }
+
+    /// Changes one backend at run time.
+    fn obey(&mut self, order: Order) {
+        let answer = self.try_obey(&order);
+        if let Err(Refused { why, .. }) = &answer {
+            let version = self.state.borrow().accepted.version;
+            let mut entry = Entry::new(SystemTime::now(), version, "admin", Kind::Admin);
+            entry.uid = order.uid;
+            entry.diff = vec![format!("backend {}: {}", order.target, order.change)];
+            entry.result = format!("refused: {why}");
+            self.journal.append(&entry);
+        }
+        // Whoever asked may have gone.
+        let _ = order.answer.send(answer);
+    }
+
+    fn try_obey(&mut self, order: &Order) -> Result<Done, Refused> {
+        let current = self.state.borrow().accepted.version;
+        if let Some(expected) = order.if_version.filter(|expected| *expected != current) {
+            return Err(Refused::stale(expected, current));
+        }
+        let key = overrides::find(&self.file, &order.target).map_err(Refused::unknown)?;
+        let next = self.overrides.with(&self.file, &key, order.change);
+        let file = Arc::clone(&self.file);
+        let (before, table) = self.commit(&file, &next).map_err(Refused::failed)?;
+        let mut lines = diff(&before, &table);
+        if lines.is_empty() {
+            lines.push(format!("backend {}/{}: {}: as it was", key.0, key.1, order.change));
+        }
+        lines.extend(effect(&table, &key, next.words(key.0.as_str(), key.1.as_str())));
+        let version = table.config_version;
+        let mut entry = Entry::new(SystemTime::now(), version, "admin", Kind::Admin);
+        (entry.uid, entry.diff) = (order.uid, lines.clone());
+        self.overrides = Arc::new(next);
+        self.publish(table, "admin", |_| {});
+        self.journal.append(&entry);
+        tracing::info!(version, uid = order.uid, "changed through the admin socket: {}", lines.join("; "));
+        Ok(Done { version, lines })
+    }
+
+    /// Compiles `file` with `overrides` and gives the table to the plane; tells the table before it and the new one.
+    fn commit(
+        &mut self,
+        file: &Arc<Config>,
+        overrides: &Overrides,
+    ) -> Result<(Arc<DispatchTable>, Arc<DispatchTable>), String> {
+        let config = &overrides.lay_over(file);
         let previous = self.tables.borrow().clone();
         let version = previous.config_version + 1;
         let next = Arc::new(compile(config, version, &self.health, &self.resolution, &previous));
@@ -154,25 +232,19 @@ impl Controller {
             return Err(error.to_string());
         }
         commit_cells(&previous, &next);
-        self.drain_removed(&previous, &next, config.runtime.drain_timeout);
-        let pending_restart = needs_restart(&self.at_start, config);
-        for key in &pending_restart {
-            tracing::warn!("{key}: changed in the file, takes effect at the next start");
-        }
-        self.process.reloads_accepted.fetch_add(1, Ordering::Relaxed);
-        self.process.last_reload_failed.store(0, Ordering::Relaxed);
-        let at = SystemTime::now();
-        let mut entry = Entry::new(at, version, cause, Kind::Config);
-        entry.diff = diff(&previous, &next);
-        self.tables.send_replace(Arc::clone(&next));
-        self.state.send_replace(Arc::new(ControlState {
-            table: next,
-            accepted: Reload { version, at, cause: cause.to_owned() },
-            refused: None,
-            pending_restart,
-        }));
-        self.journal.append(&entry);
-        Ok(())
+        Ok((previous, next))
+    }
+
+    /// Publishes a table that the plane has taken.
+    fn publish(&self, table: Arc<DispatchTable>, cause: &str, change: impl FnOnce(&mut ControlState)) {
+        self.tables.send_replace(Arc::clone(&table));
+        let mut state = ControlState::clone(&self.state.borrow());
+        let version = table.config_version;
+        state.accepted = Reload { version, at: SystemTime::now(), cause: cause.to_owned() };
+        (state.file, state.overrides) = (Some(Arc::clone(&self.file)), Arc::clone(&self.overrides));
+        state.table = table;
+        change(&mut state);
+        self.state.send_replace(Arc::new(state));
     }
 
     /// Gives the connections of what left the table until the drain deadline.
@@ -207,7 +279,8 @@ impl Controller {
         entry.result = format!("refused: {errors}");
         self.journal.append(&entry);
         let refused = Some(Refusal { at, cause: cause.to_owned(), errors });
-        self.state.send_replace(Arc::new(ControlState { refused, ..(*current).clone() }));
+        let decided = (current.decided.0 + 1, cause.to_owned());
+        self.state.send_replace(Arc::new(ControlState { refused, decided, ..(*current).clone() }));
     }
 
     /// Compiles again with health and host names as they are now.

@@ -30,6 +30,9 @@ pub struct Entry {
     pub version: u64,
     /// Who caused it: `start`, `file changed`, `SIGHUP`, `admin`, `health`.
     pub who: String,
+    /// User id of who asked through the admin socket.
+    #[serde(default)]
+    pub uid: Option<u32>,
     /// What it was about.
     pub what: Kind,
     /// What changed, in sentences.
@@ -57,6 +60,7 @@ impl Entry {
             time: humantime::format_rfc3339_millis(at).to_string(),
             version,
             who: who.into(),
+            uid: None,
             what,
             diff: Vec::new(),
             result: "accepted".to_owned(),

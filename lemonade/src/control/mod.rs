@@ -3,6 +3,8 @@
 pub mod compile;
 pub mod controller;
 pub mod journal;
+pub mod order;
+pub mod overrides;
 pub mod plan;
 pub mod resolve;
 pub mod signals;
@@ -11,7 +13,10 @@ pub mod table;
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use overrides::Overrides;
 use table::DispatchTable;
+
+use crate::model::Config;
 
 /// What the controller committed last, and what it refused last; published for health and admin.
 #[derive(Clone, Debug)]
@@ -24,6 +29,27 @@ pub struct ControlState {
     pub refused: Option<Refusal>,
     /// Settings that changed in the file but take effect only at the next start, in words.
     pub pending_restart: Vec<String>,
+    /// The configuration as the file has it; `None` only before the first.
+    pub file: Option<Arc<Config>>,
+    /// What was changed at run time; the table's configuration is the file with these laid over it.
+    pub overrides: Arc<Overrides>,
+    /// Configurations decided on, good or bad, and who asked for the last.
+    pub decided: (u64, String),
+}
+
+impl ControlState {
+    /// The state before the first commit.
+    pub fn at_start(at: SystemTime) -> Self {
+        Self {
+            table: Arc::default(),
+            accepted: Reload { version: 0, at, cause: "start".to_owned() },
+            refused: None,
+            pending_restart: Vec::new(),
+            file: None,
+            overrides: Arc::default(),
+            decided: (0, String::new()),
+        }
+    }
 }
 
 /// How a configuration was accepted.

@@ -10,7 +10,7 @@ use lemonade_common::{BackendIx, FlowKey};
 use crate::control::table::{BackendEntry, BackendId, DispatchTable, PoolEntry};
 use crate::model::config::{Health, HealthKind, Status, WhenAllDown};
 use crate::model::{Backend, Name, Pool, StrategyKind, Target};
-use crate::strategy::port::{Candidate, PoolView, StrategyService};
+use crate::strategy::port::{Basis, Pick, PoolView, StrategyService};
 
 #[derive(Debug)]
 struct First;
@@ -20,8 +20,8 @@ impl StrategyService for First {
         StrategyKind::RoundRobin
     }
 
-    fn pick<'a>(&self, view: &PoolView<'a>, _flow: &FlowKey) -> Option<&'a Candidate> {
-        view.candidates.first()
+    fn pick<'a>(&self, view: &PoolView<'a>, _flow: &FlowKey) -> Option<Pick<'a>> {
+        view.candidates.first().map(|candidate| Pick { candidate, basis: Basis::Only })
     }
 }
 

@@ -14,7 +14,7 @@ use crate::model::config::{
     Runtime, Status, StrategyKind, Target, WhenAllDown,
 };
 use crate::model::{BackendCell, FrontendCell, Name, PoolCell};
-use crate::strategy::port::{Candidate, PoolView, StrategyService};
+use crate::strategy::port::{Pick, PoolView, StrategyService};
 
 #[derive(Debug)]
 struct Never;
@@ -24,7 +24,7 @@ impl StrategyService for Never {
         StrategyKind::RoundRobin
     }
 
-    fn pick<'a>(&self, _view: &PoolView<'a>, _flow: &FlowKey) -> Option<&'a Candidate> {
+    fn pick<'a>(&self, _view: &PoolView<'a>, _flow: &FlowKey) -> Option<Pick<'a>> {
         None
     }
 }
@@ -71,7 +71,7 @@ pub(crate) fn state(frontends: &[&str], backends: &[&str]) -> ControlState {
         table: Arc::new(table),
         accepted: Reload { version: 3, at: SystemTime::UNIX_EPOCH, cause: "start".to_owned() },
         refused: None,
-        pending_restart: Vec::new(),
+        ..ControlState::at_start(SystemTime::UNIX_EPOCH)
     }
 }
 

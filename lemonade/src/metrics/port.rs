@@ -146,6 +146,34 @@ pub struct Series {
     pub samples: Vec<Sample>,
 }
 
+/// One second of a backend's time series.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct BackendSample {
+    /// Connections live at its end.
+    pub live: u32,
+    /// Times it was picked in it.
+    pub picks: u32,
+    /// Connects that failed and resets in it.
+    pub failures: u32,
+    /// Moving average of the time to its first byte at its end, microseconds; 0: not measured.
+    pub first_byte_us: u32,
+    /// Moving average of its connect time at its end, microseconds; 0: not measured.
+    pub connect_us: u32,
+}
+
+/// Time series of one address of one backend, oldest first, a second apart, 10 minutes at most.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct BackendSeries {
+    /// Pool.
+    pub pool: String,
+    /// Backend.
+    pub name: String,
+    /// Address.
+    pub address: String,
+    /// Samples, oldest first.
+    pub samples: Vec<BackendSample>,
+}
+
 /// Reads counters and keeps their history.
 pub trait MetricsService: Send + Sync {
     /// Takes a sample each second until `stop`.
@@ -156,4 +184,7 @@ pub trait MetricsService: Send + Sync {
 
     /// Series of the process (`None`) or of one frontend.
     fn series(&self, frontend: Option<&Name>) -> Series;
+
+    /// Series of each backend in the table that has one.
+    fn backend_series(&self) -> Vec<BackendSeries>;
 }

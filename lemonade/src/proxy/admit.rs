@@ -59,6 +59,11 @@ impl Member {
     pub(super) fn flow(&self) -> &Flow {
         &self.flow
     }
+
+    /// The connections that it is among.
+    pub(super) fn flows(&self) -> &Flows {
+        &self.flows
+    }
 }
 
 impl Drop for Member {

@@ -15,9 +15,10 @@ use super::relay::{self, State, copy};
 use super::seat::{Seat, Workers};
 use super::shared::Shared;
 use super::socket::{Liveness, reset_on_close, set_liveness, unacknowledged};
+use super::tap::EventKind;
 use crate::control::table::FrontendEntry;
 use crate::health::port::SignalKind;
-use crate::metrics::port::{AccessRecord, End, Route};
+use crate::metrics::port::{AccessRecord, End};
 use crate::model::Moment;
 use crate::model::time::micros;
 
@@ -47,7 +48,7 @@ pub(super) fn accepted(
     if let Some(reason) = refused {
         reset_on_close(&client);
         drop(client);
-        finish(shared, &flow, End::Refused(reason), None);
+        finish(shared, &context.flows, &flow, End::Refused(reason));
         leave(&shared.process, &flow.frontend.cell);
         return;
     }
@@ -102,7 +103,7 @@ fn serve(
                 reset_on_close(backend);
             }
         }
-        finish(shared, flow, end, held.as_ref());
+        finish(shared, member.flows(), flow, end);
         // The sockets close before the connection stops counting: a limit is never passed, not even for a moment.
         drop(held);
         drop((client, member));
@@ -125,7 +126,10 @@ fn attempt<'a>(
         loop {
             // Boxed, since it is large and gone once the backend is connected: most connections wait in the relay.
             match Box::pin(establish(shared, &entry, version, client, flow, &mut spent)).await {
-                Ok(established) => *held = Some(established),
+                Ok((established, routed)) => {
+                    flow.routed(routed);
+                    *held = Some(established);
+                }
                 Err(reason) => {
                     // The pool changed under way: what it lists now may serve where nothing did.
                     if may_pass(reason)
@@ -141,7 +145,7 @@ fn attempt<'a>(
             let Some(now_held) = &*held else { return End::Closed };
             let Established { stream, slot, .. } = now_held;
             let backend = slot.backend();
-            flow.routed(Arc::clone(slot.entry()), slot.position());
+            shared.tap.tell(EventKind::Decision, || flow.view(shared.clock.now()));
             let meter = Watch::new(shared, flow, now_held);
             let end = copy::copy(client, stream, &mut state, shared.buffer, &meter).await;
             if end != End::BackendReset {
@@ -240,46 +244,43 @@ async fn flush(survivor: &TcpStream) {
     }
 }
 
-fn finish(shared: &Shared, flow: &Flow, end: End, held: Option<&Established>) {
+fn finish(shared: &Shared, flows: &Flows, flow: &Flow, end: End) {
     flow.fold();
-    let duration = shared.clock.now().since(flow.started);
+    let now = shared.clock.now();
+    let duration = now.since(flow.started);
     let cell = &flow.frontend.cell;
-    if let End::Refused(reason) = end {
-        cell.refused[reason.index()].fetch_add(1, Ordering::Relaxed);
-    }
+    let kind = match end {
+        End::Refused(reason) => {
+            cell.refused[reason.index()].fetch_add(1, Ordering::Relaxed);
+            EventKind::Refusal
+        }
+        End::Closed
+        | End::ClientReset
+        | End::BackendReset
+        | End::ClientTimeout
+        | End::BackendTimeout
+        | End::IdleTimeout
+        | End::DrainDeadline => EventKind::End,
+    };
     cell.session_seconds.observe(micros(duration));
-    if !shared.recorder.enabled() {
-        return;
+    let mut ended = flow.view(now);
+    ended.end = Some((end, now));
+    shared.tap.tell(kind, || ended.clone());
+    if shared.recorder.enabled() {
+        shared.recorder.record(AccessRecord {
+            id: flow.id,
+            started: shared.clock.wall(flow.started),
+            duration,
+            frontend: ended.frontend.clone(),
+            client: flow.client,
+            local: flow.local,
+            route: ended.route.clone(),
+            bytes_up: ended.bytes_up,
+            bytes_down: ended.bytes_down,
+            end,
+        });
     }
-    let (bytes_up, bytes_down) = flow.bytes();
-    shared.recorder.record(AccessRecord {
-        id: flow.id,
-        started: shared.clock.wall(flow.started),
-        duration,
-        frontend: flow.frontend.frontend.name.clone(),
-        client: flow.client,
-        local: flow.local,
-        route: held.map(|held| route(held, flow.local.port())),
-        bytes_up,
-        bytes_down,
-        end,
-    });
-}
-
-fn route(held: &Established, port: u16) -> Route {
-    let pool = &held.slot.entry().pool;
-    let backend = held.slot.backend();
-    Route {
-        pool: pool.pool.name.clone(),
-        backend: backend.id.name.clone(),
-        address: backend.id.address(port),
-        strategy: pool.strategy.strategy(),
-        candidates: u32::try_from(pool.candidates.len()).unwrap_or(u32::MAX),
-        attempts: held.attempts,
-        hedged: held.hedged,
-        table_version: held.table_version,
-        connect: held.connect,
-    }
+    flows.recent.keep(ended);
 }
 
 #[cfg(test)]

@@ -16,23 +16,19 @@ use tokio::time::{sleep_until, timeout_at};
 
 use super::admit::{Queued, Slot, Undecided};
 use super::budget;
-use super::flow::Flow;
+use super::flow::{Flow, Routed};
 use super::shared::Shared;
 use super::socket::{ConnectFault, connect_fault, connector};
 use crate::control::table::{FrontendEntry, PoolEntry};
 use crate::health::port::SignalKind;
 use crate::model::Moment;
 use crate::model::time::micros;
-use crate::strategy::port::{Candidate, PoolView};
+use crate::strategy::port::{Basis, Candidate, PoolView};
 
-/// A connected backend, and how it was come by.
+/// A connected backend; how it was come by is told to the flow.
 pub(super) struct Established {
     pub(super) stream: TcpStream,
     pub(super) slot: Slot,
-    pub(super) table_version: u64,
-    pub(super) connect: Duration,
-    pub(super) attempts: u32,
-    pub(super) hedged: bool,
 }
 
 /// What a connection has used up on its way to a backend; kept for a retry after a reset.
@@ -105,7 +101,7 @@ pub(super) async fn establish(
     client: &TcpStream,
     flow: &Flow,
     spent: &mut Spent,
-) -> Result<Established, Reason> {
+) -> Result<(Established, Routed), Reason> {
     let dial = Dial { shared, entry, key: FlowKey::tcp(flow.client, flow.local), port: flow.local.port() };
     let tried = &mut Tried { backends: vec![spent.avoid], picks: 0 };
     let settings = &entry.frontend;
@@ -125,9 +121,18 @@ pub(super) async fn establish(
                 match result {
                     Ok(stream) => {
                         dial.leave_behind(racing);
+                        let basis = connecting.basis;
                         let (slot, connect) = dial.connected(connecting);
-                        let (attempts, hedged) = (u32::from(spent.attempts), lane == 1);
-                        return Ok(Established { stream, slot, table_version, connect, attempts, hedged });
+                        let routed = Routed {
+                            entry: Arc::clone(slot.entry()),
+                            position: slot.position(),
+                            attempts: spent.attempts,
+                            hedged: lane == 1,
+                            connect_us: u32::try_from(micros(connect)).unwrap_or(u32::MAX),
+                            table_version,
+                            basis,
+                        };
+                        return Ok((Established { stream, slot }, routed));
                     }
                     Err(error) => dial.failed(&connecting, connect_fault(&error)),
                 }
@@ -138,10 +143,10 @@ pub(super) async fn establish(
                     hedge = None;
                     // A race takes no slot that somebody waits for.
                     if entry.pool.cell.waiting.is_empty()
-                        && let Pick::Found(slot) = dial.pick(tried)
+                        && let Pick::Found(found) = dial.pick(tried)
                     {
                         entry.pool.cell.hedges.fetch_add(1, Ordering::Relaxed);
-                        racing[1] = Some(dial.start(slot, tried));
+                        racing[1] = Some(dial.start(found, tried));
                         spent.attempts += 1;
                     }
                 }
@@ -179,6 +184,7 @@ pub(super) async fn establish(
 /// A connect on its way.
 struct Connecting {
     slot: Slot,
+    basis: Basis,
     _undecided: Undecided,
     started: Moment,
     stream: Pin<Box<dyn Future<Output = io::Result<TcpStream>> + Send>>,
@@ -186,7 +192,7 @@ struct Connecting {
 
 /// What a pick found.
 enum Pick {
-    Found(Slot),
+    Found((Slot, Basis)),
     /// Some backend would do, but for its `max_connections`.
     Full,
     /// No backend is left.
@@ -228,11 +234,12 @@ impl<'a> Dial<'a> {
                     excluded: &tried.backends,
                     desperate,
                 };
-                let Some(candidate) = pool.strategy.pick(&view, &self.key) else { break };
+                let Some(picked) = pool.strategy.pick(&view, &self.key) else { break };
+                let candidate = picked.candidate;
                 let slot = Slot::take(self.entry, candidate.position, candidate.max_connections);
                 if let Some(slot) = slot {
                     candidate.cell.picks.fetch_add(1, Ordering::Relaxed);
-                    return Pick::Found(slot);
+                    return Pick::Found((slot, picked.basis));
                 }
             }
         }
@@ -245,12 +252,12 @@ impl<'a> Dial<'a> {
         client: &TcpStream,
         tried: &mut Tried,
         queued: &mut Moment,
-    ) -> Result<Slot, Reason> {
+    ) -> Result<(Slot, Basis), Reason> {
         let pool = self.pool();
         // Who comes while others wait waits behind them, even if a slot has just come free.
         if pool.cell.waiting.is_empty() {
             match self.pick(tried) {
-                Pick::Found(slot) => return Ok(slot),
+                Pick::Found(found) => return Ok(found),
                 Pick::Nothing => return Err(Reason::NoBackendUp),
                 Pick::Full => {}
             }
@@ -278,7 +285,7 @@ impl<'a> Dial<'a> {
                 return Err(Reason::BackendsFull);
             }
             match self.pick(tried) {
-                Pick::Found(slot) => return Ok(slot),
+                Pick::Found(found) => return Ok(found),
                 Pick::Nothing => return Err(Reason::NoBackendUp),
                 Pick::Full => {}
             }
@@ -296,7 +303,7 @@ impl<'a> Dial<'a> {
         now.is_some_and(|now| !Arc::ptr_eq(&now.pool, &self.entry.pool))
     }
 
-    fn start(&self, slot: Slot, tried: &mut Tried) -> Connecting {
+    fn start(&self, (slot, basis): (Slot, Basis), tried: &mut Tried) -> Connecting {
         let backend = slot.backend();
         tried.backends.push(backend.ix);
         let address = backend.id.address(self.port);
@@ -307,7 +314,7 @@ impl<'a> Dial<'a> {
             Err(error) => Box::pin(std::future::ready(Err(error))),
         };
         let started = self.shared.clock.now();
-        Connecting { _undecided: Undecided::count(&slot), slot, started, stream }
+        Connecting { _undecided: Undecided::count(&slot), slot, basis, started, stream }
     }
 
     /// Blames the backend for a failed connect, unless this host was at fault.

@@ -10,9 +10,12 @@ use std::time::Duration;
 use futures_util::task::AtomicWaker;
 use slab::Slab;
 
+use super::port::{Connection, Decision};
+use super::recent::Recent;
 use crate::control::table::{BackendId, FrontendEntry};
-use crate::metrics::port::End;
+use crate::metrics::port::{End, Route};
 use crate::model::Moment;
+use crate::strategy::port::Basis;
 
 /// Upstream (towards the backend) or downstream (towards the client).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,7 +39,7 @@ pub struct Flow {
     pub started: Moment,
     /// Frontend as it was then.
     pub frontend: Arc<FrontendEntry>,
-    route: Mutex<Option<(Arc<FrontendEntry>, u32)>>,
+    route: Mutex<Option<Routed>>,
     up: AtomicU64,
     down: AtomicU64,
     folded_up: AtomicU64,
@@ -45,6 +48,51 @@ pub struct Flow {
     active: AtomicU32,
     order: AtomicU8,
     waker: AtomicWaker,
+}
+
+/// Which backend carries a connection, and how it was come by.
+#[derive(Clone, Debug)]
+pub struct Routed {
+    /// Table entry that it was picked from.
+    pub entry: Arc<FrontendEntry>,
+    /// Position in the pool of `entry`.
+    pub position: u32,
+    /// Connects made.
+    pub attempts: u16,
+    /// Whether it won a race against a late first connect.
+    pub hedged: bool,
+    /// Microseconds its connect took.
+    pub connect_us: u32,
+    /// Version of the table that was consulted.
+    pub table_version: u64,
+    /// What the strategy went by.
+    pub basis: Basis,
+}
+
+impl Routed {
+    fn route(&self, port: u16) -> Route {
+        let pool = &self.entry.pool;
+        let backend = &pool.backends[self.position as usize];
+        Route {
+            pool: pool.pool.name.clone(),
+            backend: backend.id.name.clone(),
+            address: backend.id.address(port),
+            strategy: pool.strategy.strategy(),
+            candidates: u32::try_from(pool.candidates.len()).unwrap_or(u32::MAX),
+            attempts: u32::from(self.attempts),
+            hedged: self.hedged,
+            table_version: self.table_version,
+            connect: Duration::from_micros(u64::from(self.connect_us)),
+        }
+    }
+
+    fn decision(&self) -> Decision {
+        let rival = match self.basis {
+            Basis::Cheaper { rival, .. } => self.entry.pool.backends.get(rival as usize),
+            Basis::Only | Basis::Turn(_) | Basis::Passed(_) | Basis::Lowest { .. } => None,
+        };
+        Decision { basis: self.basis, rival: rival.map(|backend| backend.id.name.clone()) }
+    }
 }
 
 const YOUNG: u8 = 0;
@@ -82,9 +130,30 @@ impl Flow {
         }
     }
 
-    /// Says which backend carries it: its position in the pool of `entry`.
-    pub fn routed(&self, entry: Arc<FrontendEntry>, position: u32) {
-        *self.route() = Some((entry, position));
+    /// Says which backend carries it.
+    pub fn routed(&self, routed: Routed) {
+        *self.route() = Some(routed);
+    }
+
+    /// As it is at `now`.
+    pub fn view(&self, now: Moment) -> Connection {
+        let route = self.route();
+        let (bytes_up, bytes_down) = self.bytes();
+        Connection {
+            id: self.id,
+            client: self.client,
+            local: self.local,
+            started: self.started,
+            frontend: self.frontend.frontend.name.clone(),
+            pool: self.frontend.pool.pool.name.clone(),
+            relay: "copy",
+            route: route.as_ref().map(|routed| routed.route(self.local.port())),
+            decision: route.as_ref().map(Routed::decision),
+            bytes_up,
+            bytes_down,
+            idle_seconds: seconds(now).saturating_sub(self.active.load(Ordering::Relaxed)),
+            end: None,
+        }
     }
 
     /// Whether one of the backends `ids` carries it.
@@ -92,10 +161,10 @@ impl Flow {
         let route = self.route();
         route
             .as_ref()
-            .is_some_and(|(entry, position)| ids.contains(&entry.pool.backends[*position as usize].id))
+            .is_some_and(|routed| ids.contains(&routed.entry.pool.backends[routed.position as usize].id))
     }
 
-    fn route(&self) -> MutexGuard<'_, Option<(Arc<FrontendEntry>, u32)>> {
+    fn route(&self) -> MutexGuard<'_, Option<Routed>> {
         // Nothing inside panics half-way, so a poisoned lock still holds a whole route.
         self.route.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -127,7 +196,7 @@ impl Flow {
         let cell = &self.frontend.cell;
         cell.bytes_up.fetch_add(up, Ordering::Relaxed);
         cell.bytes_down.fetch_add(down, Ordering::Relaxed);
-        if let Some((entry, position)) = &*self.route() {
+        if let Some(Routed { entry, position, .. }) = &*self.route() {
             let backend = &entry.pool.backends[*position as usize].cell;
             backend.bytes_up.fetch_add(up, Ordering::Relaxed);
             backend.bytes_down.fetch_add(down, Ordering::Relaxed);
@@ -184,14 +253,43 @@ fn seconds(moment: Moment) -> u32 {
 }
 
 /// The connections of one worker.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Flows {
+    pub(super) recent: Recent,
     slab: Mutex<Slab<Arc<Flow>>>,
     joined: AtomicU64,
     live: AtomicUsize,
 }
 
+/// Connections that [`Flows::list`] looks at before it lets the worker go on.
+const GLANCE: usize = 256;
+
 impl Flows {
+    /// None yet; keeps this worker's share of the ended ones that `workers` keep together.
+    pub fn share_of(workers: usize) -> Self {
+        Self {
+            recent: Recent::share_of(workers),
+            slab: Mutex::default(),
+            joined: AtomicU64::new(0),
+            live: AtomicUsize::new(0),
+        }
+    }
+
+    /// All of them; the worker waits for a glance at a few at most, so those that come and go meanwhile may be missing.
+    pub fn list(&self) -> Vec<Arc<Flow>> {
+        let mut listed = Vec::with_capacity(self.len());
+        let mut next = 0;
+        loop {
+            let slab = self.lock();
+            let end = (next + GLANCE).min(slab.capacity());
+            listed.extend((next..end).filter_map(|key| slab.get(key)).map(Arc::clone));
+            if end == slab.capacity() {
+                return listed;
+            }
+            next = end;
+        }
+    }
+
     /// Adds a connection; the key removes it.
     pub fn insert(&self, flow: Arc<Flow>) -> usize {
         self.joined.fetch_add(1, Ordering::Relaxed);

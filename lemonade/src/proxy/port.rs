@@ -7,7 +7,9 @@ use std::time::Duration;
 
 use crate::BoxFuture;
 use crate::control::table::{BackendId, DispatchTable};
-use crate::model::Name;
+use crate::metrics::port::{End, Route};
+use crate::model::{Moment, Name};
+use crate::strategy::port::Basis;
 
 use super::error::ApplyError;
 
@@ -43,6 +45,55 @@ pub struct PlaneCounters {
     pub table_version: u64,
 }
 
+/// A connection at one moment, or as it ended.
+#[derive(Clone, Debug)]
+pub struct Connection {
+    /// Number, unique in the process.
+    pub id: u64,
+    /// Client.
+    pub client: SocketAddr,
+    /// Address that the client used.
+    pub local: SocketAddr,
+    /// When it was accepted.
+    pub started: Moment,
+    /// Frontend it came to.
+    pub frontend: Name,
+    /// Pool of that frontend.
+    pub pool: Name,
+    /// How its bytes are moved.
+    pub relay: &'static str,
+    /// Where it went; `None` as long as no backend is connected.
+    pub route: Option<Route>,
+    /// Why it went there.
+    pub decision: Option<Decision>,
+    /// Bytes from client to backend.
+    pub bytes_up: u64,
+    /// Bytes from backend to client.
+    pub bytes_down: u64,
+    /// Whole seconds without a byte.
+    pub idle_seconds: u32,
+    /// How and when it ended; `None` while it lives.
+    pub end: Option<(End, Moment)>,
+}
+
+/// Why a backend was picked.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Decision {
+    /// What the strategy went by.
+    pub basis: Basis,
+    /// Name of the backend that lost, where two were compared.
+    pub rival: Option<Name>,
+}
+
+/// Which connections to list.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Which {
+    /// Those that exist.
+    Live,
+    /// The last that ended, refused ones among them; bounded.
+    Ended,
+}
+
 /// A data plane.
 pub trait ProxyService: Send + Sync {
     /// What it can carry.
@@ -60,4 +111,7 @@ pub trait ProxyService: Send + Sync {
 
     /// What it carries now.
     fn observe(&self) -> PlaneCounters;
+
+    /// The connections that it carries or has carried, in no order; traffic does not wait for the list.
+    fn connections(&self, which: Which) -> Vec<Connection>;
 }

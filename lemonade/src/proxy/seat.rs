@@ -61,8 +61,9 @@ mod tests {
     }
     #[tokio::test]
     async fn the_lightest_worker_takes_over_from_a_heavy_one() {
-        let seats: Vec<Seat> =
-            (0..3).map(|_| Seat { flows: Arc::default(), runtime: Handle::current() }).collect();
+        let seats: Vec<Seat> = (0..3)
+            .map(|_| Seat { flows: Arc::new(Flows::share_of(3)), runtime: Handle::current() })
+            .collect();
         let workers = Workers::default();
         assert!(workers.lighter_than(&seats[0].flows).is_none(), "alone until all are known");
         workers.seat(seats.clone());

@@ -8,6 +8,7 @@ use lemonade_common::BackendIx;
 use tokio::sync::mpsc;
 
 use super::clock::Clock;
+use super::tap::Tap;
 use crate::control::table::DispatchTable;
 use crate::health::port::{Signal, SignalKind};
 use crate::metrics::port::Recorder;
@@ -21,6 +22,7 @@ pub(super) struct Shared {
     pub(super) process: Arc<ProcessCell>,
     pub(super) recorder: Arc<dyn Recorder>,
     signals: mpsc::Sender<Signal>,
+    pub(super) tap: Tap,
     pub(super) clock: Clock,
     pub(super) seed: u64,
     /// Bytes of a relay buffer.
@@ -51,6 +53,7 @@ impl Shared {
         process: Arc<ProcessCell>,
         recorder: Arc<dyn Recorder>,
         signals: mpsc::Sender<Signal>,
+        tap: Tap,
         clock: Clock,
         seed: u64,
         buffer: usize,
@@ -61,6 +64,7 @@ impl Shared {
             process,
             recorder,
             signals,
+            tap,
             clock,
             seed,
             buffer,

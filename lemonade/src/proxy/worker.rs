@@ -67,12 +67,13 @@ impl Worker {
     pub(super) fn start(
         index: usize,
         shared: Arc<Shared>,
+        flows: Flows,
         (commands, inbox): (mpsc::UnboundedSender<Command>, mpsc::UnboundedReceiver<Command>),
         workers: Arc<Workers>,
         ended: CancellationToken,
     ) -> io::Result<Self> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let flows = Arc::new(Flows::default());
+        let flows = Arc::new(flows);
         let seat = Seat { flows: Arc::clone(&flows), runtime: runtime.handle().clone() };
         let context = Arc::new(Context { shared, flows: Arc::clone(&flows), workers });
         let thread = std::thread::Builder::new().name(format!("worker-{index}")).spawn(move || {

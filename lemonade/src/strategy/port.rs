@@ -52,11 +52,52 @@ impl PoolView<'_> {
     }
 }
 
+/// A candidate that was picked, and by what.
+#[derive(Clone, Copy, Debug)]
+pub struct Pick<'a> {
+    /// The candidate.
+    pub candidate: &'a Candidate,
+    /// Why this one.
+    pub basis: Basis,
+}
+
+/// What a pick went by, in numbers; kept with each connection, so it is small.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Basis {
+    /// No other was eligible.
+    Only,
+    /// It was its turn, of this number.
+    Turn(u64),
+    /// The turn of this number fell to a backend that was not eligible.
+    Passed(u64),
+    /// It had the lowest load, which so many shared.
+    Lowest {
+        /// Connections per weight, this one included; 0 without any.
+        load: f32,
+        /// Candidates with that load.
+        equals: u32,
+    },
+    /// It was the cheaper of two that were drawn.
+    Cheaper {
+        /// What it costs by the formula of the strategy.
+        cost: f32,
+        /// The other, as position in the pool.
+        rival: u32,
+        /// What the other costs.
+        rival_cost: f32,
+    },
+}
+
 /// A balancing strategy. It lives in its pool's table entry, so it swaps with it.
 pub trait StrategyService: Debug + Send + Sync {
     /// Which of the strategies this is.
     fn strategy(&self) -> StrategyKind;
 
     /// Picks an eligible candidate, or `None` if there is none. Sync and allocation-free.
-    fn pick<'a>(&self, view: &PoolView<'a>, flow: &FlowKey) -> Option<&'a Candidate>;
+    fn pick<'a>(&self, view: &PoolView<'a>, flow: &FlowKey) -> Option<Pick<'a>>;
+
+    /// What a connection to `candidate` costs now, lower is better; `None` for a strategy that goes by turns.
+    fn cost(&self, _candidate: &Candidate, _now: Moment) -> Option<f64> {
+        None
+    }
 }

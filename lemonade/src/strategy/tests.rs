@@ -83,7 +83,7 @@ impl Bench {
             desperate: false,
         };
         let flow = FlowKey::tcp(([198, 51, 100, 7], 5000).into(), ([192, 0, 2, 1], 80).into());
-        self.strategy.pick(&view, &flow).map(|candidate| candidate.position)
+        self.strategy.pick(&view, &flow).map(|pick| pick.candidate.position)
     }
 
     /// Picks that open a connection and leave it open.

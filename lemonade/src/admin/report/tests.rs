@@ -6,6 +6,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::admin::status::RefusalStatus;
+use crate::admin::table::WIDTH;
 use crate::metrics::snapshot::ProcessCounters;
 use crate::model::cell::TcpCounters;
 use crate::shutdown::Phase;
@@ -19,6 +20,7 @@ fn backend(name: &str, status: Up, why: &str) -> BackendStatus {
         since: None,
         weight: 1,
         enabled: true,
+        changed: None,
         live: 2,
         connecting: 0,
         picks: 1_234,

@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 
 use lemonade_common::BackendIx;
 use tempfile::TempDir;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{broadcast, mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -15,6 +15,7 @@ use crate::BoxFuture;
 use crate::admin::{AdminSockets, AdminWiring, bind, serve};
 use crate::control::ControlState;
 use crate::control::journal::Journal;
+use crate::control::order::Order;
 use crate::control::table::DispatchTable;
 use crate::health::port::{HealthService, HealthWiring, History, Outcome};
 use crate::log::{LogHandle, Style};
@@ -22,8 +23,10 @@ use crate::metrics::adapters::aggregating::Aggregating;
 use crate::metrics::fixture::{name, state};
 use crate::model::ProcessCell;
 use crate::model::config::{Admin, Status};
+use crate::proxy::clock::Clock;
 use crate::proxy::error::ApplyError;
-use crate::proxy::port::{Capabilities, DrainScope, PlaneCounters, ProxyService};
+use crate::proxy::port::{Capabilities, Connection, DrainScope, PlaneCounters, ProxyService, Which};
+use crate::proxy::tap::Tap;
 use crate::shutdown::Phase;
 
 struct FixedHealth;
@@ -70,6 +73,10 @@ impl ProxyService for FixedPlane {
         let listeners = vec![(name("web"), "127.0.0.1:4711".parse().expect("a literal address"))];
         PlaneCounters { listeners, live: 5, table_version: 7 }
     }
+
+    fn connections(&self, _which: Which) -> Vec<Connection> {
+        Vec::new()
+    }
 }
 
 /// A served admin interface and all that it is wired to.
@@ -80,6 +87,7 @@ pub(super) struct Served {
     pub(super) phase: watch::Sender<Phase>,
     pub(super) process: Arc<ProcessCell>,
     pub(super) reloads: mpsc::Receiver<String>,
+    pub(super) orders: mpsc::Receiver<Order>,
     pub(super) stop: CancellationToken,
     _folder: TempDir,
     _log: Box<dyn tracing::Subscriber + Send + Sync>,
@@ -106,6 +114,8 @@ impl Served {
         let metrics = Aggregating::new(states.clone(), Arc::clone(&process));
         metrics.sample();
         let (reloads, asked) = mpsc::channel(1);
+        let (orders, ordered) = mpsc::channel(1);
+        let tap = Tap::new(broadcast::channel(64).0);
         let (log, handle): (_, LogHandle) =
             crate::log::build("info", Style::Json, false, std::io::sink).expect("a valid filter");
         let wiring = AdminWiring {
@@ -117,6 +127,15 @@ impl Served {
             journal: Arc::new(Journal::open(&folder.path().join("state"))),
             log: handle,
             reloads,
+            reloading: Arc::default(),
+            readers: Arc::default(),
+            orders,
+            health_view: watch::channel(Arc::default()).1,
+            resolution: watch::channel(Arc::default()).1,
+            tap: tap.clone(),
+            clock: Clock::new(),
+            seed: 0,
+            environment: Vec::new(),
             started: SystemTime::UNIX_EPOCH,
             config_file: "lemonade.toml".into(),
             workers: 2,
@@ -130,6 +149,7 @@ impl Served {
             phase,
             process,
             reloads: asked,
+            orders: ordered,
             stop: CancellationToken::new(),
             _log: Box::new(log),
         }

@@ -5,14 +5,14 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use lemonade_common::FrontendIx;
+use lemonade_common::{BackendIx, FrontendIx};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::BoxFuture;
 use crate::control::ControlState;
 use crate::control::table::{BackendEntry, DispatchTable, FrontendEntry, PoolEntry};
-use crate::metrics::port::{MetricsService, Sample, Series};
+use crate::metrics::port::{BackendSample, BackendSeries, MetricsService, Sample, Series};
 use crate::metrics::snapshot::{
     BackendCounters, FrontendCounters, HistogramCounts, MetricsSnapshot, PoolCounters, ProcessCounters,
 };
@@ -24,6 +24,9 @@ pub const KEPT: usize = 600;
 
 /// Most frontends that have a series of their own; above, only the process has one.
 pub const MAX_FRONTEND_SERIES: usize = 200;
+
+/// Most backend addresses that have a series of their own (12 KiB each); above, none has.
+pub const MAX_BACKEND_SERIES: usize = 400;
 
 /// The [`MetricsService`] of a running process.
 #[derive(Debug)]
@@ -39,11 +42,25 @@ struct Past {
     opened: u64,
     frontends: BTreeMap<FrontendIx, Totals>,
     tracks: BTreeMap<FrontendIx, (Name, Track)>,
+    backends: BTreeMap<BackendIx, (BackendTotals, Track<BackendSample>)>,
 }
 
 /// A ring of samples.
-#[derive(Debug, Default)]
-struct Track(VecDeque<Sample>);
+#[derive(Debug)]
+struct Track<T = Sample>(VecDeque<T>);
+
+impl<T> Default for Track<T> {
+    fn default() -> Self {
+        Self(VecDeque::new())
+    }
+}
+
+/// What a backend had counted at the last sample.
+#[derive(Clone, Copy, Debug, Default)]
+struct BackendTotals {
+    picks: u64,
+    failures: u64,
+}
 
 /// What a frontend had counted at the last sample.
 #[derive(Clone, Copy, Debug, Default)]
@@ -68,6 +85,8 @@ impl Aggregating {
         past.frontends.retain(|ix, _| table.frontends.contains_key(ix));
         let own_series = table.frontends.len() <= MAX_FRONTEND_SERIES;
         past.tracks.retain(|ix, _| own_series && table.frontends.contains_key(ix));
+
+        past.sample_backends(&table);
 
         let mut sum = Sample::default();
         for (ix, entry) in &table.frontends {
@@ -130,10 +149,56 @@ impl MetricsService for Aggregating {
         };
         Series { samples: track.map(|track| track.0.iter().copied().collect()).unwrap_or_default() }
     }
+
+    fn backend_series(&self) -> Vec<BackendSeries> {
+        let table = self.table();
+        let past = self.past();
+        let backends = table.pools.values().flat_map(|pool| &pool.backends);
+        let series = |entry: &BackendEntry| {
+            let (_, track) = past.backends.get(&entry.ix)?;
+            Some(BackendSeries {
+                pool: entry.id.pool.to_string(),
+                name: entry.id.name.to_string(),
+                address: shown_address(entry),
+                samples: track.0.iter().copied().collect(),
+            })
+        };
+        backends.filter_map(series).collect()
+    }
 }
 
-impl Track {
-    fn push(&mut self, sample: Sample) {
+impl Past {
+    fn sample_backends(&mut self, table: &DispatchTable) {
+        let backends = || table.pools.values().flat_map(|pool| &pool.backends);
+        if backends().count() > MAX_BACKEND_SERIES {
+            self.backends.clear();
+            return;
+        }
+        let known: std::collections::BTreeSet<BackendIx> = backends().map(|entry| entry.ix).collect();
+        self.backends.retain(|ix, _| known.contains(ix));
+        for entry in backends() {
+            let cell = &entry.cell;
+            let now = BackendTotals {
+                picks: load(&cell.picks),
+                failures: load(&cell.failures) + load(&cell.resets),
+            };
+            let micros = |average: Option<Duration>| average.map_or(0, |own| own.as_micros() as u32);
+            let (before, track) = self.backends.entry(entry.ix).or_insert_with(|| (now, Track::default()));
+            let counted = |now: u64, before: u64| now.saturating_sub(before) as u32;
+            track.push(BackendSample {
+                live: cell.live.load(Ordering::Acquire),
+                picks: counted(now.picks, before.picks),
+                failures: counted(now.failures, before.failures),
+                first_byte_us: micros(cell.first_byte.read()),
+                connect_us: micros(cell.connect.read()),
+            });
+            *before = now;
+        }
+    }
+}
+
+impl<T> Track<T> {
+    fn push(&mut self, sample: T) {
         if self.0.len() == KEPT {
             self.0.pop_front();
         } else if self.0.capacity() == 0 {
@@ -227,13 +292,17 @@ fn pool_counters(entry: &PoolEntry) -> PoolCounters {
     }
 }
 
+fn shown_address(entry: &BackendEntry) -> String {
+    match entry.id.port {
+        Some(_) => entry.id.address(0).to_string(),
+        None => entry.id.ip.to_string(),
+    }
+}
+
 fn backend_counters(entry: &BackendEntry) -> BackendCounters {
     let cell = &entry.cell;
     let micros = |duration: Duration| crate::model::time::micros(duration);
-    let address = match entry.id.port {
-        Some(_) => entry.id.address(0).to_string(),
-        None => entry.id.ip.to_string(),
-    };
+    let address = shown_address(entry);
     BackendCounters {
         ix: entry.ix,
         name: entry.backend.name.clone(),

@@ -16,7 +16,7 @@ use crate::control::plan::{MapOp, plan};
 use crate::control::table::{BackendEntry, DispatchTable, FrontendEntry, PoolEntry};
 use crate::model::Name;
 use crate::proxy::error::ApplyError;
-use crate::proxy::port::{Capabilities, DrainScope, PlaneCounters, ProxyService};
+use crate::proxy::port::{Capabilities, Connection, DrainScope, PlaneCounters, ProxyService, Which};
 
 #[cfg(test)]
 mod tests;
@@ -124,5 +124,9 @@ impl ProxyService for ModelPlane {
             live: 0,
             table_version: state.table.version,
         }
+    }
+
+    fn connections(&self, _which: Which) -> Vec<Connection> {
+        Vec::new()
     }
 }

@@ -19,10 +19,11 @@ use crate::model::{Moment, Name, ProcessCell};
 use crate::proxy::clock::Clock;
 use crate::proxy::error::{ApplyError, ListenError};
 use crate::proxy::flow::{Flow, Flows};
-use crate::proxy::port::{Capabilities, DrainScope, PlaneCounters, ProxyService};
+use crate::proxy::port::{Capabilities, Connection, DrainScope, PlaneCounters, ProxyService, Which};
 use crate::proxy::seat::Workers;
 use crate::proxy::shared::{Accepting, Shared};
 use crate::proxy::socket::{Liveness, listen, probe_address};
+use crate::proxy::tap::Tap;
 use crate::proxy::worker::{Command, ListenerId, Worker};
 
 /// How often a drain looks whether it is done.
@@ -49,6 +50,8 @@ pub struct PlaneSettings {
     pub recorder: Arc<dyn Recorder>,
     /// Takes passive health signals.
     pub signals: mpsc::Sender<Signal>,
+    /// Takes what happens to connections, while somebody reads it.
+    pub tap: Tap,
 }
 
 /// The Tokio plane.
@@ -110,6 +113,7 @@ impl TokioProxy {
             settings.process,
             settings.recorder,
             settings.signals,
+            settings.tap,
             settings.clock,
             settings.seed,
             settings.relay_buffer,
@@ -118,7 +122,8 @@ impl TokioProxy {
         let together = Arc::new(Workers::default());
         let start = |index| {
             let channel = mpsc::unbounded_channel();
-            Worker::start(index, Arc::clone(&shared), channel, Arc::clone(&together), ended.clone())
+            let flows = Flows::share_of(settings.workers);
+            Worker::start(index, Arc::clone(&shared), flows, channel, Arc::clone(&together), ended.clone())
         };
         let workers = (0..settings.workers).map(start).collect::<io::Result<Vec<_>>>()?;
         together.seat(workers.iter().map(|worker| worker.seat.clone()).collect());
@@ -290,6 +295,15 @@ impl ProxyService for TokioProxy {
         let listeners: Vec<(Name, SocketAddr)> = listeners.open.values().filter_map(named).collect();
         let live = self.workers.iter().map(|worker| worker.flows.len() as u64).sum();
         PlaneCounters { listeners, live, table_version: table.version }
+    }
+
+    fn connections(&self, which: Which) -> Vec<Connection> {
+        let now = self.shared.clock.now();
+        let flows = self.workers.iter().map(|worker| &worker.flows);
+        match which {
+            Which::Live => flows.flat_map(|flows| flows.list()).map(|flow| flow.view(now)).collect(),
+            Which::Ended => flows.flat_map(|flows| flows.recent.all()).collect(),
+        }
     }
 }
 

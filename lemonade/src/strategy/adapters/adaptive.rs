@@ -3,7 +3,7 @@
 use lemonade_common::FlowKey;
 
 use crate::model::{Moment, StrategyKind};
-use crate::strategy::port::{Candidate, PoolView, StrategyService};
+use crate::strategy::port::{Candidate, Pick, PoolView, StrategyService};
 
 use super::two_choices::{self, Standing};
 
@@ -24,11 +24,16 @@ impl StrategyService for Adaptive {
         StrategyKind::Adaptive
     }
 
-    fn pick<'a>(&self, view: &PoolView<'a>, _flow: &FlowKey) -> Option<&'a Candidate> {
+    fn pick<'a>(&self, view: &PoolView<'a>, _flow: &FlowKey) -> Option<Pick<'a>> {
         two_choices::pick(view, |a, b| {
             let (own, other) = (Standing::of(a, view.now), Standing::of(b, view.now));
             (score(&own, &other, failures(a, view.now)), score(&other, &own, failures(b, view.now)))
         })
+    }
+
+    fn cost(&self, candidate: &Candidate, now: Moment) -> Option<f64> {
+        let own = Standing::of(candidate, now);
+        Some(score(&own, &own, failures(candidate, now)))
     }
 }
 

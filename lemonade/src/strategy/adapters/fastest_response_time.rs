@@ -2,8 +2,8 @@
 
 use lemonade_common::FlowKey;
 
-use crate::model::StrategyKind;
-use crate::strategy::port::{Candidate, PoolView, StrategyService};
+use crate::model::{Moment, StrategyKind};
+use crate::strategy::port::{Candidate, Pick, PoolView, StrategyService};
 
 use super::two_choices::{self, Standing};
 
@@ -20,13 +20,19 @@ impl StrategyService for FastestResponseTime {
         StrategyKind::FastestResponseTime
     }
 
-    fn pick<'a>(&self, view: &PoolView<'a>, _flow: &FlowKey) -> Option<&'a Candidate> {
+    fn pick<'a>(&self, view: &PoolView<'a>, _flow: &FlowKey) -> Option<Pick<'a>> {
         two_choices::pick(view, |a, b| {
             let (a, b) = (Standing::of(a, view.now), Standing::of(b, view.now));
-            let cost = |own: &Standing, other: &Standing| {
-                if own.unexplored() { 0.0 } else { own.latency(other) * own.load }
-            };
             (cost(&a, &b), cost(&b, &a))
         })
     }
+
+    fn cost(&self, candidate: &Candidate, now: Moment) -> Option<f64> {
+        let own = Standing::of(candidate, now);
+        Some(cost(&own, &own))
+    }
+}
+
+fn cost(own: &Standing, other: &Standing) -> f64 {
+    if own.unexplored() { 0.0 } else { own.latency(other) * own.load }
 }

@@ -5,8 +5,8 @@ use std::sync::atomic::Ordering;
 
 use lemonade_common::FlowKey;
 
-use crate::model::StrategyKind;
-use crate::strategy::port::{Candidate, PoolView, StrategyService};
+use crate::model::{Moment, StrategyKind};
+use crate::strategy::port::{Basis, Candidate, Pick, PoolView, StrategyService};
 
 /// Picks the lowest `(live + 1) / weight`, connects in flight included; a candidate without connections comes first.
 ///
@@ -30,7 +30,7 @@ impl StrategyService for LeastConnections {
         StrategyKind::LeastConnections
     }
 
-    fn pick<'a>(&self, view: &PoolView<'a>, _flow: &FlowKey) -> Option<&'a Candidate> {
+    fn pick<'a>(&self, view: &PoolView<'a>, _flow: &FlowKey) -> Option<Pick<'a>> {
         let mut lowest: Option<Lowest<'a>> = None;
         for candidate in view.candidates.iter().filter(|candidate| view.eligible(candidate)) {
             let load = Load::of(candidate);
@@ -46,8 +46,9 @@ impl StrategyService for LeastConnections {
         }
         let lowest = lowest?;
         let turn = view.cursor.fetch_add(1, Ordering::Relaxed);
+        let basis = Basis::Lowest { load: lowest.load.per_weight() as f32, equals: lowest.count as u32 };
         if lowest.count == 1 {
-            return Some(lowest.first);
+            return Some(Pick { candidate: lowest.first, basis });
         }
         let mut skip = lowest.offset(turn);
         let equal = view.candidates.iter().find(|candidate| {
@@ -60,7 +61,11 @@ impl StrategyService for LeastConnections {
             found
         });
         // Loads may have changed since the first pass; its first find is still a good one.
-        equal.or(Some(lowest.first))
+        equal.or(Some(lowest.first)).map(|candidate| Pick { candidate, basis })
+    }
+
+    fn cost(&self, candidate: &Candidate, _now: Moment) -> Option<f64> {
+        Some(Load::of(candidate).per_weight())
     }
 }
 
@@ -98,6 +103,10 @@ impl Load {
         let live = u64::from(candidate.cell.live.load(Ordering::Relaxed));
         let connections = if live == 0 { 0 } else { live + 1 };
         Self { connections, weight: u64::from(candidate.weight) }
+    }
+
+    fn per_weight(self) -> f64 {
+        self.connections as f64 / self.weight as f64
     }
 
     fn compare(self, other: Self) -> std::cmp::Ordering {

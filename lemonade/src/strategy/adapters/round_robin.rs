@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use lemonade_common::FlowKey;
 
 use crate::model::StrategyKind;
-use crate::strategy::port::{Candidate, PoolView, StrategyService};
+use crate::strategy::port::{Basis, Pick, PoolView, StrategyService};
 
 /// Gives every candidate the same number of turns, whatever its weight.
 ///
@@ -19,7 +19,7 @@ impl StrategyService for RoundRobin {
         StrategyKind::RoundRobin
     }
 
-    fn pick<'a>(&self, view: &PoolView<'a>, _flow: &FlowKey) -> Option<&'a Candidate> {
+    fn pick<'a>(&self, view: &PoolView<'a>, _flow: &FlowKey) -> Option<Pick<'a>> {
         let candidates = view.candidates;
         if candidates.is_empty() {
             return None;
@@ -28,7 +28,7 @@ impl StrategyService for RoundRobin {
         let len = candidates.len() as u64;
         let position = (turn % len) as usize;
         if view.eligible(&candidates[position]) {
-            return Some(&candidates[position]);
+            return Some(Pick { candidate: &candidates[position], basis: Basis::Turn(turn) });
         }
         let eligible = candidates.iter().filter(|candidate| view.eligible(candidate));
         let open = eligible.clone().count() as u64;
@@ -38,6 +38,10 @@ impl StrategyService for RoundRobin {
         let before = candidates[..position].iter().filter(|candidate| !view.eligible(candidate)).count();
         let skipped = (turn / len).wrapping_mul(len - open.min(len)).wrapping_add(before as u64);
         // Eligibility may change between the two passes; then any eligible candidate will do.
-        eligible.clone().nth((skipped % open) as usize).or_else(|| eligible.clone().next())
+        let found = eligible.clone().nth((skipped % open) as usize).or_else(|| eligible.clone().next());
+        found.map(|candidate| Pick {
+            candidate,
+            basis: if open == 1 { Basis::Only } else { Basis::Passed(turn) },
+        })
     }
 }

@@ -6,23 +6,26 @@ use std::sync::atomic::Ordering;
 use lemonade_common::hash::mix;
 
 use crate::model::Moment;
-use crate::strategy::port::{Candidate, PoolView};
+use crate::strategy::port::{Basis, Candidate, Pick, PoolView};
 
 /// Picks the cheaper of two random eligible candidates; the first of two equals, and the only one if there is one.
 pub(super) fn pick<'a>(
     view: &PoolView<'a>,
     costs: impl Fn(&Candidate, &Candidate) -> (f64, f64),
-) -> Option<&'a Candidate> {
+) -> Option<Pick<'a>> {
     let (first, second) = two(view)?;
-    let chosen = match second {
+    let picked = match second {
         Some(second) => {
             let (a, b) = costs(first, second);
-            if b < a { second } else { first }
+            let (candidate, cost, rival, rival_cost) =
+                if b < a { (second, b, first, a) } else { (first, a, second, b) };
+            let (cost, rival_cost) = (cost as f32, rival_cost as f32);
+            Pick { candidate, basis: Basis::Cheaper { cost, rival: rival.position as u32, rival_cost } }
         }
-        None => first,
+        None => Pick { candidate: first, basis: Basis::Only },
     };
-    chosen.cell.tried_at.store(view.now.0, Ordering::Relaxed);
-    Some(chosen)
+    picked.candidate.cell.tried_at.store(view.now.0, Ordering::Relaxed);
+    Some(picked)
 }
 
 /// Two different eligible candidates in random order; one if there is one.

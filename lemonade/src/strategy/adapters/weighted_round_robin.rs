@@ -8,7 +8,7 @@ use lemonade_common::FlowKey;
 use lemonade_common::hash::mix;
 
 use crate::model::StrategyKind;
-use crate::strategy::port::{Candidate, PoolView, StrategyService};
+use crate::strategy::port::{Basis, Candidate, Pick, PoolView, StrategyService};
 
 /// Turns in a cycle above which weights are scaled down.
 const LONGEST_CYCLE: u64 = 65_536;
@@ -63,7 +63,7 @@ impl StrategyService for WeightedRoundRobin {
         StrategyKind::WeightedRoundRobin
     }
 
-    fn pick<'a>(&self, view: &PoolView<'a>, _flow: &FlowKey) -> Option<&'a Candidate> {
+    fn pick<'a>(&self, view: &PoolView<'a>, _flow: &FlowKey) -> Option<Pick<'a>> {
         let candidates = view.candidates;
         if self.schedule.is_empty() {
             return None;
@@ -73,9 +73,13 @@ impl StrategyService for WeightedRoundRobin {
             |position: usize| candidates.get(position).filter(|candidate| view.eligible(candidate));
         let redrawn = |redraw: u64| self.at(mix(turn.wrapping_mul(REDRAWS).wrapping_add(redraw)));
         let start = redrawn(0);
-        eligible(self.at(turn))
-            .or_else(|| (0..REDRAWS).find_map(|redraw| eligible(redrawn(redraw))))
-            .or_else(|| (start..candidates.len()).chain(0..start).find_map(eligible))
+        if let Some(candidate) = eligible(self.at(turn)) {
+            return Some(Pick { candidate, basis: Basis::Turn(turn) });
+        }
+        let other = (0..REDRAWS)
+            .find_map(|redraw| eligible(redrawn(redraw)))
+            .or_else(|| (start..candidates.len()).chain(0..start).find_map(eligible));
+        other.map(|candidate| Pick { candidate, basis: Basis::Passed(turn) })
     }
 }
 

@@ -1,0 +1,198 @@
+//! What happens to connections, as a stream of server-sent events.
+//!
+//! A reader looks a few times a second instead of being woken, so the data plane pays only for telling. Who is late, or
+//! asks for less than happens, loses events and is told how many.
+
+use std::collections::VecDeque;
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use axum::body::{Body, Bytes};
+use futures_util::stream;
+use serde::Deserialize;
+
+use super::AdminWiring;
+use super::connections::{Row, carried_by};
+use super::words;
+use crate::proxy::port::Connection;
+use crate::proxy::tap::{Event, EventKind, Found, Tapped};
+use crate::shutdown::Phase;
+
+/// Readers at a time, over both doors.
+pub const MAX_READERS: usize = 128;
+
+/// Time between two looks.
+const LOOK: Duration = Duration::from_millis(50);
+
+/// Time after which a silent stream shows that it lives.
+const SIGN_OF_LIFE: Duration = Duration::from_secs(5);
+
+/// Events per second for a reader that does not say how many it wants, and for one that wants as many as possible.
+const RATE: (u32, u32) = (1_000, 10_000);
+
+/// What a reader wants to hear of.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Wanted {
+    /// `decision`, `refusal` or `end`; several separated by commas.
+    pub kind: Option<String>,
+    /// Frontend, exactly.
+    pub frontend: Option<String>,
+    /// Backend, exactly, or `pool/backend`.
+    pub backend: Option<String>,
+    /// Reason of a refusal or an end, by name; decisions have none.
+    pub reason: Option<String>,
+    /// Client: an address, with or without its port.
+    pub client: Option<String>,
+    /// Events per second at most; what is above is lost and counted.
+    pub rate: Option<u32>,
+}
+
+impl Wanted {
+    /// Checks the words that have a fixed meaning.
+    ///
+    /// # Errors
+    /// What is wrong and what to write instead.
+    pub fn check(&self) -> Result<(), String> {
+        let kinds = self.kind.iter().flat_map(|kinds| kinds.split(','));
+        if let Some(kind) = kinds.into_iter().find(|kind| !["decision", "refusal", "end"].contains(kind)) {
+            return Err(format!("no kind of event `{kind}`; write decision, refusal or end"));
+        }
+        if let Some(reason) = self.reason.as_deref().filter(|own| words::reasons().all(|name| name != *own)) {
+            let all = words::reasons().collect::<Vec<_>>().join(", ");
+            return Err(format!("no reason `{reason}`; write one of: {all}"));
+        }
+        Ok(())
+    }
+
+    fn wants(&self, event: &Event) -> bool {
+        let own = &*event.connection;
+        self.kind.as_deref().is_none_or(|kinds| kinds.split(',').any(|kind| kind == name(event.kind)))
+            && self.frontend.as_deref().is_none_or(|frontend| own.frontend.as_str() == frontend)
+            && self.backend.as_deref().is_none_or(|backend| carried_by(own, backend))
+            && self.reason.as_deref().is_none_or(|reason| {
+                event.kind != EventKind::Decision && own.end.is_some_and(|(end, _)| end.as_str() == reason)
+            })
+            && self.client.as_deref().is_none_or(|client| is_client(own, client))
+    }
+}
+
+fn is_client(own: &Connection, client: &str) -> bool {
+    own.client.ip().to_string() == client || own.client.to_string() == client
+}
+
+/// Name of a kind of event.
+pub const fn name(kind: EventKind) -> &'static str {
+    match kind {
+        EventKind::Decision => "decision",
+        EventKind::Refusal => "refusal",
+        EventKind::End => "end",
+    }
+}
+
+/// A place among the readers, given back when the stream ends.
+struct Place(Arc<AtomicUsize>);
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+struct Reader {
+    wiring: Arc<AdminWiring>,
+    wanted: Wanted,
+    tapped: Tapped,
+    /// Events that may still be sent in this second, and when it began.
+    left: u32,
+    second: Instant,
+    lost: u64,
+    spoke: Instant,
+    _place: Place,
+}
+
+/// The stream for `wanted`, or `None` when there are too many readers already.
+pub(super) fn stream(wiring: &Arc<AdminWiring>, wanted: Wanted) -> Option<Body> {
+    let readers = Arc::clone(&wiring.readers);
+    let place = Place(Arc::clone(&readers));
+    if readers.fetch_add(1, Ordering::Relaxed) >= MAX_READERS {
+        return None;
+    }
+    let now = Instant::now();
+    let reader = Reader {
+        wiring: Arc::clone(wiring),
+        tapped: wiring.tap.read(),
+        left: wanted.rate(),
+        wanted,
+        second: now,
+        lost: 0,
+        spoke: now,
+        _place: place,
+    };
+    let first = stream::once(async { Ok(Bytes::from_static(b": reading\n\n")) });
+    let rest = stream::unfold(reader, |mut reader| async move {
+        let bytes = reader.next().await?;
+        Some((Ok::<_, Infallible>(bytes), reader))
+    });
+    Some(Body::from_stream(futures_util::StreamExt::chain(first, rest)))
+}
+
+impl Wanted {
+    fn rate(&self) -> u32 {
+        self.rate.unwrap_or(RATE.0).clamp(1, RATE.1)
+    }
+}
+
+impl Reader {
+    /// What is to be sent next; `None` when Lemonade stops.
+    async fn next(&mut self) -> Option<Bytes> {
+        loop {
+            let text = self.look();
+            if !text.is_empty() {
+                self.spoke = Instant::now();
+                return Some(Bytes::from(text));
+            }
+            if *self.wiring.phase.borrow() == Phase::Stopped {
+                return None;
+            }
+            if self.spoke.elapsed() >= SIGN_OF_LIFE {
+                self.spoke = Instant::now();
+                return Some(Bytes::from_static(b": alive\n\n"));
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+
+    /// Takes what has been told since the last look; only as much as the channel holds, so that it comes to an end.
+    fn look(&mut self) -> String {
+        if self.second.elapsed() >= Duration::from_secs(1) {
+            (self.second, self.left) = (Instant::now(), self.wanted.rate());
+        }
+        let mut events = VecDeque::new();
+        for _ in 0..crate::proxy::tap::BACKLOG {
+            match self.tapped.look() {
+                Found::Nothing => break,
+                Found::Lost(lost) => self.lost += lost,
+                Found::Event(event) if !self.wanted.wants(&event) => {}
+                Found::Event(_) if self.left == 0 => self.lost += 1,
+                Found::Event(event) => {
+                    self.left -= 1;
+                    events.push_back(event);
+                }
+            }
+        }
+        let now = self.wiring.clock.now();
+        let mut text = String::new();
+        for event in events {
+            let row = Row::of(&event.connection, now, &self.wiring.clock);
+            let Ok(row) = serde_json::to_string(&row) else { continue };
+            text.push_str(&format!("event: {}\ndata: {row}\n\n", name(event.kind)));
+        }
+        if self.lost > 0 {
+            text.push_str(&format!("event: lost\ndata: {{\"lost\":{}}}\n\n", std::mem::take(&mut self.lost)));
+        }
+        text
+    }
+}

@@ -1,0 +1,112 @@
+//! Reasons in words: why a connection went where it went, got nowhere, or ended.
+
+use lemonade_common::Reason;
+
+use crate::metrics::port::End;
+use crate::proxy::port::Decision;
+use crate::strategy::port::Basis;
+
+/// Why a connection got no backend, and where to look.
+pub const fn refusal(reason: Reason) -> &'static str {
+    match reason {
+        Reason::NoBackendUp => {
+            "no backend of its pool could be picked: all are down, disabled, drained or of weight 0; see `lemonade status`"
+        }
+        Reason::BackendsFull => {
+            "every backend is at its max_connections and the pool has no queue; raise one of the two"
+        }
+        Reason::QueueFull => {
+            "every backend is full and so is the pool's queue; raise queue or max_connections"
+        }
+        Reason::QueueTimeout => "it waited for a free backend for queue_timeout in vain",
+        Reason::FrontendLimit => "the frontend is at its max_connections",
+        Reason::TotalLimit => "the process is at [runtime] max_connections",
+        Reason::ConnectFailed => "each backend tried refused, reset or was unreachable",
+        Reason::ConnectTimeout => "no backend tried answered within connect_timeout",
+        Reason::NoDescriptors => "the process has no file descriptor left; raise the limit (LimitNOFILE)",
+        Reason::NoPorts => {
+            "no local port is left towards the backend; widen ip_local_port_range or add backends"
+        }
+        Reason::ClientGone => "the client went away before a backend was connected",
+        Reason::Draining => "Lemonade was shutting down",
+    }
+}
+
+/// How a connection ended.
+pub const fn end(end: End) -> &'static str {
+    match end {
+        End::Closed => "both sides closed in order",
+        End::ClientReset => "the client reset it",
+        End::BackendReset => "the backend reset it",
+        End::ClientTimeout => "the client no longer acknowledged",
+        End::BackendTimeout => "the backend no longer acknowledged",
+        End::IdleTimeout => "no byte for idle_timeout",
+        End::DrainDeadline => {
+            "its frontend or backend was removed, or Lemonade stopped, and the drain deadline passed"
+        }
+        End::Refused(reason) => refusal(reason),
+    }
+}
+
+/// Why a backend was picked.
+pub fn decision(decision: &Decision) -> String {
+    match decision.basis {
+        Basis::Only => "the only one that could be picked".to_owned(),
+        Basis::Turn(turn) => format!("its turn (number {turn})"),
+        Basis::Passed(turn) => {
+            format!("turn {turn} fell to a backend that could not be picked and was given to this one")
+        }
+        Basis::Lowest { load, equals: 1 } => format!("lowest load: {load} connections per weight"),
+        Basis::Lowest { load, equals } => {
+            format!("lowest load: {load} connections per weight, shared by {equals}; its turn among them")
+        }
+        Basis::Cheaper { cost, rival_cost, .. } => {
+            let rival = decision.rival.as_ref().map_or("another", |rival| rival.as_str());
+            format!("cheaper of two drawn at random: cost {cost:.1} against {rival_cost:.1} of {rival}")
+        }
+    }
+}
+
+/// `text` of a stranger without what could steer a terminal.
+pub fn clean(text: &str) -> String {
+    text.chars().map(|letter| if letter.is_control() { '?' } else { letter }).collect()
+}
+
+/// Every name that `reason` of a filter may have.
+pub fn reasons() -> impl Iterator<Item = &'static str> {
+    let ends = [
+        End::Closed,
+        End::ClientReset,
+        End::BackendReset,
+        End::ClientTimeout,
+        End::BackendTimeout,
+        End::IdleTimeout,
+        End::DrainDeadline,
+    ];
+    ends.into_iter().chain(Reason::ALL.into_iter().map(End::Refused)).map(End::as_str)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::metrics::fixture::name;
+
+    #[test]
+    fn a_decision_names_what_it_went_by() {
+        let why = |basis, rival: Option<&str>| decision(&Decision { basis, rival: rival.map(name) });
+        let cheaper = Basis::Cheaper { cost: 12.0, rival: 1, rival_cost: 345.67 };
+        assert_eq!(why(cheaper, Some("b")), "cheaper of two drawn at random: cost 12.0 against 345.7 of b");
+        assert_eq!(
+            why(Basis::Lowest { load: 1.5, equals: 1 }, None),
+            "lowest load: 1.5 connections per weight"
+        );
+        assert!(why(Basis::Passed(7), None).contains("turn 7"));
+    }
+
+    #[test]
+    fn every_reason_has_a_name_of_its_own() {
+        let names: Vec<_> = reasons().collect();
+        assert_eq!(names.len(), 7 + Reason::COUNT);
+        assert!(names.contains(&"queue_full") && names.contains(&"client_reset"));
+    }
+}

@@ -1,0 +1,101 @@
+//! The connections that ended last, for whoever asks why one went where it went, or why it got nowhere.
+
+use std::collections::VecDeque;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use super::port::Connection;
+use crate::metrics::port::End;
+
+/// Served connections kept over all workers; a worker keeps its share.
+pub const SERVED: usize = 8_192;
+
+/// Refused connections kept over all workers, apart, so that a flood of good ones does not push them out.
+pub const REFUSED: usize = 2_048;
+
+/// The last connections of one worker.
+#[derive(Debug)]
+pub(super) struct Recent {
+    served: Mutex<Last>,
+    refused: Mutex<Last>,
+}
+
+#[derive(Debug)]
+struct Last {
+    room: usize,
+    connections: VecDeque<Connection>,
+}
+
+impl Recent {
+    /// Room for this worker's share of what `workers` keep together.
+    pub(super) fn share_of(workers: usize) -> Self {
+        let last = |all: usize| {
+            Mutex::new(Last { room: (all / workers.max(1)).max(1), connections: VecDeque::new() })
+        };
+        Self { served: last(SERVED), refused: last(REFUSED) }
+    }
+
+    /// Keeps a connection that ended; the oldest of its kind makes room.
+    pub(super) fn keep(&self, connection: Connection) {
+        let refused = matches!(connection.end, Some((End::Refused(_), _)));
+        let mut last = lock(if refused { &self.refused } else { &self.served });
+        let oldest = if last.connections.len() < last.room { None } else { last.connections.pop_front() };
+        last.connections.push_back(connection);
+        drop(last);
+        drop(oldest);
+    }
+
+    /// All of them, refused ones last.
+    pub(super) fn all(&self) -> Vec<Connection> {
+        let mut all: Vec<Connection> = lock(&self.served).connections.iter().cloned().collect();
+        all.extend(lock(&self.refused).connections.iter().cloned());
+        all
+    }
+}
+
+fn lock(last: &Mutex<Last>) -> MutexGuard<'_, Last> {
+    // Nothing inside panics half-way, so a poisoned lock still holds whole records.
+    last.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use lemonade_common::Reason;
+
+    use super::*;
+    use crate::metrics::fixture::name;
+    use crate::model::Moment;
+
+    fn ended(id: u64, end: End) -> Connection {
+        let address = "192.0.2.1:1".parse().unwrap();
+        Connection {
+            id,
+            client: address,
+            local: address,
+            started: Moment(id),
+            frontend: name("web"),
+            pool: name("web"),
+            relay: "copy",
+            route: None,
+            decision: None,
+            bytes_up: 0,
+            bytes_down: 0,
+            idle_seconds: 0,
+            end: Some((end, Moment(id + 1))),
+        }
+    }
+
+    #[test]
+    fn the_oldest_makes_room_and_good_ones_never_push_a_refused_one_out() {
+        let recent = Recent::share_of(1_024);
+        recent.keep(ended(1, End::Refused(Reason::NoBackendUp)));
+        for id in 2..100 {
+            recent.keep(ended(id, End::Closed));
+        }
+        let ids: Vec<u64> = recent.all().iter().map(|connection| connection.id).collect();
+        assert_eq!(ids, [92, 93, 94, 95, 96, 97, 98, 99, 1]);
+        for id in 100..103 {
+            recent.keep(ended(id, End::Refused(Reason::QueueFull)));
+        }
+        assert_eq!(recent.all().len(), 10, "each kind has its room");
+    }
+}

@@ -1,0 +1,102 @@
+//! What the data plane tells of connections while somebody reads it; without a reader it costs one load of a counter.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use tokio::sync::broadcast;
+
+use super::port::Connection;
+
+/// Events that a reader may be behind; it loses the oldest and is told how many.
+pub const BACKLOG: usize = 4_096;
+
+/// Something that happened to a connection.
+#[derive(Clone, Debug)]
+pub struct Event {
+    /// What.
+    pub kind: EventKind,
+    /// The connection as it was then.
+    pub connection: Arc<Connection>,
+}
+
+/// What happened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EventKind {
+    /// A backend was picked and connected.
+    Decision,
+    /// It got no backend.
+    Refusal,
+    /// It ended.
+    End,
+}
+
+/// Where the data plane tells; clones tell the same readers.
+#[derive(Clone, Debug)]
+pub struct Tap {
+    events: broadcast::Sender<Event>,
+    readers: Arc<AtomicUsize>,
+}
+
+impl Tap {
+    /// Tells into `events`.
+    pub fn new(events: broadcast::Sender<Event>) -> Self {
+        Self { events, readers: Arc::default() }
+    }
+
+    /// Readers now.
+    pub fn readers(&self) -> usize {
+        self.readers.load(Ordering::Relaxed)
+    }
+
+    /// Reads what is told from now on.
+    pub fn read(&self) -> Tapped {
+        self.readers.fetch_add(1, Ordering::Relaxed);
+        Tapped { events: self.events.subscribe(), readers: Arc::clone(&self.readers) }
+    }
+
+    /// Tells what `connection` makes, if anybody reads. Never waits: who is late loses.
+    pub(super) fn tell(&self, kind: EventKind, connection: impl FnOnce() -> Connection) {
+        if self.readers() > 0 {
+            // An error says that the last reader has just left.
+            let _ = self.events.send(Event { kind, connection: Arc::new(connection()) });
+        }
+    }
+}
+
+/// One reader.
+#[derive(Debug)]
+pub struct Tapped {
+    events: broadcast::Receiver<Event>,
+    readers: Arc<AtomicUsize>,
+}
+
+/// What a reader finds.
+#[derive(Debug)]
+pub enum Found {
+    /// The next event.
+    Event(Event),
+    /// So many were lost because it was late.
+    Lost(u64),
+    /// Nothing more for now.
+    Nothing,
+}
+
+impl Tapped {
+    /// The next event that has been told already.
+    ///
+    /// A reader looks from time to time instead of waiting, so that the data plane never pays for waking it.
+    pub fn look(&mut self) -> Found {
+        use broadcast::error::TryRecvError;
+        match self.events.try_recv() {
+            Ok(event) => Found::Event(event),
+            Err(TryRecvError::Lagged(lost)) => Found::Lost(lost),
+            Err(TryRecvError::Empty | TryRecvError::Closed) => Found::Nothing,
+        }
+    }
+}
+
+impl Drop for Tapped {
+    fn drop(&mut self) {
+        self.readers.fetch_sub(1, Ordering::Relaxed);
+    }
+}
