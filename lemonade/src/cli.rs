@@ -1,6 +1,12 @@
 //! The command line.
 
-use std::io::{self, IsTerminal, Write};
+mod ask;
+mod operate;
+mod show;
+mod steer;
+mod trace;
+
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -8,8 +14,6 @@ use std::sync::Arc;
 use anyhow::Context as _;
 use clap::{CommandFactory, Parser, Subcommand};
 
-use crate::admin::status::Status;
-use crate::admin::{client, default_socket, report};
 use crate::app::{self, Settings};
 use crate::config::adapters::notify::FileConfig;
 use crate::config::port::ConfigService;
@@ -19,13 +23,17 @@ use crate::doctor;
 use crate::log;
 use crate::shutdown::Signals;
 
-/// Exit code of a bad configuration or command line, as clap uses it.
-const BAD_INPUT: u8 = 2;
+use ask::BAD_INPUT;
+use operate::Operate;
+
+const EXIT_CODES: &str = "Exit codes: 0 success, 1 failure at run time (nobody answers at the admin socket, or it \
+cannot do it), 2 bad configuration, name or command line: nothing was changed, 3 --if-version names another version: \
+nothing was changed.";
 
 /// A load balancer in one binary and one TOML file.
 #[derive(Debug, Parser)]
 #[command(name = "lemonade", version, about, long_about = None)]
-#[command(after_help = "Exit codes: 0 success, 1 failure at run time, 2 bad configuration or command line.")]
+#[command(after_help = EXIT_CODES)]
 pub struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -50,15 +58,8 @@ enum Command {
     },
     /// Print the JSON schema of the configuration
     Schema,
-    /// Show what a running Lemonade is doing
-    Status {
-        /// Print JSON
-        #[arg(long)]
-        json: bool,
-        /// Admin socket of the instance to ask
-        #[arg(long, value_name = "SOCKET")]
-        admin: Option<PathBuf>,
-    },
+    #[command(flatten)]
+    Operate(Operate),
     /// Say what this host and this build can do, and what each frontend of a configuration would get
     Doctor {
         /// Configuration file; without it, only the host and the build are looked at
@@ -86,7 +87,12 @@ pub fn main() -> ExitCode {
         Command::Run { config, admin } => return run(&config, admin),
         Command::Check { file } => return check(&file),
         Command::Schema => print(config::schema().as_bytes()),
-        Command::Status { json, admin } => status(json, admin),
+        Command::Operate(command) => {
+            return match command.run() {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(trouble) => trouble.tell(),
+            };
+        }
         Command::Doctor { config, json } => return doctor(config.as_deref(), json),
         Command::DemoBackend(options) => runtime().and_then(|runtime| runtime.block_on(demo::serve(options))),
         Command::Completions { shell } => {
@@ -179,22 +185,6 @@ fn doctor(file: Option<&Path>, json: bool) -> ExitCode {
     }
 }
 
-fn status(json: bool, admin: Option<PathBuf>) -> anyhow::Result<()> {
-    let socket = admin.unwrap_or_else(default_socket);
-    let answer =
-        runtime()?.block_on(client::fetch(&socket, "GET", "/api/v1/status", Vec::new(), client::TIMEOUT));
-    let (code, body) = answer?;
-    if code != 200 {
-        anyhow::bail!("{} answered {code}: {}", socket.display(), String::from_utf8_lossy(&body).trim());
-    }
-    if json {
-        return print(&body);
-    }
-    let status: Status = serde_json::from_slice(&body)
-        .context("the answer cannot be read; are this command and the running Lemonade of one version?")?;
-    print(report::report(&status, io::stdout().is_terminal()).as_bytes())
-}
-
 fn man() -> io::Result<Vec<u8>> {
     let mut page = Vec::new();
     let mut command = Cli::command();
@@ -220,12 +210,23 @@ fn environment() -> Vec<(String, String)> {
 }
 
 fn print(bytes: &[u8]) -> anyhow::Result<()> {
+    // A reader may have seen enough: `lemonade schema | head`.
+    heard(bytes).map(|_| ())
+}
+
+/// As [`print`]; tells whether anybody still reads.
+fn heard(bytes: &[u8]) -> anyhow::Result<bool> {
     let mut out = io::stdout().lock();
     match out.write_all(bytes).and_then(|()| out.flush()) {
-        // The reader has seen enough: `lemonade schema | head`.
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-        written => Ok(written?),
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
+        written => Ok(written.map(|()| true)?),
     }
+}
+
+/// Says on stderr what is wrong.
+fn complain(why: &str) {
+    // With stderr gone there is nobody left to tell.
+    let _ = writeln!(io::stderr(), "lemonade: {why}");
 }
 
 fn refuse(error: &ConfigError) -> ExitCode {
@@ -237,6 +238,6 @@ fn refuse(error: &ConfigError) -> ExitCode {
 }
 
 fn fail(error: &anyhow::Error) -> ExitCode {
-    let _ = writeln!(io::stderr(), "lemonade: {error:#}");
+    complain(&format!("{error:#}"));
     ExitCode::FAILURE
 }

@@ -4,3 +4,4 @@ mod bad_input;
 mod commands;
 #[cfg(target_os = "linux")]
 mod doctor;
+mod operate;

@@ -36,6 +36,18 @@ pub enum ClientError {
     },
 }
 
+impl ClientError {
+    /// What a connect to `socket` that failed with `error` means.
+    pub fn of(socket: &Path, error: &io::Error) -> Self {
+        let path = socket.to_owned();
+        match error.kind() {
+            io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => Self::NotRunning(path),
+            io::ErrorKind::PermissionDenied => Self::Forbidden(path),
+            _ => Self::Other { path, cause: error.to_string() },
+        }
+    }
+}
+
 /// Sends one request and reads its whole answer: status code and body.
 ///
 /// # Errors
@@ -58,16 +70,7 @@ async fn exchange(
     body: Vec<u8>,
 ) -> Result<(u16, Vec<u8>), ClientError> {
     let other = |cause: String| ClientError::Other { path: socket.to_owned(), cause };
-    let stream = UnixStream::connect(socket).await.map_err(|error| {
-        let kind = error.kind();
-        if matches!(kind, io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) {
-            ClientError::NotRunning(socket.to_owned())
-        } else if kind == io::ErrorKind::PermissionDenied {
-            ClientError::Forbidden(socket.to_owned())
-        } else {
-            other(error.to_string())
-        }
-    })?;
+    let stream = UnixStream::connect(socket).await.map_err(|error| ClientError::of(socket, &error))?;
     let request = Request::builder()
         .method(method)
         .uri(path)

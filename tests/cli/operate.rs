@@ -1,0 +1,247 @@
+//! A stranger asks and steers a running Lemonade with its own commands.
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::process::Output;
+
+use lemonade_tests::backend::Backend;
+use lemonade_tests::lemonade::{Lemonade, run};
+use lemonade_tests::load::calls;
+use lemonade_tests::setup::Setup;
+use lemonade_tests::socket::{connect, refusing_address};
+use lemonade_tests::wait;
+use serde_json::Value;
+
+/// Runs `lemonade` with `arguments` on the instance: exit code, stdout and stderr.
+fn ask(lemonade: &Lemonade, arguments: &[&str]) -> (i32, String, String) {
+    let socket = lemonade.socket();
+    let mut all = arguments.to_vec();
+    all.extend(["--admin", socket.to_str().expect("UTF-8")]);
+    let Output { status, stdout, stderr } = run(&all);
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    (status.code().expect("an exit code"), text(&stdout), text(&stderr))
+}
+
+/// As [`ask`], where it has to succeed.
+fn told(lemonade: &Lemonade, arguments: &[&str]) -> String {
+    let (code, out, err) = ask(lemonade, arguments);
+    assert_eq!(code, 0, "{arguments:?}: {out}{err}");
+    out
+}
+
+/// As [`ask`], where it has to fail with `code`; returns what it complains about.
+fn refused(lemonade: &Lemonade, code: i32, arguments: &[&str]) -> String {
+    let (found, out, err) = ask(lemonade, arguments);
+    assert_eq!(found, code, "{arguments:?}: {out}{err}");
+    assert_eq!(out, "", "a complaint goes to stderr");
+    err
+}
+
+fn two() -> (Vec<Backend>, Lemonade) {
+    let backends = Backend::several(2);
+    let addresses: Vec<SocketAddr> = backends.iter().map(|backend| backend.address).collect();
+    let lemonade = Lemonade::start(&Setup::single(&addresses));
+    (backends, lemonade)
+}
+
+/// A connection that lives, established through to its backend.
+fn hold(lemonade: &Lemonade) -> TcpStream {
+    let before = ids(lemonade).len();
+    let stream = connect(lemonade.address("web")).expect("it accepts");
+    wait::until("the connection is established", wait::SOON, || {
+        let page = told(lemonade, &["connections", "--json"]);
+        page.matches("\"established\"").count() > before
+    });
+    stream
+}
+
+fn ids(lemonade: &Lemonade) -> Vec<u64> {
+    let page: Value = serde_json::from_str(&told(lemonade, &["connections", "--json"])).expect("JSON");
+    let rows = page["connections"].as_array().expect("rows");
+    rows.iter().map(|row| row["id"].as_u64().expect("an id")).collect()
+}
+
+#[test]
+fn a_drained_backend_gets_nothing_new_keeps_what_it_has_and_comes_back() {
+    let (_backends, lemonade) = two();
+    let mut held = hold(&lemonade);
+    let on = told(&lemonade, &["why", &held.local_addr().expect("an address").to_string()]);
+    let name = if on.contains("web/a") { "a" } else { "b" };
+
+    let drained = told(&lemonade, &["backend", "drain", &format!("web/{name}")]);
+    for words in
+        ["weight 1 -> 0", "1 live ones go on", "1 of 2 backends may be picked", "until the next start"]
+    {
+        assert!(drained.contains(words), "{words} is missing in\n{drained}");
+    }
+    let picks = lemonade.metrics().picks(name);
+    calls(lemonade.address("web"), 10);
+    assert_eq!(lemonade.metrics().picks(name), picks, "a drained backend was picked");
+    assert!(told(&lemonade, &["status"]).contains("drained at run time"));
+    held.write_all(&[2]).expect("the held connection lives on");
+
+    // A reload that says nothing of it leaves it drained.
+    let same = std::fs::read_to_string(lemonade.config()).expect("the file");
+    lemonade.write(&format!("{same}\n# a comment\n"));
+    told(&lemonade, &["reload"]);
+    assert!(told(&lemonade, &["status"]).contains("drained at run time"));
+
+    told(&lemonade, &["backend", "enable", name]);
+    calls(lemonade.address("web"), 10);
+    assert!(lemonade.metrics().picks(name) > picks);
+    let weighed = told(&lemonade, &["backend", "weight", name, "7"]);
+    assert!(weighed.contains("weight 1 -> 7"), "{weighed}");
+    let disabled = told(&lemonade, &["backend", "disable", name]);
+    assert!(disabled.contains("enabled true -> false"), "{disabled}");
+}
+
+#[test]
+fn a_name_or_version_that_is_not_right_changes_nothing_and_says_what_is() {
+    let (_backends, lemonade) = two();
+    let version = lemonade.status().config_version();
+    let why = refused(&lemonade, 2, &["backend", "drain", "web/x"]);
+    assert!(why.contains("no backend `x` in pool `web`; it has: a, b"), "{why}");
+    let why = refused(&lemonade, 2, &["backend", "drain", "x"]);
+    assert!(why.contains("the pools are: web"), "{why}");
+    let why = refused(&lemonade, 3, &["backend", "drain", "a", "--if-version", "99"]);
+    assert!(why.contains(&format!("version {version}, not 99")), "{why}");
+    refused(&lemonade, 2, &["backend", "weight", "a", "70000"]);
+    refused(&lemonade, 2, &["backend", "weight", "a", "heavy"]);
+    assert_eq!(lemonade.status().config_version(), version);
+    told(&lemonade, &["backend", "drain", "a", "--if-version", &version.to_string()]);
+    let why = refused(&lemonade, 3, &["backend", "enable", "a", "--if-version", &version.to_string()]);
+    assert!(why.contains("lemonade history"), "{why}");
+}
+
+#[test]
+fn why_tells_the_way_of_a_live_connection_and_of_one_that_ended() {
+    let (_backends, lemonade) = two();
+    let held = hold(&lemonade);
+    let client = held.local_addr().expect("an address");
+    let live = told(&lemonade, &["why", &client.to_string()]);
+    for words in ["went to backend web/", "round_robin among 2 candidates: its turn", "lives for"] {
+        assert!(live.contains(words), "{words} is missing in\n{live}");
+    }
+    let id = ids(&lemonade)[0].to_string();
+    assert_eq!(told(&lemonade, &["why", &id]).lines().next(), live.lines().next());
+    drop(held);
+    wait::until("the connection has ended", wait::SOON, || ids(&lemonade).is_empty());
+    let ended = told(&lemonade, &["why", &format!("{client} -> {}", lemonade.address("web"))]);
+    assert!(ended.contains("ended after") && ended.contains("(closed)"), "{ended}");
+    let why = refused(&lemonade, 2, &["why", "999999"]);
+    assert!(why.contains("--ended"), "{why}");
+    assert!(refused(&lemonade, 2, &["why", "nonsense"]).contains("CLIENT:PORT"));
+}
+
+#[test]
+fn why_and_trace_tell_the_reason_of_a_refusal() {
+    let lemonade = Lemonade::start(&Setup::single(&[refusing_address()]));
+    let web = lemonade.address("web");
+    let traced = std::thread::scope(|scope| {
+        let trace = scope.spawn(|| told(&lemonade, &["trace", "-n", "1", "--kind", "refusal"]));
+        // The reader may come a moment late; a client comes again until it has its line.
+        while !trace.is_finished() {
+            refused_by(web);
+            std::thread::sleep(std::time::Duration::from_millis(50));
+        }
+        trace.join().expect("no panic")
+    });
+    assert!(traced.contains("REFUSED connect_failed: each backend tried refused"), "{traced}");
+    let client = refused_by(web);
+    let why = told(&lemonade, &["why", &client.to_string()]);
+    for words in ["got no backend", "each backend tried refused", "(connect_failed)"] {
+        assert!(why.contains(words), "{words} is missing in\n{why}");
+    }
+    let ended = told(&lemonade, &["connections", "--ended"]);
+    assert!(ended.contains("connect_failed"), "{ended}");
+}
+
+/// A client that is refused; its address.
+fn refused_by(web: SocketAddr) -> SocketAddr {
+    let mut stream = connect(web).expect("it accepts");
+    let client = stream.local_addr().expect("an address");
+    // Ends when Lemonade gives up.
+    let _ = stream.read(&mut [0]);
+    client
+}
+
+#[test]
+fn trace_filters_and_lets_nobody_wait() {
+    let (_backends, lemonade) = two();
+    let web = lemonade.address("web");
+    let why = refused(&lemonade, 2, &["trace", "--reason", "luck"]);
+    assert!(why.contains("queue_full"), "{why}");
+    let lines = std::thread::scope(|scope| {
+        let trace = scope.spawn(|| {
+            told(&lemonade, &["trace", "-n", "3", "--backend", "web/b", "--kind", "decision", "--json"])
+        });
+        while !trace.is_finished() {
+            calls(web, 4);
+        }
+        trace.join().expect("no panic")
+    });
+    assert_eq!(lines.lines().count(), 3);
+    for line in lines.lines() {
+        let line: Value = serde_json::from_str(line).expect("JSON");
+        assert_eq!(
+            (&line["event"], &line["connection"]["route"]["backend"]),
+            (&"decision".into(), &"b".into())
+        );
+    }
+}
+
+#[test]
+fn history_tells_who_changed_what_and_a_reload_its_outcome() {
+    let (_backends, lemonade) = two();
+    told(&lemonade, &["backend", "drain", "a"]);
+    told(&lemonade, &["log-level", "debug"]);
+    assert_eq!(told(&lemonade, &["log-level"]).trim(), "debug");
+    let uid = rustix::process::geteuid().as_raw();
+    let history = told(&lemonade, &["history", "--since", "5m", "--what", "admin"]);
+    for words in
+        ["log filter: info -> debug", "backend web/a: weight 1 -> 0", &format!("by admin (uid {uid})")]
+    {
+        assert!(history.contains(words), "{words} is missing in\n{history}");
+    }
+    assert!(!history.contains("by start"));
+    assert!(told(&lemonade, &["history", "--until", "10m"]).contains("nothing happened"));
+
+    let text = std::fs::read_to_string(lemonade.config()).expect("the file");
+    std::fs::write(lemonade.config(), text.replace("pool = \"web\"", "pool = \"wbe\"")).expect("writable");
+    let why = refused(&lemonade, 2, &["reload"]);
+    assert!(why.contains("wbe") && why.contains("lemonade.toml:"), "{why}");
+    std::fs::write(lemonade.config(), text.replace("name = \"b\"", "name = \"b\"\nweight = 4"))
+        .expect("writable");
+    let done = told(&lemonade, &["reload"]);
+    assert!(done.contains("in force as version"), "{done}");
+    assert_eq!(lemonade.status().backend("web", "b")["weight"], 4);
+    refused(&lemonade, 2, &["history", "--since", "noon"]);
+    refused(&lemonade, 2, &["log-level", "debgu"]);
+}
+
+#[test]
+fn dump_writes_a_file_and_every_command_says_when_nobody_answers() {
+    let (_backends, lemonade) = two();
+    let file = lemonade.folder().join("dump.json");
+    told(&lemonade, &["dump", "--output", file.to_str().expect("UTF-8")]);
+    let dump: Value = serde_json::from_slice(&std::fs::read(&file).expect("a file")).expect("JSON");
+    assert_eq!(dump["table"]["pools"][0]["name"], "web");
+    for arguments in [
+        &["connections"][..],
+        &["why", "1"],
+        &["trace"],
+        &["history"],
+        &["backend", "drain", "a"],
+        &["reload"],
+        &["log-level"],
+        &["dump"],
+        &["status", "--watch"],
+    ] {
+        let mut all = arguments.to_vec();
+        all.extend(["--admin", "/nowhere/admin.sock"]);
+        let output = run(&all);
+        assert_eq!(output.status.code(), Some(1), "{arguments:?}");
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert!(text.contains("is Lemonade running?"), "{arguments:?}: {text}");
+    }
+}
