@@ -7,6 +7,7 @@ mod run;
 mod set_up;
 mod test;
 mod tidy;
+mod tools;
 mod workspace;
 
 use std::process::ExitCode;

@@ -1,0 +1,3 @@
+//! The tools that people already run read what Lemonade writes.
+
+mod prometheus;
