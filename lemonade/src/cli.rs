@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::Context as _;
-use clap::{CommandFactory, Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
 
 use crate::admin::status::Status;
 use crate::admin::{client, default_socket, report};
@@ -17,6 +17,7 @@ use crate::config::{self, error::ConfigError};
 use crate::demo::{self, DemoOptions};
 use crate::doctor;
 use crate::log;
+use crate::metrics::adapters::access_format;
 use crate::shutdown::Signals;
 
 /// Exit code of a bad configuration or command line, as clap uses it.
@@ -48,8 +49,12 @@ enum Command {
         #[arg(value_name = "FILE")]
         file: PathBuf,
     },
-    /// Print the JSON schema of the configuration
-    Schema,
+    /// Print a JSON schema
+    Schema {
+        /// What it describes
+        #[arg(value_enum, default_value_t)]
+        of: Document,
+    },
     /// Show what a running Lemonade is doing
     Status {
         /// Print JSON
@@ -79,13 +84,24 @@ enum Command {
     Man,
 }
 
+/// What has a schema.
+#[derive(Clone, Copy, Debug, Default, ValueEnum)]
+enum Document {
+    /// The configuration file
+    #[default]
+    Config,
+    /// A line of the access log
+    Access,
+}
+
 /// Runs the command line of the process.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
     let done = match cli.command {
         Command::Run { config, admin } => return run(&config, admin),
         Command::Check { file } => return check(&file),
-        Command::Schema => print(config::schema().as_bytes()),
+        Command::Schema { of: Document::Config } => print(config::schema().as_bytes()),
+        Command::Schema { of: Document::Access } => print(access_format::schema().as_bytes()),
         Command::Status { json, admin } => status(json, admin),
         Command::Doctor { config, json } => return doctor(config.as_deref(), json),
         Command::DemoBackend(options) => runtime().and_then(|runtime| runtime.block_on(demo::serve(options))),

@@ -1,3 +1,4 @@
 //! The tools that people already run read what Lemonade writes.
 
+mod access;
 mod prometheus;

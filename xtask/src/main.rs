@@ -34,7 +34,7 @@ enum Command {
     Bench(bench::Args),
     /// Check the invariants of ARCHITECTURE.md
     Tidy,
-    /// Write config/schema.json
+    /// Write the schemas that `lemonade schema` prints: config/schema.json and others
     Schema,
     /// Write shell completions and the man page to target/assets
     Completions,
@@ -53,7 +53,7 @@ fn main() -> ExitCode {
         }
         Command::Bench(args) => bench::main(args),
         Command::Tidy => return report(tidy::main()),
-        Command::Schema => generate::write_schema(),
+        Command::Schema => generate::write_schemas(),
         Command::Completions => generate::write_completions(),
     };
     report(done.map(|()| ExitCode::SUCCESS))
