@@ -3,6 +3,7 @@
 mod bench;
 mod bpf;
 mod generate;
+mod package;
 mod run;
 mod set_up;
 mod test;
@@ -36,6 +37,8 @@ enum Command {
     Tidy,
     /// Write the schemas that `lemonade schema` prints: config/schema.json and others
     Schema,
+    /// Make the .deb, the static binary and the folder that the Containerfile is built in, below target/package
+    Package(package::Args),
     /// Write shell completions and the man page to target/assets
     Completions,
 }
@@ -53,6 +56,7 @@ fn main() -> ExitCode {
         }
         Command::Bench(args) => bench::main(args),
         Command::Tidy => return report(tidy::main()),
+        Command::Package(args) => package::main(&args),
         Command::Schema => generate::write_schemas(),
         Command::Completions => generate::write_completions(),
     };

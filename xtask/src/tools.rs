@@ -70,6 +70,14 @@ fn schemathesis() -> anyhow::Result<()> {
     link(&folder.join("bin/schemathesis"))
 }
 
+/// Installs the packager if it is missing.
+///
+/// # Errors
+/// It cannot be built.
+pub fn install_packager() -> anyhow::Result<()> {
+    if find("cargo-deb").is_some() { Ok(()) } else { cargo_deb() }
+}
+
 fn cargo_deb() -> anyhow::Result<()> {
     let mut cargo =
         workspace::cargo(&["install", "cargo-deb", "--version", CARGO_DEB, "--locked", "--quiet"]);
