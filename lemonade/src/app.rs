@@ -394,6 +394,8 @@ struct Follow {
 impl Effects for Follow {
     fn begin(&mut self) {
         systemd::reloading();
+        // A log rotator asks for a reload when it has moved the file away.
+        self.access.reopen();
     }
 
     fn settled(&mut self, version: u64) {

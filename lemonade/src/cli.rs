@@ -12,7 +12,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::Context as _;
-use clap::{CommandFactory, Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
 
 use crate::app::{self, Settings};
 use crate::config::adapters::notify::FileConfig;
@@ -21,6 +21,7 @@ use crate::config::{self, error::ConfigError};
 use crate::demo::{self, DemoOptions};
 use crate::doctor;
 use crate::log;
+use crate::metrics::adapters::access_format;
 use crate::shutdown::Signals;
 
 use ask::BAD_INPUT;
@@ -56,8 +57,12 @@ enum Command {
         #[arg(value_name = "FILE")]
         file: PathBuf,
     },
-    /// Print the JSON schema of the configuration
-    Schema,
+    /// Print a JSON schema
+    Schema {
+        /// What it describes
+        #[arg(value_enum, default_value_t)]
+        of: Document,
+    },
     #[command(flatten)]
     Operate(Operate),
     /// Say what this host and this build can do, and what each frontend of a configuration would get
@@ -80,13 +85,24 @@ enum Command {
     Man,
 }
 
+/// What has a schema.
+#[derive(Clone, Copy, Debug, Default, ValueEnum)]
+enum Document {
+    /// The configuration file
+    #[default]
+    Config,
+    /// A line of the access log
+    Access,
+}
+
 /// Runs the command line of the process.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
     let done = match cli.command {
         Command::Run { config, admin } => return run(&config, admin),
         Command::Check { file } => return check(&file),
-        Command::Schema => print(config::schema().as_bytes()),
+        Command::Schema { of: Document::Config } => print(config::schema().as_bytes()),
+        Command::Schema { of: Document::Access } => print(access_format::schema().as_bytes()),
         Command::Operate(command) => {
             return match command.run() {
                 Ok(()) => ExitCode::SUCCESS,

@@ -11,6 +11,7 @@ pub mod setup;
 pub mod skip;
 pub mod socket;
 pub mod stream;
+pub mod tools;
 pub mod trace;
 pub mod transfer;
 pub mod view;

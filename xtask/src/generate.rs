@@ -11,11 +11,19 @@ use crate::{bpf, workspace};
 /// Shells with completions.
 pub const SHELLS: [&str; 3] = ["bash", "zsh", "fish"];
 
-/// Writes `config/schema.json`.
-pub fn write_schema() -> anyhow::Result<()> {
-    let path = schema_path();
-    fs::write(&path, schema(&build()?)?).with_context(|| format!("cannot write {}", path.display()))?;
-    println!("wrote {}", path.display());
+/// Documents that `lemonade schema` prints, with the files that keep them.
+pub const SCHEMAS: [(&str, &str); 2] =
+    [("config", "config/schema.json"), ("access", "config/access.schema.json")];
+
+/// Writes the files of [`SCHEMAS`].
+pub fn write_schemas() -> anyhow::Result<()> {
+    let lemonade = build()?;
+    for (document, file) in SCHEMAS {
+        let path = workspace::root().join(file);
+        fs::write(&path, schema(&lemonade, document)?)
+            .with_context(|| format!("cannot write {}", path.display()))?;
+        println!("wrote {}", path.display());
+    }
     Ok(())
 }
 
@@ -45,15 +53,11 @@ pub fn build_with(objects: Option<&bpf::Objects>) -> anyhow::Result<PathBuf> {
     Ok(workspace::lemonade("debug"))
 }
 
-/// Where the schema is kept.
-pub fn schema_path() -> PathBuf {
-    workspace::root().join("config/schema.json")
-}
-
-/// The schema that this binary prints.
-pub fn schema(lemonade: &Path) -> anyhow::Result<String> {
-    let schema = workspace::output(Command::new(lemonade).arg("schema"))?;
-    serde_json::from_str::<serde_json::Value>(&schema).context("lemonade schema does not print JSON")?;
+/// The schema of a document that this binary prints.
+pub fn schema(lemonade: &Path, document: &str) -> anyhow::Result<String> {
+    let schema = workspace::output(Command::new(lemonade).args(["schema", document]))?;
+    serde_json::from_str::<serde_json::Value>(&schema)
+        .with_context(|| format!("lemonade schema {document} does not print JSON"))?;
     Ok(schema)
 }
 

@@ -3,10 +3,12 @@
 mod bench;
 mod bpf;
 mod generate;
+mod package;
 mod run;
 mod set_up;
 mod test;
 mod tidy;
+mod tools;
 mod workspace;
 
 use std::process::ExitCode;
@@ -33,8 +35,10 @@ enum Command {
     Bench(bench::Args),
     /// Check the invariants of ARCHITECTURE.md
     Tidy,
-    /// Write config/schema.json
+    /// Write the schemas that `lemonade schema` prints: config/schema.json and others
     Schema,
+    /// Make the .deb, the static binary and the folder that the Containerfile is built in, below target/package
+    Package(package::Args),
     /// Write shell completions and the man page to target/assets
     Completions,
 }
@@ -52,7 +56,8 @@ fn main() -> ExitCode {
         }
         Command::Bench(args) => bench::main(args),
         Command::Tidy => return report(tidy::main()),
-        Command::Schema => generate::write_schema(),
+        Command::Package(args) => package::main(&args),
+        Command::Schema => generate::write_schemas(),
         Command::Completions => generate::write_completions(),
     };
     report(done.map(|()| ExitCode::SUCCESS))

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use crate::test::Tally;
-use crate::workspace;
+use crate::{tools, workspace};
 
 /// Programs that the build calls, with the Debian package that brings each: the allocator is C, built by make.
 const BUILD: [(&str, &str); 2] = [("cc", "gcc"), ("make", "make")];
@@ -13,9 +13,13 @@ const BUILD: [(&str, &str); 2] = [("cc", "gcc"), ("make", "make")];
 /// Programs of the namespace tests.
 const NAMESPACES: [(&str, &str); 2] = [("ip", "iproute2"), ("nft", "nftables")];
 
+/// Programs that tests call to see what they say about Lemonade, and the one that brings others.
+const TOOLS: [(&str, &str); 2] = [("systemd-analyze", "systemd"), ("python3", "python3-venv")];
+
 /// Installs what building and testing lack, where that needs no password; what stays missing shows up as skipped tests.
 pub fn install() -> anyhow::Result<Tally> {
-    install_missing(&[BUILD, NAMESPACES].concat());
+    install_missing(&[&BUILD[..], &NAMESPACES, &TOOLS].concat());
+    tools::install();
     Ok(Tally::default())
 }
 

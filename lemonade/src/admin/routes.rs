@@ -132,8 +132,9 @@ pub(super) const fn phase_words(phase: Phase) -> &'static str {
 async fn metrics(State(wiring): Wiring, headers: HeaderMap) -> Response {
     let accept = headers.get(header::ACCEPT).and_then(|accept| accept.to_str().ok());
     let phase = *wiring.phase.borrow();
-    let text = prometheus::encode(wiring.metrics.snapshot(), phase);
-    ([(header::CONTENT_TYPE, prometheus::content_type(accept))], text).into_response()
+    let format = prometheus::Format::wanted(accept);
+    let text = format.of(prometheus::encode(wiring.metrics.snapshot(), phase));
+    ([(header::CONTENT_TYPE, format.content_type())], text).into_response()
 }
 
 async fn status(State(wiring): Wiring) -> Response {

@@ -85,6 +85,17 @@ pub enum End {
 }
 
 impl End {
+    /// Every end of a connection that had got a backend.
+    pub const SERVED: [Self; 7] = [
+        Self::Closed,
+        Self::ClientReset,
+        Self::BackendReset,
+        Self::ClientTimeout,
+        Self::BackendTimeout,
+        Self::IdleTimeout,
+        Self::DrainDeadline,
+    ];
+
     /// Stable name, used in access records and metrics.
     pub const fn as_str(self) -> &'static str {
         match self {

@@ -196,6 +196,15 @@ pub enum StrategyKind {
 }
 
 impl StrategyKind {
+    /// Each of them.
+    pub const ALL: [Self; 5] = [
+        Self::RoundRobin,
+        Self::WeightedRoundRobin,
+        Self::LeastConnections,
+        Self::FastestResponseTime,
+        Self::Adaptive,
+    ];
+
     /// Name in configuration, status and metrics.
     pub const fn as_str(self) -> &'static str {
         match self {

@@ -20,7 +20,9 @@ pub fn check(objects: Option<&Objects>) -> anyhow::Result<Tally> {
     for config in configs()? {
         total.add(counted("configuration", accepted(&lemonade, &config)));
     }
-    total.add(counted("schema", schema_is_current(&lemonade)));
+    for (document, file) in generate::SCHEMAS {
+        total.add(counted("schema", schema_is_current(&lemonade, document, file)));
+    }
     total.add(counted("completions and man page", generate::assets(&lemonade).map(drop)));
     Ok(total)
 }
@@ -47,12 +49,12 @@ fn accepted(lemonade: &Path, config: &Path) -> anyhow::Result<()> {
     workspace::output(Command::new(lemonade).arg("check").arg(config)).map(drop)
 }
 
-fn schema_is_current(lemonade: &Path) -> anyhow::Result<()> {
-    let path = generate::schema_path();
-    let kept = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+fn schema_is_current(lemonade: &Path, document: &str, file: &str) -> anyhow::Result<()> {
+    let kept =
+        fs::read_to_string(workspace::root().join(file)).with_context(|| format!("cannot read {file}"))?;
     ensure!(
-        kept == generate::schema(lemonade)?,
-        "config/schema.json is not what `lemonade schema` prints; run `cargo xtask schema` and commit it"
+        kept == generate::schema(lemonade, document)?,
+        "{file} is not what `lemonade schema {document}` prints; run `cargo xtask schema` and commit it"
     );
     Ok(())
 }

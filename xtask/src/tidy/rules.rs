@@ -105,7 +105,7 @@ const CHANNEL_MAKERS: [(&str, &str); 3] = [
     ),
 ];
 
-const TOP_LEVEL: [&str; 26] = [
+const TOP_LEVEL: [&str; 27] = [
     ".cargo",
     ".ci",
     ".git",
@@ -122,6 +122,7 @@ const TOP_LEVEL: [&str; 26] = [
     "clippy.toml",
     "config",
     "deny.toml",
+    "deploy",
     "docs",
     "fuzz",
     "lemonade",

@@ -42,6 +42,8 @@ struct Shared {
     enabled: AtomicBool,
     process: Arc<ProcessCell>,
     next: Mutex<Option<Target>>,
+    /// The file may have been moved away just now.
+    rotated: AtomicBool,
     flushes: Mutex<Vec<std::sync::mpsc::Sender<()>>>,
     unwritten: AtomicU64,
 }
@@ -81,6 +83,7 @@ impl AccessWriter {
             enabled: AtomicBool::new(*log != AccessLog::Off),
             process,
             next: Mutex::default(),
+            rotated: AtomicBool::new(false),
             flushes: Mutex::default(),
             unwritten: AtomicU64::new(0),
         });
@@ -106,6 +109,12 @@ impl AccessWriter {
         self.shared.enabled.store(*log != AccessLog::Off, Ordering::Relaxed);
         self.wake();
         Ok(())
+    }
+
+    /// Looks at once whether the file was moved away; without it that is seen within a second.
+    pub fn reopen(&self) {
+        self.shared.rotated.store(true, Ordering::Release);
+        self.wake();
     }
 
     /// Waits until everything recorded so far is written; `false` when it takes longer than `within`.
@@ -230,20 +239,25 @@ impl Writer {
         let held = std::mem::take(&mut self.held);
         let result = match &mut self.target {
             Target::Nowhere => Ok(()),
-            Target::Stream => self.stream.write_all(&self.batch).and_then(|()| self.stream.flush()),
-            Target::File(file) => file.write_all(&self.batch),
+            Target::Stream => {
+                let written = self.stream.write_all(&self.batch).and_then(|()| self.stream.flush());
+                written.map_err(|error| (0, error))
+            }
+            Target::File(file) => file.write_lines(&self.batch),
         };
         self.batch.clear();
-        let Err(error) = result else { return };
-        self.shared.process.events_dropped.fetch_add(held, Ordering::Relaxed);
-        if self.shared.unwritten.fetch_add(held, Ordering::Relaxed) == 0 {
+        let Err((whole, error)) = result else { return };
+        let lost = held.saturating_sub(whole);
+        self.shared.process.events_dropped.fetch_add(lost, Ordering::Relaxed);
+        if self.shared.unwritten.fetch_add(lost, Ordering::Relaxed) == 0 {
             tracing::warn!(%error, "cannot write access records; lemonade_events_dropped_total counts the lost ones");
         }
     }
 
     fn reopen(&mut self) {
         let Target::File(file) = &mut self.target else { return };
-        if self.checked.elapsed() >= Duration::from_secs(1) {
+        let asked = self.shared.rotated.swap(false, Ordering::Acquire);
+        if asked || self.checked.elapsed() >= Duration::from_secs(1) {
             self.checked = Instant::now();
             if let Err(error) = file.reopen_if_rotated() {
                 tracing::warn!(%error, "cannot reopen the access log; going on with the file that was rotated away");

@@ -1,40 +1,94 @@
 //! The two shapes of an access record.
 
 use std::io::Write;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use bytesize::ByteSize;
+use lemonade_common::Reason;
+use schemars::generate::SchemaSettings;
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::Serialize;
 
-use crate::metrics::port::{AccessRecord, Route};
+use crate::metrics::port::{AccessRecord, End, Route};
+use crate::model::config::StrategyKind;
 
-#[derive(Serialize)]
+/// Access record of Lemonade: one JSON object a line for each connection, written when it ends.
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "AccessRecord", deny_unknown_fields)]
 struct Line<'a> {
+    /// Always `access`, to tell it from a log line.
+    #[schemars(schema_with = "kind")]
     kind: &'static str,
+    /// When the connection was accepted, RFC 3339, UTC.
+    #[schemars(extend("format" = "date-time"))]
     time: String,
+    /// Number of the connection, unique in the process.
     id: u64,
+    /// Frontend it came to.
     frontend: &'a str,
-    client: std::net::SocketAddr,
-    local: std::net::SocketAddr,
+    /// Address and port of the client.
+    client: SocketAddr,
+    /// Address and port that the client used.
+    local: SocketAddr,
     #[serde(flatten)]
     route: Option<RouteFields<'a>>,
+    /// Bytes from client to backend.
     bytes_up: u64,
+    /// Bytes from backend to client.
     bytes_down: u64,
+    /// Milliseconds from accept to end.
+    #[schemars(range(min = 0.0))]
     duration_ms: f64,
+    /// How it ended: a word for an end, or the reason of a refusal.
+    #[schemars(schema_with = "ends")]
     end: &'static str,
 }
 
-#[derive(Serialize)]
+/// Absent, all together, when the connection got no backend.
+#[derive(Serialize, JsonSchema)]
 struct RouteFields<'a> {
+    /// Pool.
     pool: &'a str,
+    /// Name of the backend.
     backend: &'a str,
-    address: std::net::SocketAddr,
+    /// Address and port connected to.
+    address: SocketAddr,
+    /// Strategy that picked it.
+    #[schemars(schema_with = "strategies")]
     strategy: &'static str,
+    /// Backends it was picked from.
     candidates: u32,
+    /// Connects made, the successful one included.
     attempts: u32,
+    /// Whether it won a race against a late first connect.
     hedged: bool,
+    /// Version of the table that was consulted.
     table_version: u64,
+    /// Milliseconds its connect took.
+    #[schemars(range(min = 0.0))]
     connect_ms: f64,
+}
+
+/// The JSON schema of a record, pretty-printed, with a newline at the end.
+pub fn schema() -> String {
+    let schema = SchemaSettings::draft07().into_generator().into_root_schema_for::<Line<'_>>();
+    let mut text = serde_json::to_string_pretty(&schema).expect("a schema is plain JSON");
+    text.push('\n');
+    text
+}
+
+fn kind(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({"const": "access"})
+}
+
+fn ends(_: &mut SchemaGenerator) -> Schema {
+    let reasons = Reason::ALL.into_iter().map(End::Refused);
+    json_schema!({"type": "string", "enum": End::SERVED.into_iter().chain(reasons).map(End::as_str).collect::<Vec<_>>()})
+}
+
+fn strategies(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({"type": "string", "enum": StrategyKind::ALL.map(StrategyKind::as_str)})
 }
 
 impl<'a> RouteFields<'a> {
@@ -105,11 +159,8 @@ fn millis(duration: Duration) -> f64 {
 mod tests {
     use std::time::SystemTime;
 
-    use lemonade_common::Reason;
-
     use super::*;
     use crate::metrics::fixture::{name, record};
-    use crate::metrics::port::End;
 
     #[test]
     fn a_record_is_one_json_line_with_what_the_guide_names() {

@@ -1,4 +1,4 @@
-//! A snapshot as OpenMetrics text, which Prometheus reads.
+//! A snapshot as the text that Prometheus reads.
 //!
 //! Label values come from names in the table only, so the configuration bounds the number of series. Above
 //! [`MAX_BACKENDS`] or [`MAX_FRONTENDS`] they are added up, per pool or altogether, and a metric says so.
@@ -8,7 +8,9 @@ use std::fmt;
 
 use lemonade_common::Reason;
 use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, MetricEncoder, NoLabelSet, text};
+use prometheus_client::encoding::{
+    DescriptorEncoder, EncodeGaugeValue, EncodeLabelSet, MetricEncoder, NoLabelSet, text,
+};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
 
@@ -19,21 +21,13 @@ use crate::model::cell::{BUCKETS, TcpCounters};
 use crate::model::config::Status;
 use crate::shutdown::Phase;
 
+pub use format::Format;
+
 /// Most backends with series of their own.
 pub const MAX_BACKENDS: usize = 10_000;
 
 /// Most frontends with series of their own; each has about fifty, because of its histograms.
 pub const MAX_FRONTENDS: usize = 1_000;
-
-/// `Content-Type` of the text for a reader that sent `accept`: browsers and old readers show it as plain text.
-pub fn content_type(accept: Option<&str>) -> &'static str {
-    match accept {
-        Some(types) if types.contains("application/openmetrics-text") => {
-            "application/openmetrics-text; version=1.0.0; charset=utf-8"
-        }
-        Some(_) | None => "text/plain; version=0.0.4; charset=utf-8",
-    }
-}
 
 /// Writes `snapshot` as OpenMetrics text.
 pub fn encode(snapshot: MetricsSnapshot, phase: Phase) -> String {
@@ -202,14 +196,15 @@ fn each_backend<'a, L: EncodeLabelSet>(
     out.counters("backend_upstream_bytes", "Bytes from clients to backends", of(|sum| sum.bytes_up))?;
     out.counters("backend_downstream_bytes", "Bytes from backends to clients", of(|sum| sum.bytes_down))?;
     // Series that the kernel told nothing of are left out: a zero would be a claim.
-    let tcp = |field: fn(&TcpCounters) -> u64| {
-        let told = backends.clone().filter_map(|(labels, sum)| sum.tcp.map(|tcp| (labels, tcp)));
-        told.map(move |(labels, tcp)| (labels, field(&tcp)))
+    let told = || backends.clone().filter_map(|(labels, sum)| sum.tcp.map(|tcp| (labels, tcp)));
+    let tcp = |field: fn(&TcpCounters) -> u64| told().map(move |(labels, tcp)| (labels, field(&tcp)));
+    let seconds = |micros: fn(&TcpCounters) -> u32| {
+        told().map(move |(labels, tcp)| (labels, f64::from(micros(&tcp)) / 1e6))
     };
     let srtt = "Smoothed round-trip time, longest of the addresses";
-    out.gauges("backend_tcp_srtt_microseconds", srtt, tcp(|tcp| tcp.srtt_us.into()))?;
+    out.gauges("backend_tcp_srtt_seconds", srtt, seconds(|tcp| tcp.srtt_us))?;
     let connect = "Newest handshake as timed in the kernel, longest of the addresses";
-    out.gauges("backend_tcp_connect_microseconds", connect, tcp(|tcp| tcp.connect_us.into()))?;
+    out.gauges("backend_tcp_connect_seconds", connect, seconds(|tcp| tcp.connect_us))?;
     out.counters("backend_tcp_retransmits", "Segments sent again", tcp(|tcp| tcp.retransmits))?;
     out.counters("backend_tcp_closes", "Established connections that ended", tcp(|tcp| tcp.closes))?;
     let resets = "Of these, ended by a reset of the backend or a timeout";
@@ -295,11 +290,11 @@ impl Families<'_, '_> {
         Ok(())
     }
 
-    fn gauges<L: EncodeLabelSet>(
+    fn gauges<L: EncodeLabelSet, V: EncodeGaugeValue>(
         &mut self,
         name: &str,
         help: &str,
-        series: impl Iterator<Item = (L, u64)>,
+        series: impl Iterator<Item = (L, V)>,
     ) -> fmt::Result {
         let mut encoder = self.0.encode_descriptor(name, help, None, MetricType::Gauge)?;
         for (labels, value) in series {
@@ -330,5 +325,6 @@ fn count(encoder: &mut MetricEncoder<'_>, value: u64) -> fmt::Result {
     encoder.encode_counter::<NoLabelSet, _, u64>(&value, None)
 }
 
+mod format;
 #[cfg(test)]
 mod tests;

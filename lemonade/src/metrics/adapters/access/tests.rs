@@ -135,15 +135,45 @@ fn a_file_that_was_rotated_away_is_opened_anew() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("access.jsonl");
     let mut file = RotatedFile::open(&path).unwrap();
-    file.write_all(b"one\n").unwrap();
+    file.write_lines(b"one\n").unwrap();
     file.reopen_if_rotated().unwrap();
-    file.write_all(b"two\n").unwrap();
+    file.write_lines(b"two\n").unwrap();
     std::fs::rename(&path, folder.path().join("access.jsonl.1")).unwrap();
-    file.write_all(b"three\n").unwrap();
+    file.write_lines(b"three\n").unwrap();
     file.reopen_if_rotated().unwrap();
-    file.write_all(b"four\n").unwrap();
+    file.write_lines(b"four\n").unwrap();
     assert_eq!(std::fs::read_to_string(folder.path().join("access.jsonl.1")).unwrap(), "one\ntwo\nthree\n");
     assert_eq!(std::fs::read_to_string(&path).unwrap(), "four\n");
+}
+
+#[test]
+fn a_file_truncated_in_place_goes_on_at_its_new_end() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("access.jsonl");
+    let mut file = RotatedFile::open(&path).unwrap();
+    file.write_lines(b"one\n").unwrap();
+    std::fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(0).unwrap();
+    file.reopen_if_rotated().unwrap();
+    file.write_lines(b"two\n").unwrap();
+    assert_eq!(std::fs::read_to_string(&path).unwrap(), "two\n");
+}
+
+#[test]
+fn a_rotator_that_asks_finds_nothing_more_in_the_old_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let (path, moved) = (folder.path().join("access.jsonl"), folder.path().join("access.jsonl.1"));
+    let (writer, process) = start(&AccessLog::File(path.clone()), &Pipe::default());
+    for id in 0..30 {
+        writer.record(record(id));
+        assert!(writer.flush(SOON));
+        if id % 10 == 9 {
+            std::fs::rename(&path, &moved).unwrap();
+            writer.reopen();
+            assert!(writer.flush(SOON));
+            assert_eq!(std::fs::read_to_string(&moved).unwrap().lines().count(), 10);
+        }
+    }
+    assert_eq!(dropped(&process), 0);
 }
 
 #[test]

@@ -280,9 +280,32 @@ fn above_the_limits_series_are_added_up_and_a_metric_says_so() {
 fn prometheus_is_told_the_format_that_it_asks_for() {
     let prometheus =
         "application/openmetrics-text;version=1.0.0;q=0.6,text/plain;version=0.0.4;q=0.5,*/*;q=0.1";
-    assert!(content_type(Some(prometheus)).starts_with("application/openmetrics-text; version=1.0.0"));
+    let wanted = Format::wanted(Some(prometheus));
+    assert!(wanted.content_type().starts_with("application/openmetrics-text; version=1.0.0"));
     for other in [None, Some("text/html"), Some("*/*")] {
-        assert!(content_type(other).starts_with("text/plain; version=0.0.4"));
+        assert!(Format::wanted(other).content_type().starts_with("text/plain; version=0.0.4"));
+    }
+}
+
+/// Readers of the older format took `# TYPE .. info` for an error and counters for untyped.
+#[test]
+fn the_older_format_has_the_same_samples_and_declares_them_by_their_own_names() {
+    let text = encode(many(2, 3), Phase::Running);
+    let plain = Format::Plain.of(text.clone());
+    let samples = |text: &str| -> Vec<String> {
+        text.lines().filter(|line| !line.starts_with('#')).map(str::to_owned).collect()
+    };
+    assert_eq!(samples(&plain), samples(&text));
+    let types = |text: &str| text.lines().filter(|line| line.starts_with("# TYPE ")).count();
+    assert_eq!(types(&plain), types(&text));
+    assert!(!plain.contains("# EOF") && !plain.contains(" info\n"), "{plain}");
+    for line in [
+        "# HELP lemonade_build_info What runs",
+        "# TYPE lemonade_build_info gauge",
+        "# TYPE lemonade_probes_total counter",
+        "# TYPE lemonade_frontend_connect_seconds histogram",
+    ] {
+        assert!(plain.lines().any(|own| own == line), "{line} is missing");
     }
 }
 

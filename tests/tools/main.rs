@@ -1,0 +1,5 @@
+//! The tools that people already run read what Lemonade writes.
+
+mod access;
+mod package;
+mod prometheus;
