@@ -126,6 +126,11 @@ fn route(frontend: &Frontend) -> Route {
             "relays in the kernel are not in this version",
             "nothing: no command and no setting gives a better one in this version",
         ),
+        RelayChoice::Sockmap => (
+            "sockmap",
+            "connections that last pass to the kernel where its self-tests pass, see the section above",
+            "a failed self-test above says what is in the way",
+        ),
         RelayChoice::Copy => (
             "copy",
             "the configuration asks for this one",
