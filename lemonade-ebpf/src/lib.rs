@@ -5,3 +5,4 @@
 
 pub mod maps;
 pub mod signals;
+pub mod sockmap;

@@ -4,3 +4,4 @@
 
 mod programs;
 mod signals;
+mod sockmap;

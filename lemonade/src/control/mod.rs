@@ -4,6 +4,8 @@ pub mod compile;
 pub mod controller;
 pub mod journal;
 pub mod plan;
+#[cfg(target_os = "linux")]
+pub mod relays;
 pub mod resolve;
 pub mod signals;
 pub mod table;

@@ -128,8 +128,8 @@ fn route(frontend: &Frontend) -> Route {
         ),
         RelayChoice::Sockmap => (
             "sockmap",
-            "connections that last pass to the kernel where its self-tests pass, see the section above",
-            "a failed self-test above says what is in the way",
+            "connections begin with copy; those that last pass to the kernel while its self-tests pass, as `lemonade status` says",
+            "nothing: no command and no setting gives a better one in this version",
         ),
         RelayChoice::Copy => (
             "copy",

@@ -26,13 +26,21 @@ use crate::model::time::micros;
 use crate::strategy::port::{Candidate, PoolView};
 
 /// A connected backend, and how it was come by.
-pub(super) struct Established {
-    pub(super) stream: TcpStream,
+pub(super) struct Established<S = TcpStream> {
+    pub(super) stream: S,
     pub(super) slot: Slot,
     pub(super) table_version: u64,
     pub(super) connect: Duration,
     pub(super) attempts: u32,
     pub(super) hedged: bool,
+}
+
+impl<S> Established<S> {
+    /// The same backend over another stream, and the stream until now.
+    pub(super) fn replace<T>(self, stream: T) -> (S, Established<T>) {
+        let Self { stream: before, slot, table_version, connect, attempts, hedged } = self;
+        (before, Established { stream, slot, table_version, connect, attempts, hedged })
+    }
 }
 
 /// What a connection has used up on its way to a backend; kept for a retry after a reset.

@@ -4,6 +4,12 @@
 //! can pass from one relay to another between two bytes.
 
 pub mod copy;
+#[cfg(target_os = "linux")]
+mod lookout;
+#[cfg(target_os = "linux")]
+pub mod sockmap;
+#[cfg(target_os = "linux")]
+pub mod trial;
 
 #[cfg(test)]
 mod tests;

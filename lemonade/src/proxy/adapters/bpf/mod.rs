@@ -9,11 +9,15 @@ mod cgroup;
 #[cfg(all(feature = "ebpf", target_os = "linux"))]
 mod loader;
 pub mod probe;
+#[cfg(all(feature = "ebpf", target_os = "linux"))]
+mod sockmap;
 
 #[cfg(not(all(feature = "ebpf", target_os = "linux")))]
-pub use absent::Kernel;
+pub use absent::{Kernel, Sockmap};
 #[cfg(all(feature = "ebpf", target_os = "linux"))]
 pub use loader::{Kernel, Verified};
+#[cfg(all(feature = "ebpf", target_os = "linux"))]
+pub use sockmap::Sockmap;
 
 /// Why there is nothing of Lemonade in the kernel, and what would change that.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
