@@ -7,6 +7,8 @@ pub mod copy;
 #[cfg(target_os = "linux")]
 mod lookout;
 #[cfg(target_os = "linux")]
+pub mod sk_msg;
+#[cfg(target_os = "linux")]
 pub mod sockmap;
 #[cfg(target_os = "linux")]
 pub mod trial;

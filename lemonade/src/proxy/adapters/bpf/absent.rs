@@ -35,6 +35,11 @@ impl Kernel {
     }
 
     /// Never called.
+    pub fn cgroup(&self) -> Option<&std::path::Path> {
+        match *self {}
+    }
+
+    /// Never called.
     pub fn words(&self) -> String {
         match *self {}
     }

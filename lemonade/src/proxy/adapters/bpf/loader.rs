@@ -109,6 +109,11 @@ impl Kernel {
         &mut self.ebpf
     }
 
+    /// Folder of the cgroup that the process moved into, if it did.
+    pub fn cgroup(&self) -> Option<&std::path::Path> {
+        self.cgroup.as_ref().map(OwnCgroup::path)
+    }
+
     /// What is in the kernel, for people.
     pub fn words(&self) -> String {
         match &self.cgroup {

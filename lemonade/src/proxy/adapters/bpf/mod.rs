@@ -7,8 +7,15 @@ mod absent;
 #[cfg(all(feature = "ebpf", target_os = "linux"))]
 mod cgroup;
 #[cfg(all(feature = "ebpf", target_os = "linux"))]
+mod layout;
+#[cfg(all(feature = "ebpf", target_os = "linux"))]
 mod loader;
 pub mod probe;
+#[cfg(all(feature = "ebpf", target_os = "linux"))]
+mod sk_msg;
+#[cfg(not(all(feature = "ebpf", target_os = "linux")))]
+#[path = "sk_msg_absent.rs"]
+mod sk_msg;
 #[cfg(all(feature = "ebpf", target_os = "linux"))]
 mod sockmap;
 
@@ -16,6 +23,7 @@ mod sockmap;
 pub use absent::{Kernel, Sockmap};
 #[cfg(all(feature = "ebpf", target_os = "linux"))]
 pub use loader::{Kernel, Verified};
+pub use sk_msg::SkMsg;
 #[cfg(all(feature = "ebpf", target_os = "linux"))]
 pub use sockmap::Sockmap;
 
