@@ -6,6 +6,9 @@ use std::path::PathBuf;
 /// Folder of the objects.
 const FOLDER: &str = "LEMONADE_BPF_OBJECTS";
 
+/// Objects with the variables that tell their places to the code.
+const OBJECTS: [(&str, &str); 2] = [("proxy", "LEMONADE_BPF_PROXY"), ("sk_msg", "LEMONADE_BPF_SK_MSG")];
+
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
     println!("cargo::rerun-if-env-changed={FOLDER}");
@@ -19,11 +22,13 @@ fn main() {
         );
         return;
     };
-    let object = folder.join("proxy");
-    if !object.is_file() {
-        println!("cargo::error={FOLDER}: there is no {}; run `cargo xtask setup`", object.display());
-        return;
+    for (name, variable) in OBJECTS {
+        let object = folder.join(name);
+        if !object.is_file() {
+            println!("cargo::error={FOLDER}: there is no {}; run `cargo xtask setup`", object.display());
+            return;
+        }
+        println!("cargo::rerun-if-changed={}", object.display());
+        println!("cargo::rustc-env={variable}={}", object.display());
     }
-    println!("cargo::rerun-if-changed={}", object.display());
-    println!("cargo::rustc-env=LEMONADE_BPF_PROXY={}", object.display());
 }

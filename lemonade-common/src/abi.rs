@@ -4,7 +4,7 @@
 //! byte arrays.
 
 /// Version of the layout of every map; a process adopts the maps of another only if it is equal.
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = 2;
 
 /// Index of [`ABI_VERSION`] in the map `ABI`.
 pub const ABI_VERSION_AT: u32 = 0;
@@ -43,6 +43,48 @@ pub struct BackendSignals {
     pub srtt_us: u32,
 }
 
+/// Sockets in the maps of relay `sockmap` at most, two for each connection; above, connections stay with `copy`.
+pub const RELAY_SOCKETS: u32 = 32_768;
+
+/// Bytes of one direction that may be on their way without the receiving peer's acknowledgement.
+pub const RELAY_UNACKED: u64 = 1 << 20;
+
+/// Received segments of one direction that may be, since each costs the kernel memory however short it is.
+pub const RELAY_SEGMENTS: u32 = 2048;
+
+/// Index of the only value of the map `ACKS_WANTED`: not 0 while relay `sockmap` is in use.
+pub const ACKS_WANTED_AT: u32 = 0;
+
+/// One direction of a connection of relay `sockmap`: value of the map `FLOWS`, by the cookie of the socket that
+/// receives.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct RelayFlow {
+    /// Cookie of the socket that sends on.
+    pub target: u64,
+    /// Bytes that the target had been given when the kernel took over, by its `tcpi_bytes_acked`.
+    pub base: u64,
+    /// Bytes that the target's peer has acknowledged, as last seen.
+    pub acked: u64,
+    /// Bytes sent on in the kernel.
+    pub redirected: u64,
+    /// Bytes left to userspace.
+    pub passed: u64,
+    /// Bytes that could not be sent on although the sender takes them for delivered.
+    pub lost: u64,
+    /// Bytes given to the target when `old` began to count.
+    pub mark: u64,
+    /// Segments sent on after `mark`.
+    pub young: u32,
+    /// Segments sent on before `mark` that may be unacknowledged.
+    pub old: u32,
+    /// 1 while userspace moves the bytes.
+    pub held: u32,
+    /// Zero.
+    pub reserved: u32,
+}
+
+const _: () = assert!(size_of::<RelayFlow>() == 72);
 const _: () = assert!(size_of::<Endpoint>() == 20 && size_of::<BackendSignals>() == 48);
 
 /// Value of SO_RCVLOWAT that the process sets on a socket which it is about to reset itself.
@@ -85,6 +127,50 @@ impl BackendSignals {
             resets: long(32),
             connect_us_last: short(40),
             srtt_us: short(44),
+        }
+    }
+}
+
+impl RelayFlow {
+    /// The bytes as they stand in the map.
+    pub fn to_bytes(self) -> [u8; size_of::<Self>()] {
+        let mut bytes = [0; size_of::<Self>()];
+        let Self { target, base, acked, redirected, passed, lost, mark, young, old, held, reserved } = self;
+        let (longs, shorts) = bytes.split_at_mut(56);
+        for (to, from) in longs.chunks_exact_mut(8).zip([target, base, acked, redirected, passed, lost, mark])
+        {
+            to.copy_from_slice(&from.to_ne_bytes());
+        }
+        for (to, from) in shorts.chunks_exact_mut(4).zip([young, old, held, reserved]) {
+            to.copy_from_slice(&from.to_ne_bytes());
+        }
+        bytes
+    }
+
+    /// Reads the bytes of the map.
+    pub fn from_bytes(bytes: &[u8; size_of::<Self>()]) -> Self {
+        let long = |at: usize| {
+            let mut word = [0; 8];
+            word.copy_from_slice(&bytes[at * 8..at * 8 + 8]);
+            u64::from_ne_bytes(word)
+        };
+        let short = |at: usize| {
+            let mut word = [0; 4];
+            word.copy_from_slice(&bytes[56 + at * 4..60 + at * 4]);
+            u32::from_ne_bytes(word)
+        };
+        Self {
+            target: long(0),
+            base: long(1),
+            acked: long(2),
+            redirected: long(3),
+            passed: long(4),
+            lost: long(5),
+            mark: long(6),
+            young: short(0),
+            old: short(1),
+            held: short(2),
+            reserved: short(3),
         }
     }
 }

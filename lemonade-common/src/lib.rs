@@ -9,6 +9,7 @@ pub mod abi;
 pub mod flow;
 pub mod hash;
 pub mod ids;
+pub mod sk_msg;
 pub mod verdict;
 
 pub use flow::FlowKey;

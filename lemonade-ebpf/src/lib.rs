@@ -5,3 +5,5 @@
 
 pub mod maps;
 pub mod signals;
+pub mod sk_msg;
+pub mod sockmap;

@@ -14,6 +14,8 @@ use crate::admin::{self, AdminSockets, AdminWiring};
 use crate::config::port::ConfigService;
 use crate::control::controller::{Controller, Effects, Inbox, Outbox};
 use crate::control::journal::Journal;
+#[cfg(target_os = "linux")]
+use crate::control::relays;
 use crate::control::table::DispatchTable;
 use crate::control::{ControlState, resolve, signals};
 use crate::health::adapters::backend::BackendHealth;
@@ -79,6 +81,8 @@ pub struct Bound {
     access: AccessWriter,
     channels: Channels,
     phase: watch::Sender<Phase>,
+    #[cfg(target_os = "linux")]
+    process: Arc<ProcessCell>,
     // Held to the end, since dropping it takes what is in the kernel away.
     kernel: Option<Kernel>,
     // Held to the end: it keeps a second instance out of the folder.
@@ -112,6 +116,10 @@ pub async fn build(settings: Settings) -> anyhow::Result<Bound> {
     let sockets = admin::bind(&config.admin)?;
     let kernel = join_kernel();
     let kernel_words = kernel.as_ref().map_or_else(|why| format!("nothing: {why}"), Kernel::words);
+    #[cfg(target_os = "linux")]
+    if let Err(why) = &kernel {
+        relays::impossible(&process, &why.to_string());
+    }
     let kernel = kernel.ok();
 
     let (signal_sender, signals) = mpsc::channel(SIGNALS);
@@ -210,6 +218,8 @@ pub async fn build(settings: Settings) -> anyhow::Result<Bound> {
         access,
         channels,
         phase,
+        #[cfg(target_os = "linux")]
+        process,
         kernel,
         _state_dir: state_dir,
     })
@@ -248,6 +258,8 @@ impl Bound {
             access,
             channels,
             phase,
+            #[cfg(target_os = "linux")]
+            process,
             kernel,
             _state_dir,
         } = self;
@@ -262,7 +274,20 @@ impl Bound {
         spawn(&mut tasks, "metrics", metrics.run(stop.clone()));
         spawn(&mut tasks, "watchdog", watchdog(stop.clone()));
         if let Some(kernel) = kernel {
-            spawn(&mut tasks, "kernel", signals::run(kernel, current.clone(), stop.clone()));
+            #[cfg(target_os = "linux")]
+            let relays = {
+                let plane = Arc::clone(&plane);
+                let offer = Box::new(move |relay| plane.take_relay(relay));
+                relays::Relays::new(process, offer, config.runtime.relay_buffer)
+            };
+            let signals = signals::run(
+                kernel,
+                #[cfg(target_os = "linux")]
+                relays,
+                current.clone(),
+                stop.clone(),
+            );
+            spawn(&mut tasks, "kernel", signals);
         }
         let admin_stop = CancellationToken::new();
         let (admin_ended, admin_gone) = tokio::sync::oneshot::channel();

@@ -4,3 +4,5 @@
 
 mod programs;
 mod signals;
+mod sk_msg;
+mod sockmap;

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 
 use crate::lemonade::Lemonade;
 use crate::setup::Setup;
+use crate::wait;
 
 /// A way from clients to backends.
 pub trait Plane: Sync {
@@ -56,6 +57,9 @@ impl Served for SocketAddr {
 /// Lemonade's proxy with the `copy` relay.
 pub struct Copy;
 
+/// Lemonade's proxy with the `sockmap` relay for connections that last.
+pub struct Sockmap;
+
 impl Plane for Copy {
     fn name(&self) -> &'static str {
         "copy"
@@ -68,6 +72,31 @@ impl Plane for Copy {
     fn start(&self, setup: &Setup) -> Box<dyn Served> {
         let process = Lemonade::start(&setup.clone().frontend(&["relay = \"copy\""]));
         let address = process.address("web");
+        Box::new(Proxied { process, address })
+    }
+}
+
+impl Plane for Sockmap {
+    fn name(&self) -> &'static str {
+        "sockmap"
+    }
+
+    fn balances(&self) -> bool {
+        true
+    }
+
+    /// Waits until the relay has passed its self-tests.
+    fn start(&self, setup: &Setup) -> Box<dyn Served> {
+        let process = Lemonade::start(&setup.clone().frontend(&["relay = \"sockmap\""]));
+        let address = process.address("web");
+        wait::until("the relay sockmap is on", wait::SOON, || {
+            let relays = process.status().0["relays"].clone();
+            let own = relays.as_array().into_iter().flatten().find(|own| own["relay"] == "sockmap").cloned();
+            let own = own.expect("the status names the relay");
+            let why = own["findings"]["why"].as_str().unwrap_or_default();
+            assert!(own["usable"] == true || why.is_empty(), "the relay sockmap is off: {own:#}");
+            own["usable"] == true
+        });
         Box::new(Proxied { process, address })
     }
 }

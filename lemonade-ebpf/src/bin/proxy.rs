@@ -4,12 +4,12 @@
 #![no_main]
 
 use aya_ebpf::bindings::{
-    BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB, BPF_SOCK_OPS_RETRANS_CB, BPF_SOCK_OPS_STATE_CB,
-    BPF_SOCK_OPS_TCP_CONNECT_CB,
+    BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB, BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_RETRANS_CB,
+    BPF_SOCK_OPS_RTT_CB, BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_TCP_CONNECT_CB, sk_action,
 };
-use aya_ebpf::macros::sock_ops;
-use aya_ebpf::programs::SockOpsContext;
-use lemonade_ebpf::{maps, signals};
+use aya_ebpf::macros::{sock_ops, stream_verdict};
+use aya_ebpf::programs::{SkBuffContext, SockOpsContext};
+use lemonade_ebpf::{maps, signals, sockmap};
 
 /// Sees the life of the sockets of Lemonade's own cgroup.
 #[sock_ops]
@@ -17,13 +17,24 @@ fn sock_ops(ctx: SockOpsContext) -> u32 {
     if maps::fit() {
         match ctx.op() {
             BPF_SOCK_OPS_TCP_CONNECT_CB => signals::connecting(&ctx),
-            BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB => signals::established(&ctx),
+            BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB => {
+                sockmap::established(&ctx);
+                signals::established(&ctx);
+            }
+            BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB => sockmap::established(&ctx),
+            BPF_SOCK_OPS_RTT_CB => sockmap::acknowledged(&ctx),
             BPF_SOCK_OPS_RETRANS_CB => signals::retransmitted(&ctx),
             BPF_SOCK_OPS_STATE_CB => signals::changed(&ctx),
             _ => {}
         }
     }
     1
+}
+
+/// Relay `sockmap`: sees what its sockets receive.
+#[stream_verdict]
+fn sockmap(ctx: SkBuffContext) -> u32 {
+    if maps::fit() { sockmap::verdict(&ctx) } else { sk_action::SK_PASS }
 }
 
 #[cfg(target_arch = "bpf")]

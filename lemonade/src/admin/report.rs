@@ -7,7 +7,9 @@ use super::routes::phase_words;
 use super::status::{BackendStatus, ConfigStatus, FrontendStatus, PoolStatus, Rates, Status};
 use super::table::{Column, Row, bytes, count, painted, table};
 use super::words::clean;
+use crate::metrics::snapshot::RelaySnapshot;
 use crate::model::config::Status as Up;
+use crate::model::relay::RelayCounters;
 
 /// Draws `status`; `colours` is for a terminal.
 pub fn report(status: &Status, colours: bool) -> String {
@@ -18,6 +20,10 @@ pub fn report(status: &Status, colours: bool) -> String {
     let frontends = status.frontends.iter().map(row);
     out.push('\n');
     table(&FRONTEND, frontends.collect(), colours, &mut out);
+    let relays: Vec<Row> = status.frontends.iter().flat_map(relay_rows).collect();
+    if !relays.is_empty() {
+        table(&RELAY, relays, colours, &mut out);
+    }
     for pool in &status.pools {
         out.push('\n');
         pool_line(pool, &mut out).expect("writing to a string does not fail");
@@ -52,6 +58,11 @@ fn head(status: &Status, colours: bool, out: &mut String) -> std::fmt::Result {
         writeln!(out, "Waits for the next start: {}", clean(setting))?;
     }
     writeln!(out, "Kernel    {}", clean(&status.kernel))?;
+    let asked = |own: &RelaySnapshot| !own.findings.why.is_empty();
+    for own in status.relays.iter().filter(|own| asked(own)) {
+        let line = format!("Relay     {}: {}", own.relay.as_str(), clean(&relay_words(own)));
+        writeln!(out, "{}", if own.usable { line } else { painted(line, colours) })?;
+    }
     let process = &status.process;
     writeln!(out, "Traffic   {} live, {} opened, {} closed", process.live, process.opened, process.closed)?;
     writeln!(out, "  10 s    {}", rates_words(&status.last_10s))?;
@@ -62,6 +73,22 @@ fn head(status: &Status, colours: bool, out: &mut String) -> std::fmt::Result {
         writeln!(out, "{}", painted(line, colours))?;
     }
     Ok(())
+}
+
+/// Whether a relay is on, why, and which of its self-tests failed.
+fn relay_words(own: &RelaySnapshot) -> String {
+    let tests = &own.findings.tests;
+    let failed: Vec<String> = tests
+        .iter()
+        .filter(|test| !test.passed)
+        .map(|test| format!("{}: {}", test.name, test.detail))
+        .collect();
+    let state = if own.usable { "on" } else { "OFF" };
+    let passed = tests.len() - failed.len();
+    let counted =
+        if tests.is_empty() { String::new() } else { format!(", {passed} of {} tests", tests.len()) };
+    let failed = if failed.is_empty() { String::new() } else { format!("; {}", failed.join("; ")) };
+    format!("{state}, {}{counted}{failed}", own.findings.why)
 }
 
 fn rates_words(rates: &Rates) -> String {
@@ -147,6 +174,28 @@ fn frontend_cells(own: &FrontendStatus) -> Vec<String> {
         bytes(own.bytes_up),
         bytes(own.bytes_down),
     ]
+}
+
+const RELAY: [Column; 8] = [
+    Column::text("  IN KERNEL"),
+    Column::text("RELAY"),
+    Column::number("LIVE"),
+    Column::number("PROMOTED"),
+    Column::number("KEPT"),
+    Column::number("DEMOTED"),
+    Column::number("RESUMED"),
+    Column::number("BYTES"),
+];
+
+fn relay_rows(own: &FrontendStatus) -> Vec<Row> {
+    let row = |(relay, carried): (&String, &RelayCounters)| {
+        let RelayCounters { live, promoted, kept, demoted, resumed, .. } = *carried;
+        let mut cells = vec![format!("  {}", own.name), relay.clone()];
+        cells.extend([live, promoted, kept, demoted, resumed].map(count));
+        cells.push(bytes(carried.bytes));
+        Row { cells, bad: false, note: None }
+    };
+    own.relays.iter().map(row).collect()
 }
 
 const BACKEND: [Column; 9] = [

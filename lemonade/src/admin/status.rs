@@ -15,11 +15,12 @@ use crate::control::table::FrontendEntry;
 use crate::health::port::{History, Outcome};
 use crate::metrics::port::{Sample, Series};
 use crate::metrics::snapshot::{
-    BackendCounters, FrontendCounters, MetricsSnapshot, PoolCounters, ProcessCounters,
+    BackendCounters, FrontendCounters, MetricsSnapshot, PoolCounters, ProcessCounters, RelaySnapshot,
 };
 use crate::model::Name;
 use crate::model::cell::TcpCounters;
 use crate::model::config::{HealthKind, RelayChoice, Status as Up};
+use crate::model::relay::{KernelRelay, RelayCounters};
 use crate::shutdown::Phase;
 
 /// Outcomes told of each backend; the dump has all.
@@ -44,6 +45,8 @@ pub struct Status {
     pub kernel: String,
     /// The configuration in force and the newest one refused.
     pub config: ConfigStatus,
+    /// Relays in the kernel with their self-tests.
+    pub relays: Vec<RelaySnapshot>,
     /// Counters of the process.
     pub process: ProcessCounters,
     /// Traffic of the last 10 seconds.
@@ -116,6 +119,8 @@ pub struct FrontendStatus {
     pub relay: String,
     /// Why in that way, in words.
     pub relay_why: String,
+    /// What relays in the kernel carried, by relay; those that never did anything are left out.
+    pub relays: BTreeMap<String, RelayCounters>,
     /// Pool.
     pub pool: String,
     /// Connections accepted and not yet ended.
@@ -217,7 +222,6 @@ impl Status {
         for (frontend, address) in observed.listeners {
             listeners.entry(frontend).or_default().push(address);
         }
-        let relay = wiring.plane.offers().relays.first().copied().unwrap_or("none");
         let series = |name: Option<&Name>| wiring.metrics.series(name);
         let own = series(None);
         let refused = control.refused.as_ref().map(|refusal| RefusalStatus {
@@ -228,7 +232,7 @@ impl Status {
         let frontend = |counters: &FrontendCounters| {
             let entry = control.table.frontends.get(&counters.ix).map(AsRef::as_ref);
             let listening = listeners.remove(&counters.name).unwrap_or_default();
-            FrontendStatus::of(counters, entry, listening, relay, &series(Some(&counters.name)))
+            FrontendStatus::of(counters, entry, listening, &snapshot.relays, &series(Some(&counters.name)))
         };
         Self {
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -247,6 +251,7 @@ impl Status {
                 refused,
                 pending_restart: control.pending_restart.clone(),
             },
+            relays: snapshot.relays.clone(),
             process: snapshot.process.clone(),
             last_10s: Rates::over(&own, 10),
             last_60s: Rates::over(&own, 60),
@@ -278,7 +283,7 @@ impl FrontendStatus {
         counters: &FrontendCounters,
         entry: Option<&FrontendEntry>,
         listening: Vec<SocketAddr>,
-        relay: &str,
+        relays: &[RelaySnapshot],
         series: &Series,
     ) -> Self {
         let refused = |reason: Reason| {
@@ -286,9 +291,10 @@ impl FrontendStatus {
             (count > 0).then(|| (reason.as_str().to_owned(), count))
         };
         let asked = entry.map_or(RelayChoice::Auto, |entry| entry.frontend.relay);
-        let relay_why = match asked {
-            RelayChoice::Auto => "auto: the best relay that this build and host offer",
-            RelayChoice::Copy => "asked for in the configuration",
+        let (relay, relay_why) = relay_of(asked, relays);
+        let carried = |relay: KernelRelay| {
+            let own = counters.relays[relay.index()];
+            (own != RelayCounters::default()).then(|| (relay.as_str().to_owned(), own))
         };
         let rates = |seconds| (!series.samples.is_empty()).then(|| Rates::over(series, seconds));
         Self {
@@ -297,7 +303,8 @@ impl FrontendStatus {
             listening,
             plane: "proxy".to_owned(),
             relay: relay.to_owned(),
-            relay_why: relay_why.to_owned(),
+            relay_why,
+            relays: KernelRelay::ALL.into_iter().filter_map(carried).collect(),
             pool: counters.pool.to_string(),
             live: counters.live,
             opened: counters.opened,
@@ -308,6 +315,25 @@ impl FrontendStatus {
             last_10s: rates(10),
             last_60s: rates(60),
         }
+    }
+}
+
+/// The relay that new connections get, and why in words.
+fn relay_of(asked: RelayChoice, relays: &[RelaySnapshot]) -> (&'static str, String) {
+    let Some(relay) = asked.kernel() else {
+        let why = match asked {
+            RelayChoice::Auto => "auto: the best relay that this build and host offer",
+            RelayChoice::Copy | RelayChoice::Sockmap => "asked for in the configuration",
+        };
+        return ("copy", why.to_owned());
+    };
+    match relays.iter().find(|own| own.relay == relay) {
+        Some(own) if own.usable => (relay.as_str(), "asked for; connections that last go there".to_owned()),
+        Some(own) if own.findings.why.is_empty() => {
+            ("copy", format!("{} is asked for; its self-tests have not run yet", relay.as_str()))
+        }
+        Some(own) => ("copy", format!("{} is asked for but off: {}", relay.as_str(), own.findings.why)),
+        None => ("copy", format!("{} is asked for but not known here", relay.as_str())),
     }
 }
 

@@ -200,13 +200,15 @@ pub(super) enum Fallback {
 }
 
 /// How the proxy moves the bytes of a connection.
-#[derive(Clone, Copy, Debug, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Relay {
     /// The best that this build and host offer.
     Auto,
     /// Copy in userspace.
     Copy,
+    /// Copy at first; a program in the kernel (sk_skb) for connections that last.
+    Sockmap,
 }
 
 /// Backends with their strategy and health policy.
@@ -393,6 +395,7 @@ impl From<Relay> for model::config::RelayChoice {
         match relay {
             Relay::Auto => Self::Auto,
             Relay::Copy => Self::Copy,
+            Relay::Sockmap => Self::Sockmap,
         }
     }
 }

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use crate::model::{Config, Frontend, Name, Pool};
 
-use super::raw::{RawConfig, RawFrontend, RawPool};
+use super::raw::{RawConfig, RawFrontend, RawPool, Relay};
 use super::report::{Report, Spot};
 use super::value::Period;
 use super::wording;
@@ -91,6 +91,14 @@ fn frontend(
         && let Some((message, hint)) = wording::later("accelerate_cgroup", "")
     {
         spot.wrong("accelerate_cgroup", message, hint);
+    }
+    // Which programs a build has does not depend on the host; what the host allows is found out when it runs.
+    if raw.relay == Relay::Sockmap && !cfg!(all(feature = "ebpf", target_os = "linux")) {
+        spot.wrong(
+            "relay",
+            "\"sockmap\" needs kernel programs, which this build does not have",
+            "write \"auto\" or \"copy\", or build with `cargo xtask run` on Linux",
+        );
     }
     let keepalive = raw.keepalive.0.map(|Period(period)| {
         if !(Duration::from_secs(1)..=Duration::from_secs(32_767)).contains(&period) {

@@ -5,12 +5,11 @@ use std::ops::Range;
 use super::report::Step;
 
 /// Keys and words that later builds bring: what they are and what to write in this one.
-const LATER: [(&str, &str, &str); 9] = [
+const LATER: [(&str, &str, &str); 8] = [
     ("protocol", "udp", "write \"tcp\""),
     ("data_plane", "forward", "write \"proxy\""),
     ("fallback", "refuse", "write \"proxy\""),
     ("relay", "sk_msg", "write \"auto\" or \"copy\""),
-    ("relay", "sockmap", "write \"auto\" or \"copy\""),
     ("relay", "splice", "write \"auto\" or \"copy\""),
     ("strategy", "source_hash", "write one of the strategies of this build, such as \"least_connections\""),
     ("forward", "", "remove this table; the proxy needs no such settings"),

@@ -6,6 +6,8 @@ pub mod journal;
 pub mod order;
 pub mod overrides;
 pub mod plan;
+#[cfg(target_os = "linux")]
+pub mod relays;
 pub mod resolve;
 pub mod signals;
 pub mod table;

@@ -11,6 +11,8 @@ use tokio::sync::watch;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
+#[cfg(target_os = "linux")]
+use super::relays::Relays;
 use super::table::DispatchTable;
 use crate::proxy::adapters::bpf::Kernel;
 
@@ -18,14 +20,24 @@ use crate::proxy::adapters::bpf::Kernel;
 const PERIOD: Duration = Duration::from_secs(1);
 
 /// Reads until `stop`, then takes everything out of the kernel.
-pub async fn run(mut kernel: Kernel, tables: watch::Receiver<Arc<DispatchTable>>, stop: CancellationToken) {
+pub async fn run(
+    mut kernel: Kernel,
+    #[cfg(target_os = "linux")] mut relays: Relays,
+    tables: watch::Receiver<Arc<DispatchTable>>,
+    stop: CancellationToken,
+) {
     kernel.follow_log();
     let mut tick = tokio::time::interval(PERIOD);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
-            _ = tick.tick() => note(&tables.borrow().clone(), &kernel.signals().into_iter().collect()),
+            _ = tick.tick() => {
+                let table = tables.borrow().clone();
+                #[cfg(target_os = "linux")]
+                relays.follow(&mut kernel, &table, &stop);
+                note(&table, &kernel.signals().into_iter().collect());
+            }
         }
     }
 }

@@ -126,6 +126,11 @@ fn route(frontend: &Frontend) -> Route {
             "relays in the kernel are not in this version",
             "nothing: no command and no setting gives a better one in this version",
         ),
+        RelayChoice::Sockmap => (
+            "sockmap",
+            "connections begin with copy; those that last pass to the kernel while its self-tests pass, as `lemonade status` says",
+            "nothing: no command and no setting gives a better one in this version",
+        ),
         RelayChoice::Copy => (
             "copy",
             "the configuration asks for this one",

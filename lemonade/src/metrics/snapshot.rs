@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::model::cell::{BUCKETS, TcpCounters};
 use crate::model::config::{Name, Status, StrategyKind};
+use crate::model::relay::{Findings, KernelRelay, RelayCounters};
 
 /// Everything counted, at one moment.
 #[derive(Clone, Debug)]
@@ -19,10 +20,25 @@ pub struct MetricsSnapshot {
     pub config_version: u64,
     /// The process.
     pub process: ProcessCounters,
+    /// Relays in the kernel.
+    pub relays: Vec<RelaySnapshot>,
     /// Frontends in the table.
     pub frontends: Vec<FrontendCounters>,
     /// Pools in the table.
     pub pools: Vec<PoolCounters>,
+}
+
+/// Whether a relay in the kernel may be used, and how that was found out.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RelaySnapshot {
+    /// Which.
+    pub relay: KernelRelay,
+    /// Whether new connections may use it.
+    pub usable: bool,
+    /// Self-tests and canaries that failed since the start.
+    pub failed: u64,
+    /// Why it may or may not be used, and its self-tests.
+    pub findings: Findings,
 }
 
 /// Counters of the process; see [`ProcessCell`](crate::model::ProcessCell).
@@ -54,6 +70,7 @@ pub struct FrontendCounters {
     pub bytes_up: u64,
     pub bytes_down: u64,
     pub refused: [u64; Reason::COUNT],
+    pub relays: [RelayCounters; KernelRelay::COUNT],
     pub connect_seconds: HistogramCounts,
     pub session_seconds: HistogramCounts,
 }

@@ -9,6 +9,7 @@ use std::time::Duration;
 use lemonade_common::Reason;
 
 use super::ewma::{FailureRatio, PeakEwma};
+use super::relay::{KernelRelay, RelayCell, RelayState};
 use super::time::Moment;
 use super::wait::WaitQueue;
 
@@ -185,6 +186,8 @@ pub struct FrontendCell {
     pub bytes_down: AtomicU64,
     /// Connections that got no backend, by reason.
     pub refused: [AtomicU64; Reason::COUNT],
+    /// What relays in the kernel carried.
+    pub relays: [RelayCell; KernelRelay::COUNT],
     /// Time to connect a backend, seconds.
     pub connect_seconds: Histogram,
     /// Life of a connection, seconds.
@@ -214,6 +217,8 @@ pub struct ProcessCell {
     pub reloads_refused: AtomicU64,
     /// 1 while the newest configuration seen was refused.
     pub last_reload_failed: AtomicI64,
+    /// Which relays in the kernel may be used.
+    pub relays: [RelayState; KernelRelay::COUNT],
 }
 
 /// Upper bounds of [`Histogram`] buckets in seconds.

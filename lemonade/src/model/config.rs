@@ -10,6 +10,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::relay::KernelRelay;
+
 /// Name of a frontend, pool or backend, cheap to clone.
 ///
 /// Frontends and pools match `[a-z0-9_-]{1,64}`; a backend's default name is its address.
@@ -152,6 +154,27 @@ pub enum RelayChoice {
     Auto,
     /// Userspace copy.
     Copy,
+    /// `sk_skb` in the kernel for connections that last, `copy` for the rest.
+    Sockmap,
+}
+
+impl RelayChoice {
+    /// Name in the configuration.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Copy => "copy",
+            Self::Sockmap => "sockmap",
+        }
+    }
+
+    /// The relay in the kernel that is asked for; `auto` takes none in this version.
+    pub const fn kernel(self) -> Option<KernelRelay> {
+        match self {
+            Self::Auto | Self::Copy => None,
+            Self::Sockmap => Some(KernelRelay::Sockmap),
+        }
+    }
 }
 
 /// `[pool.NAME]`

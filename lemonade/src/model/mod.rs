@@ -3,6 +3,7 @@
 pub mod cell;
 pub mod config;
 pub mod ewma;
+pub mod relay;
 pub mod resolution;
 pub mod time;
 pub mod wait;

@@ -1,8 +1,12 @@
 //! One connection from accept to end.
 
+#[cfg(target_os = "linux")]
+mod handover;
+
 use std::net::SocketAddr;
+use std::os::fd::{AsFd as _, BorrowedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use lemonade_common::Reason;
@@ -11,6 +15,7 @@ use tokio::net::TcpStream;
 use super::admit::{Member, enter, leave};
 use super::establish::{Established, Spent, establish};
 use super::flow::{Direction, Flow, Flows};
+use super::relay::copy::Stop;
 use super::relay::{self, State, copy};
 use super::seat::{Seat, Workers};
 use super::shared::Shared;
@@ -24,6 +29,12 @@ use crate::model::time::micros;
 
 /// Time that bytes already sent get to be acknowledged before a reset discards them.
 const FLUSH_BEFORE_RESET: Duration = Duration::from_millis(100);
+
+/// Questions with answers after which a relay in the kernel takes over.
+const TURNS: u32 = 4;
+
+/// Bytes after which it does.
+const LASTING_BYTES: u64 = 64 * 1024;
 
 /// What the connections of one worker share.
 pub(super) struct Context {
@@ -81,27 +92,25 @@ fn serve(
         let shared = &*context.shared;
         let flow = member.flow();
         let mut held = None;
-        let end = tokio::select! {
+        let stop = tokio::select! {
             biased;
-            end = flow.ordered() => end,
-            end = attempt(shared, table_version, &client, flow, &mut held) => end,
+            end = flow.ordered() => Stop::End(end),
+            stop = attempt(shared, table_version, &client, flow, &mut held) => stop,
         };
-        let backend = held.as_ref().map(|held: &Established| &held.stream);
+        let end = match (stop, held) {
+            #[cfg(target_os = "linux")]
+            (Stop::HandOver, Some(held)) => {
+                return Box::pin(handover::carry(context, client, held, member)).await;
+            }
+            (Stop::End(end), now) => {
+                held = now;
+                end
+            }
+            (Stop::HandOver, _) => return,
+        };
         if relay::is_abort(end) {
-            let survivor = match end {
-                End::ClientReset | End::ClientTimeout => backend,
-                End::BackendReset | End::BackendTimeout => Some(&client),
-                End::Closed | End::IdleTimeout | End::DrainDeadline | End::Refused(_) => None,
-            };
-            if let Some(survivor) = survivor
-                && unacknowledged(survivor) > 0
-            {
-                Box::pin(flush(survivor)).await;
-            }
-            reset_on_close(&client);
-            if let Some(backend) = backend {
-                reset_on_close(backend);
-            }
+            let backend = held.as_ref().map(|held: &Established| held.stream.as_fd());
+            Box::pin(abort(end, client.as_fd(), backend)).await;
         }
         finish(shared, member.flows(), flow, end);
         // The sockets close before the connection stops counting: a limit is never passed, not even for a moment.
@@ -118,7 +127,7 @@ fn attempt<'a>(
     client: &'a TcpStream,
     flow: &'a Flow,
     held: &'a mut Option<Established>,
-) -> impl Future<Output = End> + Send + use<'a> {
+) -> impl Future<Output = Stop> + Send + use<'a> {
     async move {
         let mut entry = Arc::clone(&flow.frontend);
         let mut state = State::default();
@@ -139,28 +148,29 @@ fn attempt<'a>(
                         (version, entry) = (table, fresh);
                         continue;
                     }
-                    return if held.is_some() { End::BackendReset } else { End::Refused(reason) };
+                    let end = if held.is_some() { End::BackendReset } else { End::Refused(reason) };
+                    return Stop::End(end);
                 }
             }
-            let Some(now_held) = &*held else { return End::Closed };
+            let Some(now_held) = &*held else { return Stop::End(End::Closed) };
             let Established { stream, slot, .. } = now_held;
             let backend = slot.backend();
             shared.tap.tell(EventKind::Decision, || flow.view(shared.clock.now()));
             let meter = Watch::new(shared, flow, now_held);
-            let end = copy::copy(client, stream, &mut state, shared.buffer, &meter).await;
-            if end != End::BackendReset {
-                return end;
+            let stop = copy::copy(client, stream, &mut state, shared.buffer, &meter).await;
+            if stop != Stop::End(End::BackendReset) {
+                return stop;
             }
             backend.cell.resets.fetch_add(1, Ordering::Relaxed);
             // A reset that answers the client's own bytes says nothing of the backend: any client could provoke it.
             if !state.untouched() {
-                return end;
+                return stop;
             }
             let now = shared.clock.now();
             backend.cell.failed(now);
             shared.signal(backend.ix, SignalKind::Reset);
             if !spent.may_retry_without(&slot.entry().pool, backend.ix, now) {
-                return end;
+                return stop;
             }
             state.restart();
         }
@@ -189,16 +199,33 @@ struct Watch<'a> {
     held: &'a Established,
     /// Moment of the first byte sent; 0 before, `u64::MAX` once answered.
     sent: AtomicU64,
+    /// Times that the direction changed, doubled; odd after bytes upstream. Counted only for a relay in the kernel.
+    turns: AtomicU32,
 }
 
 impl<'a> Watch<'a> {
     fn new(shared: &'a Shared, flow: &'a Flow, held: &'a Established) -> Self {
-        let watch = Self { shared, flow, held, sent: AtomicU64::new(0) };
+        let watch = Self { shared, flow, held, sent: AtomicU64::new(0), turns: AtomicU32::new(0) };
         // The first backend had been kept alive already.
         if flow.lasts() {
             watch.keep_alive();
         }
         watch
+    }
+
+    fn turned(&self, direction: Direction) {
+        let turns = self.turns.load(Ordering::Relaxed);
+        let up = u32::from(direction == Direction::Up);
+        if turns & 1 != up && turns < TURNS * 4 {
+            self.turns.store(((turns & !1) + 2) | up, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether it has carried enough to make up for what a relay in the kernel costs at the start.
+    fn worth_it(&self) -> bool {
+        let (up, down) = self.flow.bytes();
+        // A question and its answer are two changes of direction, each counted double.
+        self.turns.load(Ordering::Relaxed) >= TURNS * 4 || up + down >= LASTING_BYTES
     }
 
     /// Only a connection that lasts is worth four system calls; the client's socket has the options from its listener.
@@ -216,9 +243,14 @@ impl copy::Meter for Watch<'_> {
         }
     }
 
+    fn hands_over(&self) -> bool {
+        self.shared.takes_over(self.flow) && self.worth_it()
+    }
+
     fn moved(&self, direction: Direction, bytes: u64) {
         let now = self.shared.clock.now();
         self.flow.moved(direction, bytes, now);
+        self.turned(direction);
         match (direction, self.sent.load(Ordering::Relaxed)) {
             (Direction::Up, 0) => self.sent.store(now.0, Ordering::Relaxed),
             (Direction::Down, sent) if sent != u64::MAX => {
@@ -232,12 +264,28 @@ impl copy::Meter for Watch<'_> {
     }
 }
 
+/// Makes both sockets close with RST, once the survivor has what was sent to it before.
+async fn abort(end: End, client: BorrowedFd<'_>, backend: Option<BorrowedFd<'_>>) {
+    let survivor = match end {
+        End::ClientReset | End::ClientTimeout => backend,
+        End::BackendReset | End::BackendTimeout => Some(client),
+        End::Closed | End::IdleTimeout | End::DrainDeadline | End::Refused(_) => None,
+    };
+    if let Some(survivor) = survivor {
+        flush(survivor).await;
+    }
+    reset_on_close(&client);
+    if let Some(backend) = backend {
+        reset_on_close(&backend);
+    }
+}
+
 /// Gives bytes on their way a moment to arrive: RST discards what is not acknowledged, which a direct connection would
 /// have delivered before it.
-async fn flush(survivor: &TcpStream) {
+async fn flush(survivor: BorrowedFd<'_>) {
     let mut waited = Duration::ZERO;
     let mut step = Duration::from_millis(1);
-    while waited < FLUSH_BEFORE_RESET && unacknowledged(survivor) > 0 {
+    while waited < FLUSH_BEFORE_RESET && unacknowledged(&survivor) > 0 {
         tokio::time::sleep(step).await;
         waited += step;
         step *= 2;

@@ -26,9 +26,17 @@ use crate::model::time::micros;
 use crate::strategy::port::{Basis, Candidate, PoolView};
 
 /// A connected backend; how it was come by is told to the flow.
-pub(super) struct Established {
-    pub(super) stream: TcpStream,
+pub(super) struct Established<S = TcpStream> {
+    pub(super) stream: S,
     pub(super) slot: Slot,
+}
+
+impl<S> Established<S> {
+    /// The same backend over another stream, and the stream until now.
+    pub(super) fn replace<T>(self, stream: T) -> (S, Established<T>) {
+        let Self { stream: before, slot } = self;
+        (before, Established { stream, slot })
+    }
 }
 
 /// What a connection has used up on its way to a backend; kept for a retry after a reset.

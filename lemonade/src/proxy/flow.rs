@@ -15,6 +15,7 @@ use super::recent::Recent;
 use crate::control::table::{BackendId, FrontendEntry};
 use crate::metrics::port::{End, Route};
 use crate::model::Moment;
+use crate::model::relay::KernelRelay;
 use crate::strategy::port::Basis;
 
 /// Upstream (towards the backend) or downstream (towards the client).
@@ -47,6 +48,8 @@ pub struct Flow {
     /// Whole seconds since start of the last byte.
     active: AtomicU32,
     order: AtomicU8,
+    /// 0: `copy`; else one more than the index of a relay in the kernel.
+    relay: AtomicU8,
     waker: AtomicWaker,
 }
 
@@ -126,6 +129,7 @@ impl Flow {
             folded_down: AtomicU64::new(0),
             active: AtomicU32::new(seconds(now)),
             order: AtomicU8::new(YOUNG),
+            relay: AtomicU8::new(0),
             waker: AtomicWaker::new(),
         }
     }
@@ -133,6 +137,18 @@ impl Flow {
     /// Says which backend carries it.
     pub fn routed(&self, routed: Routed) {
         *self.route() = Some(routed);
+    }
+
+    /// Says which relay in the kernel moves its bytes from now on; `None` is `copy`.
+    pub fn relayed_by(&self, relay: Option<KernelRelay>) {
+        let number = relay.map_or(0, |relay| relay.index() + 1);
+        self.relay.store(u8::try_from(number).unwrap_or(0), Ordering::Relaxed);
+    }
+
+    fn relay(&self) -> &'static str {
+        let number = usize::from(self.relay.load(Ordering::Relaxed));
+        let relay = number.checked_sub(1).and_then(|index| KernelRelay::ALL.get(index));
+        relay.map_or("copy", |relay| relay.as_str())
     }
 
     /// As it is at `now`.
@@ -146,7 +162,7 @@ impl Flow {
             started: self.started,
             frontend: self.frontend.frontend.name.clone(),
             pool: self.frontend.pool.pool.name.clone(),
-            relay: "copy",
+            relay: self.relay(),
             route: route.as_ref().map(|routed| routed.route(self.local.port())),
             decision: route.as_ref().map(Routed::decision),
             bytes_up,

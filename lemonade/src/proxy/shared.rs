@@ -1,6 +1,8 @@
 //! What every worker of the Tokio plane shares.
 
 use std::sync::Arc;
+#[cfg(target_os = "linux")]
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 use arc_swap::ArcSwap;
@@ -8,6 +10,9 @@ use lemonade_common::BackendIx;
 use tokio::sync::mpsc;
 
 use super::clock::Clock;
+use super::flow::Flow;
+#[cfg(target_os = "linux")]
+use super::relay::sockmap::Relay;
 use super::tap::Tap;
 use crate::control::table::DispatchTable;
 use crate::health::port::{Signal, SignalKind};
@@ -29,6 +34,9 @@ pub(super) struct Shared {
     pub(super) buffer: usize,
     next_id: AtomicU64,
     accepting: AtomicUsize,
+    /// The relay in the kernel, once there is one; whether it may be used says its state.
+    #[cfg(target_os = "linux")]
+    pub(super) sockmap: OnceLock<Arc<Relay>>,
 }
 
 /// A listener of one worker, until its accept queue was served to the end.
@@ -70,6 +78,8 @@ impl Shared {
             buffer,
             next_id: AtomicU64::new(1),
             accepting: AtomicUsize::new(0),
+            #[cfg(target_os = "linux")]
+            sockmap: OnceLock::new(),
         }
     }
 
@@ -93,6 +103,12 @@ impl Shared {
     /// Listeners whose queues are still served.
     pub(super) fn accepting(&self) -> usize {
         self.accepting.load(Ordering::Acquire)
+    }
+
+    /// Whether a relay in the kernel is asked for by the frontend of `flow` and may be used.
+    pub(super) fn takes_over(&self, flow: &Flow) -> bool {
+        let asked = flow.frontend.frontend.relay.kernel();
+        cfg!(target_os = "linux") && asked.is_some_and(|relay| self.process.relays[relay.index()].usable())
     }
 
     /// Number for a new connection.

@@ -246,6 +246,64 @@ pub fn unacknowledged(_socket: &impl AsFd) -> usize {
     0
 }
 
+/// How far the stream of a connection has come, in bytes since the handshake; each may count a SYN or FIN as a byte.
+#[cfg(target_os = "linux")]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Progress {
+    /// Sent and acknowledged by the peer.
+    pub acknowledged: u64,
+    /// Sent or waiting to be: acknowledged or not.
+    pub written: u64,
+    /// Received in order, read or not.
+    pub received: u64,
+}
+
+/// Reads how far a connection has come; while bytes are moving, `written` may be told too small, never too large.
+///
+/// # Errors
+/// As getsockopt(2).
+#[cfg(target_os = "linux")]
+pub fn progress(socket: &impl AsFd) -> io::Result<Progress> {
+    use std::os::fd::AsRawFd;
+
+    /// Where `tcpi_bytes_acked` and `tcpi_bytes_received` stand in `struct tcp_info` (linux/tcp.h), in words.
+    const AT: (usize, usize) = (15, 16);
+    let mut words = [0_u64; 32];
+    let mut length = size_of_val(&words) as libc::socklen_t;
+    // SAFETY: the kernel writes at most `length` bytes, and `words` has that many.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_fd().as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_INFO,
+            words.as_mut_ptr().cast(),
+            &raw mut length,
+        )
+    };
+    if result != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let acknowledged = words[AT.0];
+    // After the acknowledged bytes: what is acknowledged in between is missed, not counted twice.
+    let written = acknowledged + unacknowledged(socket) as u64;
+    Ok(Progress { acknowledged, written, received: words[AT.1] })
+}
+
+/// Bytes that wait in the receive queue of a socket that is in no map.
+///
+/// # Errors
+/// As ioctl(2).
+#[cfg(target_os = "linux")]
+pub fn unread(socket: &impl AsFd) -> io::Result<u64> {
+    Ok(rustix::io::ioctl_fionread(socket)?)
+}
+
+/// Makes the kernel look again at bytes that had been received before anybody asked for them.
+#[cfg(target_os = "linux")]
+pub fn look_again(socket: &impl AsFd) -> io::Result<()> {
+    set_int(socket, libc::SOL_SOCKET, libc::SO_RCVLOWAT, 1)
+}
+
 /// What an error of a connect says of the backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ConnectFault {

@@ -48,6 +48,7 @@ fn status() -> Status {
         workers: 2,
         log_filter: "info".to_owned(),
         kernel: "nothing: bpf(2) is not permitted".to_owned(),
+        relays: Vec::new(),
         config: ConfigStatus {
             file: "lemonade.toml".to_owned(),
             version: 3,
@@ -68,6 +69,7 @@ fn status() -> Status {
             plane: "proxy".to_owned(),
             relay: "copy".to_owned(),
             relay_why: String::new(),
+            relays: BTreeMap::new(),
             pool: "web".to_owned(),
             live: 4,
             opened: 120_000,

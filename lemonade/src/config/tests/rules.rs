@@ -18,7 +18,6 @@ fn each_rule_is_enforced_in_words() {
         ("data_plane = 'forward'", "", "", "\"forward\" is not in this build yet; write \"proxy\""),
         ("fallback = 'refuse'", "", "", "\"refuse\" is not in this build yet; write \"proxy\""),
         ("relay = 'sk_msg'", "", "", "\"sk_msg\" is not in this build yet"),
-        ("relay = 'sockmap'", "", "", "\"sockmap\" is not in this build yet"),
         (
             "accelerate_cgroup = '/x'",
             "",
@@ -244,4 +243,18 @@ fn listeners_that_do_not_meet_are_accepted() {
     let config = two("['127.0.0.1:7000-7002', '[::1]:7000']", "'[::1]:7001'").expect("valid");
     let listen: Vec<String> = config.frontends["a"].listen.iter().map(ToString::to_string).collect();
     assert_eq!(listen, ["127.0.0.1:7000", "127.0.0.1:7001", "127.0.0.1:7002", "[::1]:7000"]);
+}
+
+#[test]
+fn a_relay_in_the_kernel_needs_a_build_with_kernel_programs() {
+    let text = file("relay = 'sockmap'", "", "");
+    if cfg!(all(feature = "ebpf", target_os = "linux")) {
+        check(&text).unwrap_or_else(|error| panic!("{text}\n{error}"));
+    } else {
+        let error = errors(&text);
+        assert!(
+            error.contains("\"sockmap\" needs kernel programs, which this build does not have"),
+            "{error}"
+        );
+    }
 }

@@ -4,7 +4,7 @@ use std::fmt::{self, Display, Formatter};
 use std::time::Duration;
 
 use crate::control::table::{BackendEntry, FrontendEntry, PoolEntry};
-use crate::model::config::{RelayChoice, Status, WhenAllDown};
+use crate::model::config::{Status, WhenAllDown};
 
 use super::MapOp;
 
@@ -141,10 +141,7 @@ fn frontend_changes(before: &FrontendEntry, after: &FrontendEntry) -> String {
     let optional = |value: &Option<Duration>| or_off(value, time);
     let mut changes = Changes::default();
     changes.note("pool", &was.pool, &is.pool, ToString::to_string);
-    changes.note("relay", &was.relay, &is.relay, |relay| match relay {
-        RelayChoice::Auto => "auto".into(),
-        RelayChoice::Copy => "copy".into(),
-    });
+    changes.note("relay", &was.relay, &is.relay, |relay| relay.as_str().into());
     changes.note("max_connections", &was.max_connections, &is.max_connections, u32::to_string);
     changes.note("connect_timeout", &was.connect_timeout, &is.connect_timeout, time);
     changes.note("hedge_after", &was.hedge_after, &is.hedge_after, optional);

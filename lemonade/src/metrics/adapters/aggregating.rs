@@ -15,8 +15,10 @@ use crate::control::table::{BackendEntry, DispatchTable, FrontendEntry, PoolEntr
 use crate::metrics::port::{BackendSample, BackendSeries, MetricsService, Sample, Series};
 use crate::metrics::snapshot::{
     BackendCounters, FrontendCounters, HistogramCounts, MetricsSnapshot, PoolCounters, ProcessCounters,
+    RelaySnapshot,
 };
 use crate::model::cell::Histogram;
+use crate::model::relay::KernelRelay;
 use crate::model::{Name, ProcessCell};
 
 /// Samples kept of each series: ten minutes, a second apart.
@@ -136,6 +138,7 @@ impl MetricsService for Aggregating {
             table_version: table.version,
             config_version: table.config_version,
             process: process_counters(&self.process),
+            relays: KernelRelay::ALL.map(|relay| relay_snapshot(&self.process, relay)).into(),
             frontends: table.frontends.values().map(|entry| frontend_counters(entry)).collect(),
             pools: table.pools.values().map(|entry| pool_counters(entry)).collect(),
         }
@@ -255,6 +258,11 @@ fn process_counters(cell: &ProcessCell) -> ProcessCounters {
     }
 }
 
+fn relay_snapshot(cell: &ProcessCell, relay: KernelRelay) -> RelaySnapshot {
+    let state = &cell.relays[relay.index()];
+    RelaySnapshot { relay, usable: state.usable(), failed: state.failed(), findings: state.findings() }
+}
+
 fn frontend_counters(entry: &FrontendEntry) -> FrontendCounters {
     let cell = &entry.cell;
     let closed = load(&cell.closed);
@@ -268,6 +276,7 @@ fn frontend_counters(entry: &FrontendEntry) -> FrontendCounters {
         bytes_up: load(&cell.bytes_up),
         bytes_down: load(&cell.bytes_down),
         refused: std::array::from_fn(|reason| load(&cell.refused[reason])),
+        relays: std::array::from_fn(|relay| cell.relays[relay].read()),
         connect_seconds: histogram(&cell.connect_seconds),
         session_seconds: histogram(&cell.session_seconds),
     }

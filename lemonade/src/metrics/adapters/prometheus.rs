@@ -19,6 +19,7 @@ use crate::metrics::snapshot::{
 };
 use crate::model::cell::{BUCKETS, TcpCounters};
 use crate::model::config::Status;
+use crate::model::relay::{KernelRelay, RelayCounters};
 use crate::shutdown::Phase;
 
 pub use format::Format;
@@ -48,6 +49,7 @@ impl Collector for Snapshot {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         let mut out = Families(&mut encoder);
         self.process(&mut out)?;
+        self.relays(&mut out)?;
         self.frontends(&mut out)?;
         self.pools(&mut out)?;
         self.backends(&mut out)
@@ -78,6 +80,14 @@ impl Snapshot {
         out.gauge("last_reload_failed", "1 while the newest configuration seen is a refused one", failed)?;
         out.gauge("config_version", "Version of the configuration in force", self.snapshot.config_version)?;
         out.gauge("table_version", "Version of the dispatch table in force", self.snapshot.table_version)
+    }
+
+    fn relays(&self, out: &mut Families<'_, '_>) -> fmt::Result {
+        let relays = || self.snapshot.relays.iter().map(|own| ([("relay", own.relay.as_str())], own));
+        let usable = "1 while new connections may use the relay";
+        out.gauges("relay_usable", usable, relays().map(|(labels, own)| (labels, i64::from(own.usable))))?;
+        let failed = "Self-tests and canaries of the relay that failed";
+        out.counters("relay_self_tests_failed", failed, relays().map(|(labels, own)| (labels, own.failed)))
     }
 
     fn frontends(&self, out: &mut Families<'_, '_>) -> fmt::Result {
@@ -176,10 +186,43 @@ where
         Reason::ALL.into_iter().map(reason)
     });
     out.counters("frontend_refused", "Connections that got no backend, by reason", refused)?;
+    each_relay(out, frontends.clone())?;
     let connect = frontends.clone().map(|(labels, own)| (labels, &own.connect_seconds));
     out.histograms("frontend_connect_seconds", "Time to connect a backend", connect)?;
     let session = frontends.map(|(labels, own)| (labels, &own.session_seconds));
     out.histograms("frontend_session_seconds", "Life of a connection", session)
+}
+
+fn each_relay<'a, const N: usize>(
+    out: &mut Families<'_, '_>,
+    frontends: impl Iterator<Item = ([(&'a str, &'a str); N], &'a FrontendCounters)> + Clone,
+) -> fmt::Result
+where
+    [(&'a str, &'a str); N]: EncodeLabelSet,
+{
+    let of = |field: fn(&RelayCounters) -> u64| {
+        frontends.clone().flat_map(move |(labels, own)| {
+            let one = move |relay: KernelRelay| {
+                ((labels, [("relay", relay.as_str())]), field(&own.relays[relay.index()]))
+            };
+            KernelRelay::ALL.into_iter().map(one)
+        })
+    };
+    out.gauges("frontend_relay_live", "Connections that the relay carries", of(|own| own.live))?;
+    out.counters(
+        "frontend_relay_promoted",
+        "Connections that it took over from copy",
+        of(|own| own.promoted),
+    )?;
+    out.counters(
+        "frontend_relay_kept",
+        "Connections that were due and stayed with copy",
+        of(|own| own.kept),
+    )?;
+    let demoted = "Directions that userspace took back because of a slow reader";
+    out.counters("frontend_relay_demoted", demoted, of(|own| own.demoted))?;
+    out.counters("frontend_relay_resumed", "Of these, given back to the kernel", of(|own| own.resumed))?;
+    out.counters("frontend_relay_bytes", "Bytes that did not pass through userspace", of(|own| own.bytes))
 }
 
 fn each_backend<'a, L: EncodeLabelSet>(
@@ -255,6 +298,7 @@ fn add_frontend(mut sum: FrontendCounters, one: FrontendCounters) -> FrontendCou
     sum.bytes_up += one.bytes_up;
     sum.bytes_down += one.bytes_down;
     sum.refused.iter_mut().zip(one.refused).for_each(|(sum, one)| *sum += one);
+    sum.relays.iter_mut().zip(&one.relays).for_each(|(sum, one)| sum.add(one));
     for (sum, one) in
         [(&mut sum.connect_seconds, &one.connect_seconds), (&mut sum.session_seconds, &one.session_seconds)]
     {

@@ -20,6 +20,8 @@ use crate::proxy::clock::Clock;
 use crate::proxy::error::{ApplyError, ListenError};
 use crate::proxy::flow::{Flow, Flows};
 use crate::proxy::port::{Capabilities, Connection, DrainScope, PlaneCounters, ProxyService, Which};
+#[cfg(target_os = "linux")]
+use crate::proxy::relay::sockmap::Relay;
 use crate::proxy::seat::Workers;
 use crate::proxy::shared::{Accepting, Shared};
 use crate::proxy::socket::{Liveness, listen, probe_address};
@@ -134,6 +136,13 @@ impl TokioProxy {
     /// Cancelled when a worker has ended.
     pub fn ended(&self) -> CancellationToken {
         self.ended.clone()
+    }
+
+    /// Takes a relay in the kernel; it is used while its state says so.
+    #[cfg(target_os = "linux")]
+    pub fn take_relay(&self, relay: Arc<Relay>) {
+        // There is one for the life of the process.
+        let _ = self.shared.sockmap.set(relay);
     }
 
     /// Stops the workers and waits for their threads.

@@ -30,6 +30,11 @@ pub trait Meter {
 
     /// The relay runs: something has happened, or the connection's task was woken.
     fn polled(&self) {}
+
+    /// Whether another relay is to go on with the connection, once nothing of it is held here.
+    fn hands_over(&self) -> bool {
+        false
+    }
 }
 
 impl<F: Fn(Direction, u64)> Meter for F {
@@ -38,25 +43,38 @@ impl<F: Fn(Direction, u64)> Meter for F {
     }
 }
 
+/// How copying stopped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stop {
+    /// The connection ended.
+    End(End),
+    /// Every byte read was written, and neither side has more, nor FIN, nor an error: another relay may go on.
+    HandOver,
+}
+
 /// Which side of the connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Side {
+pub(super) enum Side {
     Client,
     Backend,
 }
 
 /// Why a direction stopped before its FIN was passed on.
-struct Broken {
+pub(super) struct Broken {
     side: Side,
     timed_out: bool,
 }
 
 impl Broken {
-    fn new(side: Side, error: &io::Error) -> Self {
+    pub(super) fn new(side: Side, error: &io::Error) -> Self {
         Self { side, timed_out: error.kind() == io::ErrorKind::TimedOut }
     }
 
-    const fn end(&self) -> End {
+    pub(super) const fn side(&self) -> Side {
+        self.side
+    }
+
+    pub(super) const fn end(&self) -> End {
         match (self.side, self.timed_out) {
             (Side::Client, false) => End::ClientReset,
             (Side::Client, true) => End::ClientTimeout,
@@ -66,7 +84,7 @@ impl Broken {
     }
 }
 
-/// Moves bytes until both directions have ended or one side is reset; tells how it ended.
+/// Moves bytes until both directions have ended, one side is reset, or the meter hands over.
 ///
 /// The sockets stay open. `size` is the buffer size in bytes. Dropping the future between two polls loses nothing that
 /// `state` does not hold.
@@ -76,7 +94,7 @@ pub async fn copy(
     state: &mut State,
     size: usize,
     meter: &impl Meter,
-) -> End {
+) -> Stop {
     let mut watches = Watches { client: None, backend: None };
     poll_fn(|cx| poll(cx, client, backend, state, size, meter, &mut watches)).await
 }
@@ -89,21 +107,21 @@ fn poll<'a>(
     size: usize,
     meter: &impl Meter,
     watches: &mut Watches<'a>,
-) -> Poll<End> {
+) -> Poll<Stop> {
     meter.polled();
     let State { up, down } = state;
     let moved = |bytes| meter.moved(Direction::Up, bytes);
     if let Poll::Ready(Err(broken)) = transfer(cx, up, down, client, backend, Direction::Up, size, moved) {
-        return Poll::Ready(broken.end());
+        return Poll::Ready(Stop::End(broken.end()));
     }
     let moved = |bytes| meter.moved(Direction::Down, bytes);
     if let Poll::Ready(Err(broken)) = transfer(cx, down, up, backend, client, Direction::Down, size, moved) {
-        return Poll::Ready(broken.end());
+        return Poll::Ready(Stop::End(broken.end()));
     }
     match (up.broken, down.broken) {
-        (true, _) if down.over() => return Poll::Ready(End::BackendReset),
-        (_, true) if up.over() => return Poll::Ready(End::ClientReset),
-        (false, false) if up.over() && down.over() => return Poll::Ready(End::Closed),
+        (true, _) if down.over() => return Poll::Ready(Stop::End(End::BackendReset)),
+        (_, true) if up.over() => return Poll::Ready(Stop::End(End::ClientReset)),
+        (false, false) if up.over() && down.over() => return Poll::Ready(Stop::End(End::Closed)),
         _ => {}
     }
     for (watch, idle, stream, side) in [
@@ -111,8 +129,17 @@ fn poll<'a>(
         (&mut watches.backend, !down.reading(), backend, Side::Backend),
     ] {
         if idle && let Poll::Ready(error) = watch_errors(cx, watch, stream) {
-            return Poll::Ready(Broken::new(side, &error).end());
+            return Poll::Ready(Stop::End(Broken::new(side, &error).end()));
         }
+    }
+    // A socket that is not ready said so in its last read: nothing of it is left half-read.
+    if meter.hands_over()
+        && up.reading()
+        && down.reading()
+        && client.poll_read_ready(cx).is_pending()
+        && backend.poll_read_ready(cx).is_pending()
+    {
+        return Poll::Ready(Stop::HandOver);
     }
     Poll::Pending
 }

@@ -4,6 +4,14 @@
 //! can pass from one relay to another between two bytes.
 
 pub mod copy;
+#[cfg(target_os = "linux")]
+mod lookout;
+#[cfg(target_os = "linux")]
+pub mod sk_msg;
+#[cfg(target_os = "linux")]
+pub mod sockmap;
+#[cfg(target_os = "linux")]
+pub mod trial;
 
 #[cfg(test)]
 mod tests;

@@ -8,7 +8,7 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use super::State;
-use super::copy::copy;
+use super::copy::{Stop, copy};
 use crate::metrics::port::End;
 use crate::proxy::flow::Direction;
 use crate::proxy::socket::reset_on_close;
@@ -32,7 +32,8 @@ async fn relayed() -> Relayed {
     let ((client, near_client), (near_backend, backend)) = tokio::join!(pair(), pair());
     let relay = tokio::spawn(async move {
         let mut state = State::default();
-        let end = copy(&near_client, &near_backend, &mut state, 16 * 1024, &|_: Direction, _: u64| {}).await;
+        let stop = copy(&near_client, &near_backend, &mut state, 16 * 1024, &|_: Direction, _: u64| {}).await;
+        let Stop::End(end) = stop else { panic!("nobody asked to hand over") };
         // Both sockets close here: that is the last FIN.
         (end, state)
     });

@@ -88,9 +88,17 @@ prop_compose! {
 }
 
 prop_compose! {
+    fn relays()(n in prop::array::uniform6(0..MAX)) -> RelayCounters {
+        let [live, promoted, kept, demoted, resumed, bytes] = n;
+        RelayCounters { live, promoted, kept, demoted, resumed, bytes }
+    }
+}
+
+prop_compose! {
     fn frontend(ix: u32)(
         n in prop::array::uniform5(0..MAX),
         refused in prop::array::uniform12(0..MAX),
+        relays in relays(),
         connect_seconds in histogram(),
         session_seconds in histogram(),
     ) -> FrontendCounters {
@@ -98,6 +106,7 @@ prop_compose! {
         FrontendCounters {
             ix: FrontendIx(ix), name: Name::new(format!("f{ix}")), pool: Name::new("p0"),
             live, opened, closed, bytes_up, bytes_down, refused, connect_seconds, session_seconds,
+            relays: [relays; KernelRelay::COUNT],
         }
     }
 }
@@ -138,7 +147,7 @@ prop_compose! {
                 live, opened, closed, accept_pauses, events_dropped, health_transitions, probes,
                 reloads_accepted: accepted, reloads_refused: refused, last_reload_failed,
             },
-            frontends, pools,
+            relays: Vec::new(), frontends, pools,
         }
     }
 }

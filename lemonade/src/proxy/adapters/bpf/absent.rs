@@ -1,8 +1,10 @@
 //! A build without kernel programs.
 
+use std::io;
 use std::net::SocketAddr;
+use std::os::fd::{AsFd, BorrowedFd};
 
-use lemonade_common::abi::BackendSignals;
+use lemonade_common::abi::{BackendSignals, RelayFlow};
 
 use super::Unavailable;
 
@@ -33,6 +35,11 @@ impl Kernel {
     }
 
     /// Never called.
+    pub fn cgroup(&self) -> Option<&std::path::Path> {
+        match *self {}
+    }
+
+    /// Never called.
     pub fn words(&self) -> String {
         match *self {}
     }
@@ -44,6 +51,69 @@ impl Kernel {
 
     /// Never called.
     pub fn follow_log(&mut self) {
+        match *self {}
+    }
+}
+
+/// Nothing to redirect with.
+#[derive(Debug)]
+pub enum Sockmap {}
+
+#[expect(clippy::missing_errors_doc, reason = "there is no value to call these on")]
+impl Sockmap {
+    /// Never called.
+    pub fn attach(kernel: &mut Kernel) -> Result<Self, Unavailable> {
+        match *kernel {}
+    }
+
+    /// Never called.
+    pub fn want_acks(&self, _: bool) -> io::Result<()> {
+        match *self {}
+    }
+
+    /// Never called.
+    pub fn join(&self, _: [BorrowedFd<'_>; 2], _: [RelayFlow; 2]) -> io::Result<()> {
+        match *self {}
+    }
+
+    /// Never called.
+    pub fn part(&self, _: [u64; 2]) {
+        match *self {}
+    }
+
+    /// Never called.
+    pub fn arm(&self, _: u64, _: BorrowedFd<'_>) -> io::Result<()> {
+        match *self {}
+    }
+
+    /// Never called.
+    pub fn flow(&self, _: u64) -> Option<RelayFlow> {
+        match *self {}
+    }
+
+    /// Never called.
+    pub fn moved(&self, _: u64, _: u64) -> io::Result<()> {
+        match *self {}
+    }
+
+    /// Never called.
+    pub fn acknowledged(&self, _: u64, _: u64) -> io::Result<()> {
+        match *self {}
+    }
+
+    /// Never called.
+    pub fn forget(&self, _: [u64; 2]) {
+        match *self {}
+    }
+
+    /// Never called.
+    pub fn next_event(&self) -> Option<u64> {
+        match *self {}
+    }
+}
+
+impl AsFd for Sockmap {
+    fn as_fd(&self) -> BorrowedFd<'_> {
         match *self {}
     }
 }

@@ -104,6 +104,16 @@ impl Kernel {
         Ok(())
     }
 
+    /// Programs and maps by name.
+    pub(super) const fn ebpf(&mut self) -> &mut Ebpf {
+        &mut self.ebpf
+    }
+
+    /// Folder of the cgroup that the process moved into, if it did.
+    pub fn cgroup(&self) -> Option<&std::path::Path> {
+        self.cgroup.as_ref().map(OwnCgroup::path)
+    }
+
     /// What is in the kernel, for people.
     pub fn words(&self) -> String {
         match &self.cgroup {
@@ -175,7 +185,7 @@ pub(super) fn refused(error: &(dyn std::error::Error + 'static)) -> Unavailable 
     Unavailable { why, cure }
 }
 
-fn corrupt(what: &str) -> Unavailable {
+pub(super) fn corrupt(what: &str) -> Unavailable {
     Unavailable {
         why: format!("the embedded kernel programs are not what this build expects: {what}"),
         cure: "build again with `cargo xtask setup` and `cargo xtask run`".to_owned(),

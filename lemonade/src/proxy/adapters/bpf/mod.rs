@@ -7,13 +7,25 @@ mod absent;
 #[cfg(all(feature = "ebpf", target_os = "linux"))]
 mod cgroup;
 #[cfg(all(feature = "ebpf", target_os = "linux"))]
+mod layout;
+#[cfg(all(feature = "ebpf", target_os = "linux"))]
 mod loader;
 pub mod probe;
+#[cfg(all(feature = "ebpf", target_os = "linux"))]
+mod sk_msg;
+#[cfg(not(all(feature = "ebpf", target_os = "linux")))]
+#[path = "sk_msg_absent.rs"]
+mod sk_msg;
+#[cfg(all(feature = "ebpf", target_os = "linux"))]
+mod sockmap;
 
 #[cfg(not(all(feature = "ebpf", target_os = "linux")))]
-pub use absent::Kernel;
+pub use absent::{Kernel, Sockmap};
 #[cfg(all(feature = "ebpf", target_os = "linux"))]
 pub use loader::{Kernel, Verified};
+pub use sk_msg::SkMsg;
+#[cfg(all(feature = "ebpf", target_os = "linux"))]
+pub use sockmap::Sockmap;
 
 /// Why there is nothing of Lemonade in the kernel, and what would change that.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

@@ -1,0 +1,175 @@
+//! Relays in the kernel: which there are, whether each may be used, and what it carried.
+
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use serde::{Deserialize, Serialize};
+
+/// A relay whose bytes pass through programs in the kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum KernelRelay {
+    /// `sk_skb/stream_verdict` between an accepted client and its backend.
+    Sockmap,
+    /// `sk_msg` between sockets of this host.
+    SkMsg,
+}
+
+impl KernelRelay {
+    /// All of them, by index.
+    pub const ALL: [Self; 2] = [Self::Sockmap, Self::SkMsg];
+
+    /// How many there are.
+    pub const COUNT: usize = Self::ALL.len();
+
+    /// Name in configuration, status and metrics.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Sockmap => "sockmap",
+            Self::SkMsg => "sk_msg",
+        }
+    }
+
+    /// Position in arrays of [`Self::COUNT`].
+    pub const fn index(self) -> usize {
+        self as usize
+    }
+}
+
+/// One behavioural self-test and how it went.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SelfTest {
+    /// What it tries.
+    pub name: String,
+    /// Whether the relay did what a direct connection does.
+    pub passed: bool,
+    /// What went wrong; empty when it passed.
+    pub detail: String,
+    /// How long it took.
+    pub took_ms: f64,
+}
+
+/// How it was found out whether a relay may be used.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Findings {
+    /// Why it may or may not, in words.
+    pub why: String,
+    /// The self-tests, in order; empty when none could run.
+    pub tests: Vec<SelfTest>,
+}
+
+/// Whether new connections may use a relay: the data plane asks the flag, operators read the findings.
+#[derive(Debug, Default)]
+pub struct RelayState {
+    usable: AtomicBool,
+    failed: AtomicU64,
+    findings: Mutex<Findings>,
+}
+
+impl RelayState {
+    /// Whether new connections may use it.
+    pub fn usable(&self) -> bool {
+        self.usable.load(Ordering::Acquire)
+    }
+
+    /// Self-tests and canaries that failed since the start.
+    pub fn failed(&self) -> u64 {
+        self.failed.load(Ordering::Relaxed)
+    }
+
+    /// What is known.
+    pub fn findings(&self) -> Findings {
+        self.lock().clone()
+    }
+
+    /// Turns it on or off, with the reason.
+    pub fn set(&self, usable: bool, findings: Findings) {
+        let failures = findings.tests.iter().filter(|test| !test.passed).count() as u64;
+        self.failed.fetch_add(failures, Ordering::Relaxed);
+        *self.lock() = findings;
+        self.usable.store(usable, Ordering::Release);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Findings> {
+        // Nothing inside panics half-way, so a poisoned lock still holds whole findings.
+        self.findings.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What one relay in the kernel carried of one frontend.
+#[derive(Debug, Default)]
+pub struct RelayCell {
+    /// Connections that it carries.
+    pub live: AtomicU32,
+    /// Connections that it took over from `copy`.
+    pub promoted: AtomicU64,
+    /// Connections that were due and stayed with `copy`: a side had closed, a map was full, the kernel refused.
+    pub kept: AtomicU64,
+    /// Times that userspace took a direction back, because its reader was slow.
+    pub demoted: AtomicU64,
+    /// Times that the kernel went on after that.
+    pub resumed: AtomicU64,
+    /// Bytes of both directions that did not pass through userspace.
+    pub bytes: AtomicU64,
+}
+
+/// A [`RelayCell`] at one moment.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[expect(missing_docs, reason = "fields mirror RelayCell, documented there")]
+pub struct RelayCounters {
+    pub live: u64,
+    pub promoted: u64,
+    pub kept: u64,
+    pub demoted: u64,
+    pub resumed: u64,
+    pub bytes: u64,
+}
+
+impl RelayCell {
+    /// The figures now.
+    pub fn read(&self) -> RelayCounters {
+        RelayCounters {
+            live: self.live.load(Ordering::Relaxed).into(),
+            promoted: self.promoted.load(Ordering::Relaxed),
+            kept: self.kept.load(Ordering::Relaxed),
+            demoted: self.demoted.load(Ordering::Relaxed),
+            resumed: self.resumed.load(Ordering::Relaxed),
+            bytes: self.bytes.load(Ordering::Relaxed),
+        }
+    }
+}
+
+impl RelayCounters {
+    /// Adds those of another frontend.
+    pub fn add(&mut self, one: &Self) {
+        self.live += one.live;
+        self.promoted += one.promoted;
+        self.kept += one.kept;
+        self.demoted += one.demoted;
+        self.resumed += one.resumed;
+        self.bytes += one.bytes;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failed_test_counts_and_its_reason_stays() {
+        let state = RelayState::default();
+        assert!(!state.usable() && state.findings() == Findings::default());
+        let test = |passed| SelfTest { name: "rst".to_owned(), passed, detail: String::new(), took_ms: 1.0 };
+        state.set(true, Findings { why: "tested".to_owned(), tests: vec![test(true)] });
+        assert!(state.usable() && state.failed() == 0);
+        state.set(false, Findings { why: "rst failed".to_owned(), tests: vec![test(true), test(false)] });
+        assert!(!state.usable() && state.failed() == 1 && state.findings().why == "rst failed");
+    }
+
+    #[test]
+    fn indices_follow_the_list() {
+        for (at, relay) in KernelRelay::ALL.into_iter().enumerate() {
+            assert_eq!(relay.index(), at);
+        }
+    }
+}
