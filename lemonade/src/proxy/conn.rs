@@ -97,16 +97,13 @@ fn serve(
             end = flow.ordered() => Stop::End(end),
             stop = attempt(shared, table_version, &client, flow, &mut held) => stop,
         };
-        let end = match (stop, held) {
+        let end = match stop {
+            Stop::End(end) => end,
             #[cfg(target_os = "linux")]
-            (Stop::HandOver, Some(held)) => {
+            Stop::HandOver if let Some(held) = held.take() => {
                 return Box::pin(handover::carry(context, client, held, member)).await;
             }
-            (Stop::End(end), now) => {
-                held = now;
-                end
-            }
-            (Stop::HandOver, _) => return,
+            Stop::HandOver => return,
         };
         if relay::is_abort(end) {
             let backend = held.as_ref().map(|held: &Established| held.stream.as_fd());
