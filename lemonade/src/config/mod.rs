@@ -18,6 +18,7 @@ mod section;
 mod validate;
 mod value;
 mod wording;
+mod written;
 
 #[cfg(test)]
 mod tests;
@@ -26,6 +27,7 @@ pub use change::Accepted;
 pub use error::{ConfigError, Diagnostic};
 pub use restart::needs_restart;
 pub use schema::schema;
+pub use written::written;
 
 use document::Document;
 use report::Report;
