@@ -2,6 +2,7 @@
 
 mod bench;
 mod bpf;
+mod dashboard;
 mod generate;
 mod package;
 mod run;
@@ -35,6 +36,8 @@ enum Command {
     Bench(bench::Args),
     /// Check the invariants of ARCHITECTURE.md
     Tidy,
+    /// Build the page of the admin interface into lemonade/dashboard/dist
+    Dashboard(dashboard::Args),
     /// Write the schemas that `lemonade schema` prints: config/schema.json and others
     Schema,
     /// Make the .deb, the static binary and the folder that the Containerfile is built in, below target/package
@@ -55,6 +58,7 @@ fn main() -> ExitCode {
             Ok(())
         }
         Command::Bench(args) => bench::main(args),
+        Command::Dashboard(args) => dashboard::main(&args),
         Command::Tidy => return report(tidy::main()),
         Command::Package(args) => package::main(&args),
         Command::Schema => generate::write_schemas(),

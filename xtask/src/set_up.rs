@@ -13,12 +13,18 @@ const BUILD: [(&str, &str); 2] = [("cc", "gcc"), ("make", "make")];
 /// Programs of the namespace tests.
 const NAMESPACES: [(&str, &str); 2] = [("ip", "iproute2"), ("nft", "nftables")];
 
+/// Programs that build the page.
+const DASHBOARD: [(&str, &str); 2] = [("node", "nodejs"), ("npm", "npm")];
+
+/// The browser that tests of the page drive, and its driver.
+const BROWSER: [(&str, &str); 2] = [("chromium", "chromium"), ("chromedriver", "chromium-driver")];
+
 /// Programs that tests call to see what they say about Lemonade, and the one that brings others.
 const TOOLS: [(&str, &str); 2] = [("systemd-analyze", "systemd"), ("python3", "python3-venv")];
 
 /// Installs what building and testing lack, where that needs no password; what stays missing shows up as skipped tests.
 pub fn install() -> anyhow::Result<Tally> {
-    install_missing(&[&BUILD[..], &NAMESPACES, &TOOLS].concat());
+    install_missing(&[&BUILD[..], &NAMESPACES, &TOOLS, &DASHBOARD, &BROWSER].concat());
     tools::install();
     Ok(Tally::default())
 }
@@ -26,6 +32,27 @@ pub fn install() -> anyhow::Result<Tally> {
 /// Installs what building lacks, where that needs no password; otherwise says what to install.
 pub fn install_for_build() {
     install_missing(&BUILD);
+}
+
+/// As [`install_for_build`], for building the page.
+pub fn install_for_dashboard() {
+    install_missing(&DASHBOARD);
+}
+
+/// As [`install_for_build`], for looking at the page.
+pub fn install_for_page() {
+    install_missing(&BROWSER);
+}
+
+/// Whether pages can be tested here.
+///
+/// # Errors
+/// The reason why not, for people.
+pub fn probe_browser() -> Result<(), String> {
+    let missing = BROWSER.iter().find(|(program, _)| !on_path(program));
+    missing.map_or(Ok(()), |(program, package)| {
+        Err(format!("needs a browser: `{program}` is not installed (Debian package {package})"))
+    })
 }
 
 fn install_missing(tools: &[(&str, &str)]) {

@@ -2,6 +2,7 @@
 
 pub mod client;
 pub mod connections;
+mod dashboard;
 mod dump;
 pub mod events;
 mod place;

@@ -14,7 +14,7 @@ use serde::Serialize;
 
 use super::dump::dump;
 use super::status::Status;
-use super::{AdminWiring, reads, steer};
+use super::{AdminWiring, dashboard, reads, steer};
 use crate::metrics::adapters::prometheus;
 use crate::shutdown::Phase;
 
@@ -47,7 +47,8 @@ pub(super) fn router(wiring: Arc<AdminWiring>, door: Door) -> Router {
         .route("/api/v1/why", get(reads::why))
         .route("/api/v1/journal", get(reads::journal))
         .route("/api/v1/series", get(reads::series))
-        .route("/api/v1/events", get(reads::events));
+        .route("/api/v1/events", get(reads::events))
+        .merge(dashboard::routes());
     let routes = match door {
         Door::Unix => reads
             .route("/api/v1/log-filter", put(steer::log_filter))
@@ -64,6 +65,7 @@ pub(super) fn router(wiring: Arc<AdminWiring>, door: Door) -> Router {
         })
         .layer(DefaultBodyLimit::max(MAX_BODY))
         .layer(middleware::from_fn(move |request, next| within_bounds(door, request, next)))
+        .layer(middleware::map_response(dashboard::guard))
         .with_state(wiring)
 }
 

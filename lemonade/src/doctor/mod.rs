@@ -69,7 +69,8 @@ fn program_lines(verified: Result<Vec<(String, u32)>, Unavailable>, may_load: bo
     }
 }
 
-fn configuration(file: &Path, config: &Config, host: &Host) -> Configuration {
+/// Says what `config`, read from `file`, would get on `host`.
+pub fn configuration(file: &Path, config: &Config, host: &Host) -> Configuration {
     let mut lines = vec![connections_line(config, host.descriptors)];
     lines.extend(config.frontends.values().filter_map(|frontend| ports_line(frontend, host)));
     Configuration {

@@ -1,0 +1,130 @@
+// What the admin interface answers; docs/guide/metrics.md describes each field.
+
+export interface Rates {
+  opened_per_second: number;
+  refused_per_second: number;
+  bytes_up_per_second: number;
+  bytes_down_per_second: number;
+}
+
+export interface Frontend {
+  name: string;
+  configured: string[];
+  listening: string[];
+  plane: string;
+  relay: string;
+  relay_why: string;
+  pool: string;
+  live: number;
+  opened: number;
+  closed: number;
+  bytes_up: number;
+  bytes_down: number;
+  refused: Record<string, number>;
+  last_10s: Rates | null;
+  last_60s: Rates | null;
+}
+
+export interface Outcome {
+  at: string;
+  ok: boolean;
+  detail: string;
+  took_ms: number;
+}
+
+export interface Backend {
+  name: string;
+  address: string;
+  status: "up" | "down";
+  why: string;
+  since: string | null;
+  weight: number;
+  enabled: boolean;
+  live: number;
+  connecting: number;
+  picks: number;
+  failures: number;
+  resets: number;
+  connect_ms: number | null;
+  first_byte_ms: number | null;
+  tcp: { srtt_us: number; connect_us: number; retransmits: number; closes: number; resets: number } | null;
+  outcomes: Outcome[];
+}
+
+export interface Pool {
+  name: string;
+  strategy: string;
+  queued: number;
+  retries: number;
+  hedges: number;
+  budget_exhausted: number;
+  backends: Backend[];
+}
+
+export interface Status {
+  version: string;
+  pid: number;
+  uptime_seconds: number;
+  phase: string;
+  workers: number;
+  log_filter: string;
+  kernel: string;
+  config: {
+    file: string;
+    version: number;
+    table_version: number;
+    at: string;
+    cause: string;
+    refused: { at: string; cause: string; errors: string[] } | null;
+    pending_restart: string[];
+  };
+  process: {
+    live: number;
+    opened: number;
+    closed: number;
+    accept_pauses: number;
+    events_dropped: number;
+    health_transitions: number;
+    probes: number;
+    reloads_accepted: number;
+    reloads_refused: number;
+  };
+  last_10s: Rates;
+  last_60s: Rates;
+  journal_dropped: number;
+  frontends: Frontend[];
+  pools: Pool[];
+}
+
+export type Json = null | boolean | number | string | Json[] | { [key: string]: Json };
+
+export interface Config {
+  file: string;
+  version: number;
+  config: { [section: string]: { [key: string]: Json } };
+}
+
+export interface Line {
+  name: string;
+  verdict: "pass" | "fail" | "not_possible";
+  detail: string;
+  cure: string;
+}
+
+export interface Doctor {
+  version: string;
+  sections: { name: string; lines: Line[] }[];
+  configuration: {
+    file: string;
+    runs_as_asked: boolean;
+    lines: Line[];
+    frontends: { frontend: string; asked: string; data_plane: string; relay: string; why: string; change: string }[];
+  } | null;
+}
+
+/** Reads one answer; the error says what to do. */
+export async function read<T>(path: string): Promise<T> {
+  const answer = await fetch(path, { signal: AbortSignal.timeout(10_000), headers: { accept: "application/json" } });
+  if (!answer.ok) throw new Error(`${path}: ${answer.status} ${(await answer.text()).trim()}`);
+  return (await answer.json()) as T;
+}

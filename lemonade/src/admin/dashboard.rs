@@ -1,0 +1,137 @@
+//! The page for people: its files, which are embedded, what only it reads, and the headers that keep others out.
+//!
+//! The files are built by `cargo xtask dashboard` from the folder `dashboard` of this package.
+
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::{Arc, OnceLock};
+
+use axum::Router;
+use axum::extract::State;
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use serde_json::json;
+
+use super::AdminWiring;
+use super::routes::json;
+use crate::doctor::host::Host;
+use crate::doctor::report::Report;
+use crate::{config, doctor};
+
+/// One embedded file.
+struct Asset {
+    path: &'static str,
+    kind: &'static str,
+    bytes: &'static [u8],
+}
+
+const ASSETS: [Asset; 4] = [
+    Asset {
+        path: "/",
+        kind: "text/html; charset=utf-8",
+        bytes: include_bytes!("../../dashboard/dist/index.html"),
+    },
+    Asset {
+        path: "/dashboard.js",
+        kind: "text/javascript; charset=utf-8",
+        bytes: include_bytes!("../../dashboard/dist/dashboard.js"),
+    },
+    Asset {
+        path: "/dashboard.css",
+        kind: "text/css; charset=utf-8",
+        bytes: include_bytes!("../../dashboard/dist/dashboard.css"),
+    },
+    Asset {
+        path: "/icon.svg",
+        kind: "image/svg+xml",
+        bytes: include_bytes!("../../dashboard/dist/icon.svg"),
+    },
+];
+
+/// Nothing but the page's own files, and nobody may put it into a frame.
+const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; \
+                      base-uri 'none'; form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'";
+
+const GUARDS: [(HeaderName, &str); 5] = [
+    (header::CONTENT_SECURITY_POLICY, POLICY),
+    (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+    (header::REFERRER_POLICY, "no-referrer"),
+    (HeaderName::from_static("cross-origin-opener-policy"), "same-origin"),
+    (HeaderName::from_static("cross-origin-resource-policy"), "same-origin"),
+];
+
+type Wiring = State<Arc<AdminWiring>>;
+
+/// The page and what only it reads.
+pub(super) fn routes() -> Router<Arc<AdminWiring>> {
+    let pages = ASSETS.iter().fold(Router::new(), |router, asset| {
+        let tag = asset.tag();
+        router.route(asset.path, get(async move |headers: HeaderMap| asset.answer(&tag, &headers)))
+    });
+    pages
+        .route("/api/v1/config", get(config_in_force))
+        .route(
+            "/api/v1/schema",
+            get(async || ([(header::CONTENT_TYPE, "application/json")], config::schema())),
+        )
+        .route("/api/v1/doctor", get(doctor_report))
+}
+
+/// Adds to any answer what keeps it from other pages and from caches; an answer's own `Cache-Control` stays.
+pub(super) async fn guard(mut response: Response) -> Response {
+    let headers = response.headers_mut();
+    for (name, value) in GUARDS {
+        headers.insert(name, HeaderValue::from_static(value));
+    }
+    headers.entry(header::CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
+    response
+}
+
+impl Asset {
+    /// Differs between builds whose bytes do.
+    fn tag(&self) -> String {
+        let mut hasher = DefaultHasher::new();
+        self.bytes.hash(&mut hasher);
+        format!("\"{:016x}\"", hasher.finish())
+    }
+
+    fn answer(&self, tag: &str, headers: &HeaderMap) -> Response {
+        let own =
+            [(header::CONTENT_TYPE, self.kind), (header::CACHE_CONTROL, "no-cache"), (header::ETAG, tag)];
+        if headers.get(header::IF_NONE_MATCH).is_some_and(|known| known.as_bytes() == tag.as_bytes()) {
+            return (StatusCode::NOT_MODIFIED, own).into_response();
+        }
+        (own, self.bytes).into_response()
+    }
+}
+
+async fn config_in_force(State(wiring): Wiring) -> Response {
+    let (table, version) = {
+        let control = wiring.control.borrow();
+        (Arc::clone(&control.table), control.accepted.version)
+    };
+    let Some(config) = &table.config else {
+        return (StatusCode::SERVICE_UNAVAILABLE, "no configuration applied yet\n").into_response();
+    };
+    let file = wiring.config_file.display().to_string();
+    json(StatusCode::OK, &json!({ "file": file, "version": version, "config": config::written(config) }))
+}
+
+/// What `lemonade doctor --config FILE --json` prints, of this process.
+async fn doctor_report(State(wiring): Wiring) -> Response {
+    /// Programs are loaded to see whether the kernel takes them: once, whoever asks.
+    static HOST: OnceLock<Report> = OnceLock::new();
+    let examined = tokio::task::spawn_blocking(move || {
+        let mut report = HOST.get_or_init(|| doctor::examine(None)).clone();
+        let table = Arc::clone(&wiring.control.borrow().table);
+        let config = table.config.as_ref();
+        report.configuration =
+            config.map(|config| doctor::configuration(&wiring.config_file, config, &Host::read()));
+        report
+    });
+    match examined.await {
+        Ok(report) => json(StatusCode::OK, &report),
+        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("cannot look at this host: {error}\n"))
+            .into_response(),
+    }
+}
