@@ -10,7 +10,7 @@ use std::process::{Command, ExitCode};
 use std::time::Instant;
 
 use crate::bpf::{self, Objects};
-use crate::{set_up, tidy, workspace};
+use crate::{dashboard, set_up, tidy, workspace};
 use suite::Suite;
 pub use tally::Tally;
 
@@ -40,6 +40,8 @@ pub fn main(args: &Args) -> anyhow::Result<ExitCode> {
         ("process-level tests", Box::new(|| suite.process())),
         ("namespace tests", Box::new(|| suite.namespace())),
         ("kernel tests", Box::new(|| suite.kernel())),
+        ("page, rebuilt and compared", Box::new(dashboard::check)),
+        ("page tests", Box::new(|| suite.page())),
         ("documentation, warnings denied", Box::new(|| docs(objects))),
         ("configuration, schema, completions, man page", Box::new(|| product::check(objects))),
         ("dependencies", Box::new(deny)),
@@ -67,7 +69,7 @@ fn check(command: &mut Command) -> anyhow::Result<Tally> {
 /// The kernel programs are linted where they are compiled: their build denies warnings.
 fn clippy(objects: Option<&Objects>) -> anyhow::Result<Tally> {
     let mut cargo = workspace::cargo(&["clippy", "--all-targets"]);
-    cargo.args(["--features", "lemonade-tests/netns,lemonade-tests/bpf"]);
+    cargo.args(["--features", "lemonade-tests/netns,lemonade-tests/bpf,lemonade-tests/page"]);
     bpf::equip(&mut cargo, objects);
     check(cargo.args(["--", "-D", "warnings"]))
 }

@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use super::tally::Tally;
 use crate::bpf::{self, Objects};
-use crate::{generate, set_up, workspace};
+use crate::{dashboard, generate, set_up, workspace};
 
 /// Feature that the test targets of the namespace tier require.
 const NAMESPACES: &str = "netns";
@@ -20,6 +20,9 @@ const FEATURE: &str = "lemonade-tests/netns";
 
 /// Feature that the test targets of the kernel tier require.
 const KERNEL: &str = "bpf";
+
+/// Feature that the test targets of the page tier require.
+const PAGE: &str = "page";
 
 /// The tests, and where they note what they skipped.
 pub struct Suite {
@@ -79,12 +82,27 @@ impl Suite {
         Ok(tally)
     }
 
+    /// What needs a browser.
+    pub fn page(&self) -> anyhow::Result<Tally> {
+        let targets = targets(&metadata()?, Some(PAGE));
+        ensure!(!targets.is_empty(), "the workspace has no test of the page");
+        if let Err(reason) = set_up::probe_browser() {
+            let mut skipped = Tally::default();
+            targets.iter().for_each(|target| skipped.add(Tally::skip(target, &reason)));
+            return Ok(skipped);
+        }
+        self.run(&[&["--features", "lemonade-tests/page"][..], &named(&targets)].concat())
+    }
+
     fn run(&self, args: &[&str]) -> anyhow::Result<Tally> {
         let lemonade = generate::build_with(self.objects.as_ref())?;
         fs::write(&self.skips, "").with_context(|| format!("cannot write {}", self.skips.display()))?;
         let mut cargo = workspace::cargo(&["test", "--no-fail-fast"]);
         bpf::equip(&mut cargo, self.objects.as_ref());
         cargo.args(args).env("LEMONADE_SKIPS", &self.skips).env("LEMONADE_BIN", &lemonade);
+        if let Some(checker) = dashboard::checker() {
+            cargo.env("LEMONADE_AXE", checker);
+        }
         if self.full {
             cargo.env("LEMONADE_FULL", "1");
         }

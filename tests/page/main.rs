@@ -1,0 +1,6 @@
+//! The page of the admin interface in a real browser.
+
+mod access;
+mod browser;
+mod served;
+mod views;
