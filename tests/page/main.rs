@@ -2,5 +2,4 @@
 
 mod access;
 mod browser;
-mod served;
 mod views;

@@ -4,7 +4,7 @@ use std::fs;
 use std::time::Duration;
 
 use lemonade_tests::backend::Backend;
-use lemonade_tests::lemonade::Lemonade;
+use lemonade_tests::lemonade::{Lemonade, run};
 use lemonade_tests::load::{Flows, Load, calls};
 use lemonade_tests::setup::{Frontend, Pool, Setup};
 use lemonade_tests::skip::skip;
@@ -13,11 +13,14 @@ use lemonade_tests::wait;
 use crate::browser::Browser;
 
 /// Views, each with an element that only it has and a text that stands in it.
-pub(crate) const VIEWS: [(&str, &str, &str); 6] = [
+pub(crate) const VIEWS: [(&str, &str, &str); 9] = [
     ("overview", "figure", "Live connections"),
     ("frontends", "tbody", "web"),
     ("pools", "tbody", "round_robin"),
     ("backends", "tbody", "up"),
+    ("connections", ".view", "are live"),
+    ("decisions", ".view", "Listening"),
+    ("journal", ".view", "Version after it"),
     ("config", "details", "drain_timeout"),
     ("doctor", ".view", "This configuration"),
 ];
@@ -121,6 +124,51 @@ fn a_pause_stops_what_moves() {
 }
 
 #[test]
+fn connections_and_decisions_show_with_their_reasons() {
+    let page = Page::open();
+    let address = page.lemonade.address("web");
+    let flows = Flows::start(address, 3, Duration::from_millis(50));
+    page.go("connections");
+    page.browser.shows(".view", "3 are live");
+    page.browser.shows("tbody", "established");
+    page.browser.run("document.querySelector('.opener').click()", &[]);
+    page.browser.shows("tr.detail", "round_robin picked web/");
+    page.browser.shows("tr.detail", "lemonade why");
+
+    page.go("decisions");
+    page.browser.shows(".view", "Listening");
+    calls(address, 1);
+    page.browser.shows("tbody", "round_robin picked web/");
+    page.browser.shows("tbody", "end");
+    // What a stream tells while the page is paused is not shown.
+    page.browser
+        .run("[...document.querySelectorAll('button')].find((b) => b.textContent === 'Pause').click()", &[]);
+    page.browser.shows(".view", "Paused");
+    drop(flows.stop());
+    page.no_errors();
+}
+
+#[test]
+fn a_drain_by_command_line_shows() {
+    let page = Page::open();
+    page.go("backends");
+    page.browser.shows("tbody tr:nth-child(1)", "up");
+    page.browser.run("document.querySelector('.opener').click()", &[]);
+    page.browser.shows("tr.detail", "lemonade backend drain web/a");
+    // The line that the page shows is the line that does it.
+    let line = page.browser.run("return document.querySelector('tr.detail code').textContent", &[]);
+    let words: Vec<&str> = line.as_str().expect("a command line").split(' ').skip(1).collect();
+    let drained = run(&words);
+    assert!(drained.status.success(), "{}", String::from_utf8_lossy(&drained.stderr));
+    page.browser.shows("tbody tr:nth-child(1)", "draining");
+    page.browser.shows("tr.detail", "lemonade backend enable web/a");
+    page.browser.shows("tr.detail", "from the command line");
+    page.go("journal");
+    page.browser.shows("tbody tr:nth-child(1)", "web/a");
+    page.no_errors();
+}
+
+#[test]
 fn a_change_of_the_file_shows() {
     let page = Page::open();
     page.go("backends");
@@ -155,6 +203,27 @@ fn a_narrow_window_shows_everything_without_scrolling_sideways() {
         page.browser.run("document.documentElement.style.width = '360px'", &[]);
         let width = page.browser.run("return document.body.scrollWidth", &[]);
         assert!(width.as_u64().is_some_and(|width| width <= 500), "{view} is {width} wide");
+    }
+}
+
+#[test]
+fn each_line_with_nothing_to_fill_in_is_a_command() {
+    let page = Page::open();
+    for (view, selector, text) in VIEWS {
+        page.go(view);
+        page.browser.shows(selector, text);
+        page.browser.run("document.querySelector('.opener')?.click()", &[]);
+        let lines = page
+            .browser
+            .run("return [...document.querySelectorAll('.command code')].map((c) => c.textContent)", &[]);
+        for line in lines.as_array().expect("a list").iter().filter_map(|line| line.as_str()) {
+            let Some(words) = line.strip_prefix("lemonade ") else { continue };
+            let mut words: Vec<&str> = words.split(' ').collect();
+            // Asks the parser alone: nothing is done.
+            words.push("--help");
+            let parsed = run(&words);
+            assert!(parsed.status.success(), "{view}: {line}: {}", String::from_utf8_lossy(&parsed.stderr));
+        }
     }
 }
 

@@ -40,6 +40,8 @@ export interface Backend {
   since: string | null;
   weight: number;
   enabled: boolean;
+  /** What was changed at run time, in words. */
+  changed: string | null;
   live: number;
   connecting: number;
   picks: number;
@@ -94,6 +96,66 @@ export interface Status {
   journal_dropped: number;
   frontends: Frontend[];
   pools: Pool[];
+}
+
+export interface Connection {
+  id: number;
+  state: "connecting" | "established" | "ended";
+  frontend: string;
+  pool: string;
+  client: string;
+  local: string;
+  plane: string;
+  relay: string;
+  started: string;
+  age_seconds: number;
+  idle_seconds: number;
+  bytes_up: number;
+  bytes_down: number;
+  route: {
+    backend: string;
+    address: string;
+    strategy: string;
+    why: string;
+    candidates: number;
+    attempts: number;
+    hedged: boolean;
+    table_version: number;
+    connect_ms: number;
+  } | null;
+  end: string | null;
+  end_why: string | null;
+}
+
+export interface Connections {
+  total: number;
+  matching: number;
+  connections: Connection[];
+}
+
+export interface Entry {
+  time: string;
+  version: number;
+  who: string;
+  uid?: number | null;
+  what: "config" | "health" | "admin";
+  diff: string[];
+  result: string;
+}
+
+interface Sample {
+  live: number;
+  opened: number;
+  refused: number;
+  bytes_up: number;
+  bytes_down: number;
+}
+
+export interface Series {
+  at: string;
+  process: Sample[];
+  frontends: { name: string; samples: Sample[] }[];
+  backends: { pool: string; name: string; address: string; samples: { live: number; picks: number; failures: number }[] }[];
 }
 
 export type Json = null | boolean | number | string | Json[] | { [key: string]: Json };

@@ -26,6 +26,8 @@ export class App {
 export interface Shown {
   /** Draws the newest status. */
   update(): void;
+  /** Stops what moves by itself, or goes on. */
+  hold?(held: boolean): void;
   /** Lets go of what outlives its elements. */
   close?(): void;
 }

@@ -1,6 +1,6 @@
-// What the counters did while the page was open: a point a second for the process, each frontend and each backend.
+// What the counters did: what the server remembers, then a point with each reading of the status.
 
-import type { Status } from "./api.ts";
+import type { Series, Status } from "./api.ts";
 
 /** Points kept of each series: ten minutes, as the server keeps. */
 const KEPT = 600;
@@ -28,9 +28,24 @@ export class History {
     return this.points.get(key) ?? [];
   }
 
-  clear(): void {
+  private clear(): void {
     this.points.clear();
     this.totals.clear();
+  }
+
+  /** Begins with what the server remembers: samples a second apart, the newest last. */
+  begin(series: Series): void {
+    this.clear();
+    const end = new Date(series.at).getTime() / 1000;
+    const keep = <S>(key: string, samples: S[], point: (sample: S) => Omit<Point, "at">) => {
+      this.points.set(key, samples.map((sample, number) => ({ at: end - (samples.length - 1 - number), ...point(sample) })));
+    };
+    const traffic = (own: Series["process"][number]) => ({ live: own.live, opened: own.opened, refused: own.refused, up: own.bytes_up, down: own.bytes_down });
+    keep("process", series.process, traffic);
+    for (const { name, samples } of series.frontends) keep(`frontend ${name}`, samples, traffic);
+    for (const own of series.backends) {
+      keep(backendKey(own.pool, own), own.samples, ({ live, picks, failures }) => ({ live, opened: picks, refused: failures, up: 0, down: 0 }));
+    }
   }
 
   take(status: Status, at: number): void {

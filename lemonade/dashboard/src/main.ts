@@ -2,19 +2,22 @@
 
 import "uplot/dist/uPlot.min.css";
 import "./style.css";
-import { read, type Config, type Status } from "./api.ts";
+import { read, type Config, type Series, type Status } from "./api.ts";
 import { App, type Shown, type View } from "./app.ts";
 import { fill, h } from "./dom.ts";
 import { mark, phaseWord } from "./mark.ts";
 import { nextTheme, theme } from "./theme.ts";
 import { backends } from "./views/backends.ts";
 import { config } from "./views/config.ts";
+import { connections } from "./views/connections.ts";
+import { decisions } from "./views/decisions.ts";
 import { doctor } from "./views/doctor.ts";
 import { frontends } from "./views/frontends.ts";
+import { journal } from "./views/journal.ts";
 import { overview } from "./views/overview.ts";
 import { pools } from "./views/pools.ts";
 
-const VIEWS: readonly View[] = [overview, frontends, pools, backends, config, doctor];
+const VIEWS: readonly View[] = [overview, frontends, pools, backends, connections, decisions, journal, config, doctor];
 
 /** Time between two readings of the status, in milliseconds. */
 const PERIOD = 1000;
@@ -44,11 +47,17 @@ function go(): void {
   document.title = `${view.title} · Lemonade`;
   current = { view, shown: view.show(place, app) };
   current.shown.update();
+  current.shown.hold?.(held());
   // Whoever cannot see the change is told of it, and goes on from there.
   if (!first) {
     title.focus({ preventScroll: true });
     scrollTo(0, 0);
   }
+}
+
+/** Whether nobody wants to see anything move; a hidden page asks for nothing. */
+function held(): boolean {
+  return paused || document.visibilityState !== "visible";
 }
 
 /** A view whose look depends on the theme is made again. */
@@ -58,13 +67,14 @@ function redraw(): void {
   if (current) {
     current.shown = current.view.show(place, app);
     current.shown.update();
+    current.shown.hold?.(held());
   }
 }
 
 async function refresh(): Promise<void> {
   try {
     const status = await read<Status>("api/v1/status");
-    if (app.status && app.status.pid !== status.pid) app.history.clear();
+    if (app.status?.pid !== status.pid) app.history.begin(await read<Series>("api/v1/series?last=600"));
     app.history.take(status, Date.now() / 1000);
     app.status = status;
     if (app.config?.version !== status.config.version) app.config = await read<Config>("api/v1/config");
@@ -77,12 +87,13 @@ async function refresh(): Promise<void> {
   }
 }
 
-/** Nobody looks at a hidden page: it asks for nothing. */
+/** A status that takes long, since there is much to tell, is asked for less often. */
 async function run(): Promise<never> {
   for (;;) {
     const began = performance.now();
-    if (!paused && document.visibilityState === "visible") await refresh();
-    await new Promise((done) => setTimeout(done, Math.max(100, PERIOD - (performance.now() - began))));
+    if (!held()) await refresh();
+    const took = performance.now() - began;
+    await new Promise((done) => setTimeout(done, Math.max(PERIOD - took, 4 * took)));
   }
 }
 
@@ -91,6 +102,7 @@ function controls(): HTMLElement {
   pause.addEventListener("click", () => {
     paused = !paused;
     pause.setAttribute("aria-pressed", String(paused));
+    current?.shown.hold?.(held());
   });
   const look = h("button", { type: "button" }, `Theme: ${theme()}`);
   look.addEventListener("click", () => {
@@ -110,6 +122,7 @@ document.body.append(
   h("main", { id: "main" }, trouble, title, place),
   h("footer", { class: "quiet" }, "This page only reads: each change is a command line."),
 );
+document.addEventListener("visibilitychange", () => current?.shown.hold?.(held()));
 addEventListener("hashchange", go);
 go();
 void run();

@@ -3,17 +3,20 @@
 //! The files are built by `cargo xtask dashboard` from the folder `dashboard` of this package.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
 
 use axum::Router;
+use axum::body::Bytes;
 use axum::extract::State;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
+use axum::routing::{MethodRouter, get};
 use serde_json::json;
 
 use super::AdminWiring;
-use super::routes::json;
+use super::routes::{Wiring, json};
+use super::status::Status;
 use crate::doctor::host::Host;
 use crate::doctor::report::Report;
 use crate::{config, doctor};
@@ -60,7 +63,8 @@ const GUARDS: [(HeaderName, &str); 5] = [
     (HeaderName::from_static("cross-origin-resource-policy"), "same-origin"),
 ];
 
-type Wiring = State<Arc<AdminWiring>>;
+/// Age of a status that is still shown to another viewer.
+const FRESH: Duration = Duration::from_millis(500);
 
 /// The page and what only it reads.
 pub(super) fn routes() -> Router<Arc<AdminWiring>> {
@@ -85,6 +89,26 @@ pub(super) async fn guard(mut response: Response) -> Response {
     }
     headers.entry(header::CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
     response
+}
+
+/// The status, read at most twice a second however many viewers ask.
+pub(super) fn shared_status() -> MethodRouter<Arc<AdminWiring>> {
+    let kept = Arc::new(Mutex::new(None::<(Instant, Bytes)>));
+    get(async move |State(wiring): Wiring| {
+        let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let fresh = kept.as_ref().filter(|(at, _)| at.elapsed() < FRESH).map(|(_, bytes)| bytes.clone());
+        let bytes = match fresh {
+            Some(bytes) => bytes,
+            None => match serde_json::to_vec(&Status::read(&wiring, SystemTime::now())) {
+                Ok(bytes) => kept.insert((Instant::now(), bytes.into())).1.clone(),
+                Err(error) => {
+                    let why = format!("cannot write the answer: {error}\n");
+                    return (StatusCode::INTERNAL_SERVER_ERROR, why).into_response();
+                }
+            },
+        };
+        ([(header::CONTENT_TYPE, "application/json")], bytes).into_response()
+    })
 }
 
 impl Asset {

@@ -37,11 +37,15 @@ pub(super) type Wiring = State<Arc<AdminWiring>>;
 
 /// Everything that `door` offers.
 pub(super) fn router(wiring: Arc<AdminWiring>, door: Door) -> Router {
+    let status = match door {
+        Door::Unix => get(status),
+        Door::Tcp(_) => dashboard::shared_status(),
+    };
     let reads = Router::new()
         .route("/healthz", get(async || "alive\n"))
         .route("/readyz", get(readyz))
         .route("/metrics", get(metrics))
-        .route("/api/v1/status", get(status))
+        .route("/api/v1/status", status)
         .route("/api/v1/dump", get(dump_all))
         .route("/api/v1/connections", get(reads::connections))
         .route("/api/v1/why", get(reads::why))

@@ -50,8 +50,23 @@ function detail(app: App, { pool, own }: Row): HTMLElement {
     "div",
     {},
     h("p", {}, mark(...backendWord(own)), ` ${own.why}`, own.since !== null && `, since ${when(own.since)}`),
+    own.changed !== null && h("p", {}, mark("warn", "changed"), ` from the command line: ${own.changed}`),
     h("p", {}, `${count(own.connecting)} connecting, ${count(own.resets)} reset by it. `, tcp !== null && `TCP: round trip ${millis(tcp.srtt_us / 1e3)}, handshake ${millis(tcp.connect_us / 1e3)}, ${count(tcp.retransmits)} sent again, ${count(tcp.closes)} closed, ${count(tcp.resets)} reset.`),
     h("ul", { class: "plain" }, ...own.outcomes.map((one) => h("li", {}, mark(one.ok ? "good" : "bad", one.ok ? "good" : "failed"), ` ${when(one.at)} ${one.detail}, ${millis(one.took_ms)}`))),
-    command(`lemonade check ${app.file}`, `tests the file after you set weight = 0 (drain) or enabled = false for ${own.name} in [[pool.${pool}.backend]]; saving it applies it`),
+    ...steps(app, `${pool}/${own.name}`, own),
   );
+}
+
+/** What may be done with a backend in the state that it is in; a reload of a changed file undoes it. */
+function steps(app: App, name: string, own: Backend): HTMLElement[] {
+  const [, word] = backendWord(own);
+  const takes = word === "up" || word === "down";
+  return [
+    takes && command(app.line("backend", "drain", name), "no new connections; those that exist go on"),
+    own.enabled && command(app.line("backend", "disable", name), "no new connections and no probes"),
+    !takes && command(app.line("backend", "enable", name), "new connections again"),
+    command(app.line("backend", "weight", name, "2"), "another share of connections"),
+    command(app.line("connections", "--backend", name), "lists its connections"),
+    command(app.line("trace", "--backend", name), "shows what happens to it"),
+  ].filter((step) => step !== false);
 }

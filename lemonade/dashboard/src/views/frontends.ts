@@ -39,6 +39,8 @@ export const frontends: View = {
           h("p", {}, `Relay ${own.relay}: ${own.relay_why}.`),
           h("p", {}, "Addresses: ", addresses(own).join(", ") || "none", own.listening.length === 0 && " (closed)"),
           h("p", {}, `${count(own.opened)} opened, ${count(own.closed)} closed. `, Object.entries(own.refused).map(([reason, times]) => `${count(times)} refused: ${words(reason)}`).join("; ")),
+          command(app.line("connections", "--frontend", own.name), "lists its connections"),
+          command(app.line("trace", "--frontend", own.name), "shows its decisions, refusals and ends"),
           command(`lemonade doctor --config ${app.file}`, "says which plane and relay each frontend gets, and what would change that"),
         ),
     });

@@ -108,8 +108,10 @@ function commands(app: App, status: Status): HTMLElement {
     "section",
     { "aria-labelledby": "commands" },
     h("h2", { id: "commands" }, "From the command line"),
-    command(app.line("status"), "shows this in a terminal"),
-    command(`kill -HUP ${status.pid}`, "reads the configuration file again"),
+    command(app.line("status", "--watch"), "shows this in a terminal"),
+    command(app.line("reload"), "reads the configuration file again and tells the outcome"),
+    command(app.line("log-level", "debug"), "logs more, until the next start"),
+    command(app.line("dump", "--output", "lemonade.json"), "writes everything at one moment, for a bug report"),
     command(`kill -TERM ${status.pid}`, "stops: live connections get their time to finish"),
   );
 }

@@ -1,4 +1,4 @@
-//! How the page is served: its headers, its bounds, and who is refused.
+//! How the page of the admin interface is served: its headers, its bounds, and who is refused.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -7,8 +7,9 @@ use std::time::Duration;
 use lemonade_tests::backend::Backend;
 use lemonade_tests::http;
 use lemonade_tests::lemonade::Lemonade;
-use lemonade_tests::load::Load;
+use lemonade_tests::load::{Load, call};
 use lemonade_tests::setup::Setup;
+use lemonade_tests::wait;
 use serde_json::Value;
 
 fn start() -> (Vec<Backend>, Lemonade) {
@@ -26,6 +27,17 @@ fn get(address: SocketAddr, path: &str, headers: &str) -> (String, String) {
     stream.read_to_string(&mut answer).expect("an answer");
     let (head, body) = answer.split_once("\r\n\r\n").expect("a head");
     (head.to_ascii_lowercase(), body.to_owned())
+}
+
+/// A stream of decisions that has begun.
+fn listen(address: SocketAddr) -> TcpStream {
+    let mut stream = TcpStream::connect(address).expect("the admin address accepts");
+    stream.set_read_timeout(Some(Duration::from_secs(10))).expect("a socket");
+    write!(stream, "GET /api/v1/events HTTP/1.1\r\n{}\r\n", own(address)).expect("a request is taken");
+    let mut head = [0; 15];
+    stream.read_exact(&mut head).expect("an answer");
+    assert_eq!(&head, b"HTTP/1.1 200 OK");
+    stream
 }
 
 fn own(address: SocketAddr) -> String {
@@ -100,6 +112,20 @@ fn what_the_page_reads_holds_no_secret() {
     assert_eq!(report["sections"][0]["name"], "host");
 }
 
+#[test]
+fn viewers_share_a_status_and_the_command_line_has_its_own() {
+    let (_backends, lemonade) = start();
+    let address = lemonade.admin_address();
+    let opened = |text: &str| serde_json::from_str::<Value>(text).expect("JSON")["process"]["opened"].clone();
+    let shared = || get(address, "/api/v1/status", &own(address)).1;
+    let before = shared();
+    assert_eq!(opened(&before), 0);
+    call(lemonade.address("web")).expect("a backend answers");
+    let fresh = http::get_unix(&lemonade.socket(), "/api/v1/status").expect("the admin socket answers");
+    assert_eq!(opened(&fresh.body), 1);
+    wait::until("the viewers see it too", wait::SOON, || opened(&shared()) == 1);
+}
+
 /// Viewers that ask as the page does, each on a connection of its own, for as long as the load runs.
 #[test]
 fn fifty_viewers_stay_bounded_and_harm_nobody() {
@@ -110,10 +136,14 @@ fn fifty_viewers_stay_bounded_and_harm_nobody() {
     get(address, "/", &own(address));
     let before = lemonade.resident();
     let load = Load::start(lemonade.address("web"), 100);
+    // Each listens to decisions too, and never reads them.
+    let listeners: Vec<_> = (0..VIEWERS).map(|_| listen(address)).collect();
     let viewer = |_| {
         std::thread::spawn(move || {
             for _ in 0..ROUNDS {
-                for path in ["/", "/dashboard.js", "/api/v1/status", "/api/v1/config"] {
+                for path in
+                    ["/", "/dashboard.js", "/api/v1/status", "/api/v1/config", "/api/v1/series?last=600"]
+                {
                     let (head, body) = get(address, path, &own(address));
                     assert!(head.starts_with("http/1.1 200") && !body.is_empty(), "{path}: {head}");
                 }
@@ -122,6 +152,7 @@ fn fifty_viewers_stay_bounded_and_harm_nobody() {
     };
     let viewers: Vec<_> = (0..VIEWERS).map(viewer).collect();
     viewers.into_iter().for_each(|viewer| viewer.join().expect("a viewer is answered"));
+    drop(listeners);
     let outcome = load.stop();
     assert!(outcome.failed.is_empty(), "{outcome:?}");
     assert!(outcome.total() > 0);
