@@ -4,9 +4,10 @@
 mod handover;
 
 use std::net::SocketAddr;
-use std::os::fd::{AsFd as _, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use lemonade_common::Reason;
@@ -30,8 +31,8 @@ use crate::model::time::micros;
 /// Time that bytes already sent get to be acknowledged before a reset discards them.
 const FLUSH_BEFORE_RESET: Duration = Duration::from_millis(100);
 
-/// Questions with answers after which a relay in the kernel takes over.
-const TURNS: u32 = 4;
+/// Changes of direction after which a relay in the kernel takes over: four questions with their answers.
+const TURNS: u8 = 8;
 
 /// Bytes after which it does.
 const LASTING_BYTES: u64 = 64 * 1024;
@@ -99,15 +100,17 @@ fn serve(
         };
         let end = match stop {
             Stop::End(end) => end,
-            #[cfg(target_os = "linux")]
-            Stop::HandOver if let Some(held) = held.take() => {
-                return Box::pin(handover::carry(context, client, held, member)).await;
+            Stop::HandOver => {
+                #[cfg(target_os = "linux")]
+                if let Some(held) = held.take() {
+                    // A task of its own, so that this one and all the room that it has are given back.
+                    tokio::spawn(handover::carry(Arc::clone(&context), client, held, member));
+                }
+                return;
             }
-            Stop::HandOver => return,
         };
         if relay::is_abort(end) {
-            let backend = held.as_ref().map(|held: &Established| held.stream.as_fd());
-            Box::pin(abort(end, client.as_fd(), backend)).await;
+            abort(end, &client, held.as_ref().map(|held: &Established| &held.stream)).await;
         }
         finish(shared, member.flows(), flow, end);
         // The sockets close before the connection stops counting: a limit is never passed, not even for a moment.
@@ -196,13 +199,11 @@ struct Watch<'a> {
     held: &'a Established,
     /// Moment of the first byte sent; 0 before, `u64::MAX` once answered.
     sent: AtomicU64,
-    /// Times that the direction changed, doubled; odd after bytes upstream. Counted only for a relay in the kernel.
-    turns: AtomicU32,
 }
 
 impl<'a> Watch<'a> {
     fn new(shared: &'a Shared, flow: &'a Flow, held: &'a Established) -> Self {
-        let watch = Self { shared, flow, held, sent: AtomicU64::new(0), turns: AtomicU32::new(0) };
+        let watch = Self { shared, flow, held, sent: AtomicU64::new(0) };
         // The first backend had been kept alive already.
         if flow.lasts() {
             watch.keep_alive();
@@ -210,19 +211,10 @@ impl<'a> Watch<'a> {
         watch
     }
 
-    fn turned(&self, direction: Direction) {
-        let turns = self.turns.load(Ordering::Relaxed);
-        let up = u32::from(direction == Direction::Up);
-        if turns & 1 != up && turns < TURNS * 4 {
-            self.turns.store(((turns & !1) + 2) | up, Ordering::Relaxed);
-        }
-    }
-
     /// Whether it has carried enough to make up for what a relay in the kernel costs at the start.
     fn worth_it(&self) -> bool {
         let (up, down) = self.flow.bytes();
-        // A question and its answer are two changes of direction, each counted double.
-        self.turns.load(Ordering::Relaxed) >= TURNS * 4 || up + down >= LASTING_BYTES
+        self.flow.turns() >= TURNS || up + down >= LASTING_BYTES
     }
 
     /// Only a connection that lasts is worth four system calls; the client's socket has the options from its listener.
@@ -247,7 +239,6 @@ impl copy::Meter for Watch<'_> {
     fn moved(&self, direction: Direction, bytes: u64) {
         let now = self.shared.clock.now();
         self.flow.moved(direction, bytes, now);
-        self.turned(direction);
         match (direction, self.sent.load(Ordering::Relaxed)) {
             (Direction::Up, 0) => self.sent.store(now.0, Ordering::Relaxed),
             (Direction::Down, sent) if sent != u64::MAX => {
@@ -262,19 +253,26 @@ impl copy::Meter for Watch<'_> {
 }
 
 /// Makes both sockets close with RST, once the survivor has what was sent to it before.
-async fn abort(end: End, client: BorrowedFd<'_>, backend: Option<BorrowedFd<'_>>) {
-    let survivor = match end {
-        End::ClientReset | End::ClientTimeout => backend,
-        End::BackendReset | End::BackendTimeout => Some(client),
-        End::Closed | End::IdleTimeout | End::DrainDeadline | End::Refused(_) => None,
-    };
-    if let Some(survivor) = survivor {
-        flush(survivor).await;
-    }
-    reset_on_close(&client);
-    if let Some(backend) = backend {
-        reset_on_close(&backend);
-    }
+/// Boxed: few connections end so, and each would have room for it.
+fn abort<'a>(
+    end: End,
+    client: &'a (impl AsFd + Sync),
+    backend: Option<&'a (impl AsFd + Sync)>,
+) -> Pin<Box<dyn Future<Output = ()> + Send + 'a>> {
+    Box::pin(async move {
+        let survivor = match end {
+            End::ClientReset | End::ClientTimeout => backend.map(AsFd::as_fd),
+            End::BackendReset | End::BackendTimeout => Some(client.as_fd()),
+            End::Closed | End::IdleTimeout | End::DrainDeadline | End::Refused(_) => None,
+        };
+        if let Some(survivor) = survivor {
+            flush(survivor).await;
+        }
+        reset_on_close(client);
+        if let Some(backend) = backend {
+            reset_on_close(backend);
+        }
+    })
 }
 
 /// Gives bytes on their way a moment to arrive: RST discards what is not acknowledged, which a direct connection would

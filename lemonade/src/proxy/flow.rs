@@ -50,6 +50,8 @@ pub struct Flow {
     order: AtomicU8,
     /// 0: `copy`; else one more than the index of a relay in the kernel.
     relay: AtomicU8,
+    /// Changes of direction, as far as anybody wants to know, and in the lowest bit whether bytes went up last.
+    turns: AtomicU8,
     waker: AtomicWaker,
 }
 
@@ -98,6 +100,9 @@ impl Routed {
     }
 }
 
+/// Changes of direction that are counted.
+const MOST_TURNS: u8 = 64;
+
 const YOUNG: u8 = 0;
 const AGED: u8 = 1;
 const LASTS: u8 = 2;
@@ -130,6 +135,7 @@ impl Flow {
             active: AtomicU32::new(seconds(now)),
             order: AtomicU8::new(YOUNG),
             relay: AtomicU8::new(0),
+            turns: AtomicU8::new(0),
             waker: AtomicWaker::new(),
         }
     }
@@ -194,6 +200,16 @@ impl Flow {
         // One writer: a plain load and store are enough and cost no locked instruction.
         count.store(count.load(Ordering::Relaxed) + bytes, Ordering::Relaxed);
         self.active.store(seconds(now), Ordering::Relaxed);
+        let turns = self.turns.load(Ordering::Relaxed);
+        let up = u8::from(direction == Direction::Up);
+        if turns & 1 != up && turns < MOST_TURNS << 1 {
+            self.turns.store((((turns >> 1) + 1) << 1) | up, Ordering::Relaxed);
+        }
+    }
+
+    /// Changes of direction so far, 64 at most.
+    pub fn turns(&self) -> u8 {
+        self.turns.load(Ordering::Relaxed) >> 1
     }
 
     /// Bytes written so far, up and down.

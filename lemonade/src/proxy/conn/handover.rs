@@ -60,15 +60,15 @@ pub(super) async fn carry(context: Arc<Context>, client: TcpStream, held: Establ
 }
 
 /// Ends the connection as the relay says.
-async fn conclude<S: AsFd>(
+async fn conclude<S: AsFd + Sync>(
     context: &Context,
     end: End,
-    client: impl AsFd,
+    client: impl AsFd + Sync,
     held: Established<S>,
     member: Member,
 ) {
     if is_abort(end) {
-        abort(end, client.as_fd(), Some(held.stream.as_fd())).await;
+        abort(end, &client, Some(&held.stream)).await;
     }
     finish(&context.shared, member.flows(), member.flow(), end);
     // The sockets close before the connection stops counting.

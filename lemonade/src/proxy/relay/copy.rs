@@ -88,15 +88,16 @@ impl Broken {
 ///
 /// The sockets stay open. `size` is the buffer size in bytes. Dropping the future between two polls loses nothing that
 /// `state` does not hold.
-pub async fn copy(
-    client: &TcpStream,
-    backend: &TcpStream,
-    state: &mut State,
+pub fn copy<'a>(
+    client: &'a TcpStream,
+    backend: &'a TcpStream,
+    state: &'a mut State,
     size: usize,
-    meter: &impl Meter,
-) -> Stop {
+    meter: &'a impl Meter,
+) -> impl Future<Output = Stop> {
     let mut watches = Watches { client: None, backend: None };
-    poll_fn(|cx| poll(cx, client, backend, state, size, meter, &mut watches)).await
+    // Not an async fn, which would keep its arguments twice.
+    poll_fn(move |cx| poll(cx, client, backend, state, size, meter, &mut watches))
 }
 
 fn poll<'a>(
