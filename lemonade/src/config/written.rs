@@ -48,7 +48,6 @@ fn runtime(own: &Runtime) -> RawRuntime {
         hash_seed: or(own.hash_seed.as_ref().map(|_| LEFT_OUT.to_owned())),
         relay_buffer: Size(own.relay_buffer as u64),
         probes_per_second: own.probes_per_second,
-        ..RawRuntime::default()
     }
 }
 
@@ -58,7 +57,6 @@ fn admin(own: &Admin) -> RawAdmin {
         listen: or(own.listen.map(|address| address.to_string())),
         // Such an address is refused otherwise.
         allow_public: own.listen.is_some_and(|address| !address.ip().to_canonical().is_loopback()),
-        ..RawAdmin::default()
     }
 }
 
@@ -73,7 +71,7 @@ fn log(own: &Log) -> RawLog {
         crate::model::config::LogFormat::Pretty => super::raw::LogFormat::Pretty,
         crate::model::config::LogFormat::Json => super::raw::LogFormat::Json,
     };
-    RawLog { level: own.level.clone(), format, access, ..RawLog::default() }
+    RawLog { level: own.level.clone(), format, access }
 }
 
 fn frontend(own: &Frontend) -> RawFrontend {
@@ -102,7 +100,6 @@ fn pool(own: &Pool) -> RawPool {
         source: or(own.source.map(|ip| ip.to_string())),
         health: health(&own.health),
         backend: own.backends.iter().map(backend).collect(),
-        ..RawPool::default()
     }
 }
 
@@ -139,7 +136,6 @@ fn backend(own: &Backend) -> RawBackend {
         weight: u16::try_from(own.weight).unwrap_or(u16::MAX),
         max_connections: own.max_connections,
         enabled: own.enabled,
-        ..RawBackend::default()
     }
 }
 
