@@ -136,9 +136,13 @@ impl Browser {
         text.chars().for_each(|key| self.press(key));
     }
 
-    /// Changes the size of the window.
-    pub(crate) fn resize(&self, width: u32, height: u32) {
-        self.runtime.block_on(self.client().set_window_size(width, height)).expect("the window is resized");
+    /// Gives the page a width in pixels, smaller than a window can be.
+    pub(crate) fn narrow(&self, width: u32) {
+        let metrics = json!({ "width": width, "height": 800, "deviceScaleFactor": 1, "mobile": false });
+        let command = json!({ "cmd": "Emulation.setDeviceMetricsOverride", "params": metrics });
+        self.runtime
+            .block_on(self.client().issue_cmd(Own("goog/cdp/execute", command)))
+            .expect("a new width");
     }
 
     /// What the window shows, as PNG.
@@ -149,7 +153,10 @@ impl Browser {
     /// What stands in the console since it was last read, as errors: scripts that failed, policies that were broken,
     /// answers that were refused.
     pub(crate) fn errors(&self) -> Vec<String> {
-        let entries = self.runtime.block_on(self.client().issue_cmd(Log)).expect("the log of the browser");
+        let entries = self
+            .runtime
+            .block_on(self.client().issue_cmd(Own("se/log", json!({ "type": "browser" }))))
+            .expect("the log of the browser");
         let entries = entries.as_array().cloned().unwrap_or_default();
         let bad = |entry: &&Value| entry["level"] == "SEVERE" || entry["level"] == "WARNING";
         entries.iter().filter(bad).map(|entry| entry["message"].to_string()).collect()
@@ -166,16 +173,16 @@ impl Drop for Browser {
     }
 }
 
-/// Chromium's command for the log of its console.
+/// A command of Chromium's own: what follows the session in its address, and its body.
 #[derive(Debug)]
-struct Log;
+struct Own(&'static str, Value);
 
-impl WebDriverCompatibleCommand for Log {
+impl WebDriverCompatibleCommand for Own {
     fn endpoint(&self, base: &url::Url, session: Option<&str>) -> Result<url::Url, url::ParseError> {
-        base.join(&format!("session/{}/se/log", session.unwrap_or_default()))
+        base.join(&format!("session/{}/{}", session.unwrap_or_default(), self.0))
     }
 
     fn method_and_body(&self, _: &url::Url) -> (http::Method, Option<String>) {
-        (http::Method::POST, Some(json!({ "type": "browser" }).to_string()))
+        (http::Method::POST, Some(self.1.to_string()))
     }
 }
