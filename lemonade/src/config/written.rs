@@ -1,152 +1,155 @@
 //! A configuration in force, told as the file would say it with every key written out.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use serde::Serialize;
-use serde::de::DeserializeOwned;
-use serde_json::Value;
+use serde_json::{Map, Value, json};
 
 use crate::model::Config;
-use crate::model::config::{AccessLog, Admin, Backend, Frontend, Health, HealthKind, Log, Pool, Runtime};
-
-use super::raw::{
-    Initial, Kind, RawAdmin, RawBackend, RawConfig, RawFrontend, RawHealth, RawLog, RawPool, RawRuntime,
+use crate::model::config::{
+    AccessLog, Admin, Backend, Frontend, Health, HealthKind, Log, LogFormat, Pool, Runtime,
 };
-use super::value::{Codes, Or, Period, Size, Texts};
+
+use super::raw::{RawAdmin, RawBackend, RawFrontend, RawHealth, RawLog, RawPool, RawRuntime};
+use super::value::{Codes, Period, Size};
 
 /// What stands in place of a secret.
 const LEFT_OUT: &str = "(left out)";
 
 /// Writes `config` in the shape of the file, defaults filled in; of the hash seed only that there is one.
 pub fn written(config: &Config) -> Value {
-    let raw = RawConfig {
-        runtime: runtime(&config.runtime),
-        admin: admin(&config.admin),
-        log: log(&config.log),
-        frontend: named(&config.frontends, frontend),
-        pool: named(&config.pools, pool),
-    };
-    let mut value = serde_json::to_value(raw).expect("a configuration is plain JSON");
+    let mut value = json!({
+        "runtime": runtime(&config.runtime),
+        "admin": admin(&config.admin),
+        "log": log(&config.log),
+        "frontend": named(&config.frontends, frontend),
+        "pool": named(&config.pools, pool),
+    });
     without_null(&mut value);
     value
 }
 
-fn named<K: ToString, T, R>(
-    parts: &BTreeMap<K, std::sync::Arc<T>>,
-    write: fn(&T) -> R,
-) -> BTreeMap<String, R> {
+fn named<K: ToString, T>(parts: &BTreeMap<K, Arc<T>>, write: fn(&T) -> Value) -> Map<String, Value> {
     parts.iter().map(|(name, part)| (name.to_string(), write(part))).collect()
 }
 
-fn runtime(own: &Runtime) -> RawRuntime {
-    RawRuntime {
-        workers: or(own.workers.and_then(|workers| u16::try_from(workers).ok())),
-        drain_timeout: Period(own.drain_timeout),
-        lame_duck: Period(own.lame_duck),
-        max_connections: or(own.max_connections),
-        state_dir: or(own.state_dir.clone()),
-        hash_seed: or(own.hash_seed.as_ref().map(|_| LEFT_OUT.to_owned())),
-        relay_buffer: Size(own.relay_buffer as u64),
-        probes_per_second: own.probes_per_second,
+/// What is said, over the defaults.
+fn over(defaults: impl Serialize, said: Value) -> Value {
+    let mut whole = serde_json::to_value(defaults).expect("a section is plain JSON");
+    if let (Value::Object(whole), Value::Object(said)) = (&mut whole, said) {
+        whole.extend(said);
     }
+    whole
 }
 
-fn admin(own: &Admin) -> RawAdmin {
-    RawAdmin {
-        socket: or(own.socket.clone()),
-        listen: or(own.listen.map(|address| address.to_string())),
+fn runtime(own: &Runtime) -> Value {
+    let said = json!({
+        "workers": or("auto", own.workers),
+        "drain_timeout": Period(own.drain_timeout),
+        "lame_duck": Period(own.lame_duck),
+        "max_connections": or("auto", own.max_connections),
+        "state_dir": or("auto", own.state_dir.as_ref()),
+        "hash_seed": or("auto", own.hash_seed.as_ref().map(|_| LEFT_OUT)),
+        "relay_buffer": Size(own.relay_buffer as u64),
+        "probes_per_second": own.probes_per_second,
+    });
+    over(RawRuntime::default(), said)
+}
+
+fn admin(own: &Admin) -> Value {
+    let said = json!({
+        "socket": or("auto", own.socket.as_ref()),
+        "listen": or("off", own.listen),
         // Such an address is refused otherwise.
-        allow_public: own.listen.is_some_and(|address| !address.ip().to_canonical().is_loopback()),
-    }
+        "allow_public": own.listen.is_some_and(|address| !address.ip().to_canonical().is_loopback()),
+    });
+    over(RawAdmin::default(), said)
 }
 
-fn log(own: &Log) -> RawLog {
+fn log(own: &Log) -> Value {
     let access = match &own.access {
-        AccessLog::On => "on".to_owned(),
-        AccessLog::Off => "off".to_owned(),
-        AccessLog::File(path) => path.display().to_string(),
+        AccessLog::On => json!("on"),
+        AccessLog::Off => json!("off"),
+        AccessLog::File(path) => json!(path),
     };
     let format = match own.format {
-        crate::model::config::LogFormat::Auto => super::raw::LogFormat::Auto,
-        crate::model::config::LogFormat::Pretty => super::raw::LogFormat::Pretty,
-        crate::model::config::LogFormat::Json => super::raw::LogFormat::Json,
+        LogFormat::Auto => "auto",
+        LogFormat::Pretty => "pretty",
+        LogFormat::Json => "json",
     };
-    RawLog { level: own.level.clone(), format, access }
+    over(RawLog::default(), json!({ "level": own.level, "format": format, "access": access }))
 }
 
-fn frontend(own: &Frontend) -> RawFrontend {
-    RawFrontend {
-        listen: Some(Texts(own.listen.iter().map(ToString::to_string).collect())),
-        pool: Some(own.pool.to_string()),
-        relay: same(own.relay),
-        max_connections: own.max_connections,
-        connect_timeout: Period(own.connect_timeout),
-        hedge_after: or(own.hedge_after.map(Period)),
-        idle_timeout: Period(own.idle_timeout),
-        keepalive: or(own.keepalive.map(Period)),
-        user_timeout: or(own.user_timeout.map(Period)),
-        ..RawFrontend::default()
-    }
+fn frontend(own: &Frontend) -> Value {
+    let said = json!({
+        "listen": own.listen,
+        "pool": own.pool,
+        "relay": own.relay,
+        "max_connections": own.max_connections,
+        "connect_timeout": Period(own.connect_timeout),
+        "hedge_after": or("off", own.hedge_after.map(Period)),
+        "idle_timeout": Period(own.idle_timeout),
+        "keepalive": or("off", own.keepalive.map(Period)),
+        "user_timeout": or("off", own.user_timeout.map(Period)),
+    });
+    over(RawFrontend::default(), said)
 }
 
-fn pool(own: &Pool) -> RawPool {
-    RawPool {
-        strategy: same(own.strategy),
-        retries: own.retries,
-        retry_budget: own.retry_budget,
-        when_all_down: same(own.when_all_down),
-        queue: own.queue,
-        queue_timeout: Period(own.queue_timeout),
-        source: or(own.source.map(|ip| ip.to_string())),
-        health: health(&own.health),
-        backend: own.backends.iter().map(backend).collect(),
-    }
+fn pool(own: &Pool) -> Value {
+    let said = json!({
+        "strategy": own.strategy,
+        "retries": own.retries,
+        "retry_budget": own.retry_budget,
+        "when_all_down": own.when_all_down,
+        "queue": own.queue,
+        "queue_timeout": Period(own.queue_timeout),
+        "source": or("auto", own.source),
+        "health": health(&own.health),
+        "backend": own.backends.iter().map(backend).collect::<Vec<_>>(),
+    });
+    over(RawPool::default(), said)
 }
 
-fn health(own: &Health) -> RawHealth {
-    let common = RawHealth {
-        interval: Period(own.interval),
-        fast_interval: Some(Period(own.fast_interval)),
-        timeout: Period(own.timeout),
-        rise: own.rise,
-        fall: own.fall,
-        initial: same::<_, Initial>(own.initial),
-        port: own.port.unwrap_or_default(),
-        ..RawHealth::default()
+fn health(own: &Health) -> Value {
+    let said = json!({
+        "interval": Period(own.interval),
+        "fast_interval": Period(own.fast_interval),
+        "timeout": Period(own.timeout),
+        "rise": own.rise,
+        "fall": own.fall,
+        "initial": own.initial,
+        "port": own.port.unwrap_or_default(),
+    });
+    let kind = match &own.kind {
+        HealthKind::Off => json!({ "kind": "off" }),
+        HealthKind::Tcp => json!({ "kind": "tcp" }),
+        HealthKind::Http(check) => json!({
+            "kind": "http",
+            "method": check.method,
+            "path": check.path,
+            "host": check.host,
+            "expect": check.expect.iter().cloned().map(Codes).collect::<Vec<_>>(),
+            "body": check.body,
+        }),
     };
-    match &own.kind {
-        HealthKind::Off => RawHealth { kind: Kind::Off, ..common },
-        HealthKind::Tcp => RawHealth { kind: Kind::Tcp, ..common },
-        HealthKind::Http(check) => RawHealth {
-            kind: Kind::Http,
-            method: Some(check.method.clone()),
-            path: Some(check.path.clone()),
-            host: Some(check.host.clone()),
-            expect: Some(check.expect.iter().cloned().map(Codes).collect()),
-            body: Some(check.body.clone()),
-            ..common
-        },
-    }
+    over(over(RawHealth::default(), said), kind)
 }
 
-fn backend(own: &Backend) -> RawBackend {
-    RawBackend {
-        name: Some(own.name.to_string()),
-        address: Some(own.target.to_string()),
-        weight: u16::try_from(own.weight).unwrap_or(u16::MAX),
-        max_connections: own.max_connections,
-        enabled: own.enabled,
-    }
+fn backend(own: &Backend) -> Value {
+    let said = json!({
+        "name": own.name,
+        "address": own.target.to_string(),
+        "weight": own.weight,
+        "max_connections": own.max_connections,
+        "enabled": own.enabled,
+    });
+    over(RawBackend::default(), said)
 }
 
-fn or<W, T>(value: Option<T>) -> Or<W, T> {
-    value.map_or(Or::WORD, Or::value)
-}
-
-/// The same word in the type of the file.
-fn same<A: Serialize, B: DeserializeOwned>(own: A) -> B {
-    let word = serde_json::to_value(own).expect("a word is plain JSON");
-    serde_json::from_value(word).expect("what was accepted was written with this word")
+/// A value, or the word that stands for none.
+fn or(word: &str, value: Option<impl Serialize>) -> Value {
+    value.map_or_else(|| json!(word), |value| json!(value))
 }
 
 /// TOML has no null: a key that is absent is left out.
