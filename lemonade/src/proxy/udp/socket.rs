@@ -7,8 +7,9 @@ use std::os::fd::AsFd;
 use quinn_udp::{EcnCodepoint, RecvMeta, Transmit, UdpSocketState};
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
-/// Bytes that a listener's socket may hold before the kernel drops; it caps them at `net.core.rmem_max`.
-const BUFFER: usize = 4 << 20;
+/// Bytes that a listener's socket may hold before the kernel drops; without CAP_NET_ADMIN it caps them at
+/// `net.core.rmem_max` and `net.core.wmem_max`.
+const BUFFER: i32 = 4 << 20;
 
 /// Longest that one receive can be: the longest datagram, or several that the kernel has put together.
 const LONGEST: usize = 64 * 1024;
@@ -25,9 +26,7 @@ pub(in crate::proxy) fn open(address: SocketAddr) -> io::Result<std::net::UdpSoc
     #[cfg(unix)]
     socket.set_reuse_port(true)?;
     socket.bind(&address.into())?;
-    // As much as the system allows; less only drops earlier.
-    let _ = socket.set_recv_buffer_size(BUFFER);
-    let _ = socket.set_send_buffer_size(BUFFER);
+    enlarge(&socket);
     Ok(socket.into())
 }
 
@@ -54,6 +53,16 @@ pub(super) fn connect(target: SocketAddr, source: Option<IpAddr>) -> io::Result<
     // Older kernels have no such option and deliver one by one.
     let _ = set(&socket, libc::SOL_UDP, libc::UDP_GRO, 1);
     tokio::net::UdpSocket::from_std(socket.into())
+}
+
+/// Gives a listener's socket room for a burst, as much as the system allows; less only drops earlier.
+fn enlarge(socket: &Socket) {
+    let _ = socket.set_recv_buffer_size(BUFFER as usize);
+    let _ = socket.set_send_buffer_size(BUFFER as usize);
+    #[cfg(target_os = "linux")]
+    for option in [libc::SO_RCVBUFFORCE, libc::SO_SNDBUFFORCE] {
+        let _ = set(socket, libc::SOL_SOCKET, option, BUFFER);
+    }
 }
 
 fn new(address: SocketAddr) -> io::Result<Socket> {
