@@ -7,8 +7,7 @@ use std::collections::BTreeSet;
 use std::ops::Range;
 use std::sync::Arc;
 
-use crate::model::Config;
-use crate::model::config::Protocol;
+use crate::model::{Config, Name};
 
 use super::document::Document;
 use super::report::Report;
@@ -56,11 +55,7 @@ pub(super) fn read(before: &Accepted, text: &str) -> Option<Config> {
     let touched = touched.chain(new_blocks.iter().filter(|block| block.meets(&new)));
     let names: BTreeSet<&str> = touched.map(Block::pool).collect::<Option<_>>()?;
     // What a pool may say depends on whether only datagrams come to it.
-    let datagrams = |name: &&str| {
-        let frontends = before.config.frontends.values();
-        frontends.filter(|one| one.protocol == Protocol::Udp).any(|one| one.pool.as_str() == *name)
-    };
-    if names.iter().any(datagrams) {
+    if names.iter().any(|name| before.config.is_of_datagrams(&Name::new(*name))) {
         return None;
     }
     if names.len() > POOLS || !names.iter().all(|name| before.config.pools.contains_key(*name)) {

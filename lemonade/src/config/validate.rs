@@ -16,6 +16,7 @@ use super::report::{Report, Spot};
 use super::value::Period;
 use super::wording;
 use listen::Listeners;
+pub(super) use pool::KEYS_OF_CONNECTS;
 
 /// What an empty file could say.
 const MINIMAL: &str = "the least is:\n  frontend.web = { listen = \"127.0.0.1:8080\", pool = \"web\" }\n  \
@@ -155,17 +156,18 @@ fn frontend(
 const IDLE_TCP: Duration = Duration::from_mins(10);
 const IDLE_UDP: Duration = Duration::from_secs(60);
 
-/// Reports the keys that say nothing of datagrams, each with the reason.
+/// Keys of a frontend that say nothing of datagrams, each with the reason.
+pub(super) const KEYS_OF_TCP: [(&str, &str); 6] = [
+    ("relay", "datagrams are always copied"),
+    ("accelerate_cgroup", "datagrams are always copied"),
+    ("connect_timeout", "datagrams need no connect"),
+    ("hedge_after", "datagrams need no connect that could be late"),
+    ("keepalive", "there is no connection to keep alive; idle_timeout ends a silent session"),
+    ("user_timeout", "datagrams are not acknowledged; idle_timeout ends a silent session"),
+];
+
 fn refuse_keys_of_tcp(spot: &mut Spot<'_, '_>) {
-    let keys = [
-        ("relay", "datagrams are always copied"),
-        ("accelerate_cgroup", "datagrams are always copied"),
-        ("connect_timeout", "datagrams need no connect"),
-        ("hedge_after", "datagrams need no connect that could be late"),
-        ("keepalive", "there is no connection to keep alive; idle_timeout ends a silent session"),
-        ("user_timeout", "datagrams are not acknowledged; idle_timeout ends a silent session"),
-    ];
-    for (key, why) in keys {
+    for (key, why) in KEYS_OF_TCP {
         if spot.says(key) {
             let message = format!("{key} means nothing with protocol = \"udp\": {why}");
             spot.wrong(key, message, "remove it, or write protocol = \"tcp\"");

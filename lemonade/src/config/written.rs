@@ -7,11 +7,14 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use crate::model::Config;
-use crate::model::config::{AccessLog, Admin, Backend, Frontend, Health, HealthKind, Log, Pool, Runtime};
+use crate::model::config::{
+    AccessLog, Admin, Backend, Frontend, Health, HealthKind, Log, Pool, Protocol, Runtime,
+};
 
 use super::raw::{
     Initial, Kind, RawAdmin, RawBackend, RawConfig, RawFrontend, RawHealth, RawLog, RawPool, RawRuntime,
 };
+use super::validate::{KEYS_OF_CONNECTS, KEYS_OF_TCP};
 use super::value::{Codes, Or, Period, Size, Texts};
 
 /// What stands in place of a secret.
@@ -28,7 +31,23 @@ pub fn written(config: &Config) -> Value {
     };
     let mut value = serde_json::to_value(raw).expect("a configuration is plain JSON");
     without_null(&mut value);
+    without_tcp(config, &mut value);
     value
+}
+
+/// Leaves out what a frontend of datagrams, or a pool that only those use, would be refused for.
+fn without_tcp(config: &Config, value: &mut Value) {
+    let mut leave_out = |section: &str, name: &str, keys: &mut dyn Iterator<Item = &'static str>| {
+        if let Some(Value::Object(part)) = value.get_mut(section).and_then(|parts| parts.get_mut(name)) {
+            keys.for_each(|key| drop(part.remove(key)));
+        }
+    };
+    for frontend in config.frontends.values().filter(|one| one.protocol == Protocol::Udp) {
+        leave_out("frontend", frontend.name.as_str(), &mut KEYS_OF_TCP.iter().map(|(key, _)| *key));
+    }
+    for name in config.pools.keys().filter(|name| config.is_of_datagrams(name)) {
+        leave_out("pool", name.as_str(), &mut KEYS_OF_CONNECTS.into_iter());
+    }
 }
 
 fn named<K: ToString, T, R>(
@@ -77,12 +96,13 @@ fn log(own: &Log) -> RawLog {
 fn frontend(own: &Frontend) -> RawFrontend {
     RawFrontend {
         listen: Some(Texts(own.listen.iter().map(ToString::to_string).collect())),
+        protocol: same(own.protocol),
         pool: Some(own.pool.to_string()),
         relay: same(own.relay),
         max_connections: own.max_connections,
         connect_timeout: Period(own.connect_timeout),
         hedge_after: or(own.hedge_after.map(Period)),
-        idle_timeout: Period(own.idle_timeout),
+        idle_timeout: Some(Period(own.idle_timeout)),
         keepalive: or(own.keepalive.map(Period)),
         user_timeout: or(own.user_timeout.map(Period)),
         ..RawFrontend::default()
@@ -115,10 +135,10 @@ fn health(own: &Health) -> RawHealth {
         ..RawHealth::default()
     };
     match &own.kind {
-        HealthKind::Off => RawHealth { kind: Kind::Off, ..common },
-        HealthKind::Tcp => RawHealth { kind: Kind::Tcp, ..common },
+        HealthKind::Off => RawHealth { kind: Some(Kind::Off), ..common },
+        HealthKind::Tcp => RawHealth { kind: Some(Kind::Tcp), ..common },
         HealthKind::Http(check) => RawHealth {
-            kind: Kind::Http,
+            kind: Some(Kind::Http),
             method: Some(check.method.clone()),
             path: Some(check.path.clone()),
             host: Some(check.host.clone()),

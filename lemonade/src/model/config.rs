@@ -58,6 +58,14 @@ pub struct Config {
     pub pools: BTreeMap<Name, Arc<Pool>>,
 }
 
+impl Config {
+    /// Whether frontends with protocol = "udp" use the pool and no other do.
+    pub fn is_of_datagrams(&self, pool: &Name) -> bool {
+        let mut users = self.frontends.values().filter(|frontend| frontend.pool == *pool).peekable();
+        users.peek().is_some() && users.all(|frontend| frontend.protocol == Protocol::Udp)
+    }
+}
+
 /// `[runtime]`: what belongs to the process.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Runtime {

@@ -15,18 +15,22 @@ use super::{NAME_RULE, is_name, positive};
 /// `fast_interval` where neither it nor a shorter `interval` is written.
 const FAST_INTERVAL: Duration = Duration::from_millis(500);
 
-/// Keys of a pool that are about connects, and what stands for them with datagrams.
-const OF_CONNECTS: [&str; 4] = ["retries", "retry_budget", "queue", "queue_timeout"];
+/// Keys of a pool that say nothing of datagrams.
+pub(in crate::config) const KEYS_OF_CONNECTS: [&str; 4] =
+    ["retries", "retry_budget", "queue", "queue_timeout"];
 
 /// Checks a pool; `datagrams`: only frontends with protocol = "udp" use it.
 pub(super) fn pool(name: &str, raw: RawPool, datagrams: bool, spot: &mut Spot<'_, '_>) -> Pool {
     if datagrams {
-        for key in OF_CONNECTS.into_iter().filter(|key| spot.says(key)).collect::<Vec<_>>() {
-            spot.wrong(
-                key,
-                format!("{key} is about connects, and only frontends with protocol = \"udp\" use this pool"),
-                "remove it: a session whose backend fails goes to another one with its next datagram",
-            );
+        for key in KEYS_OF_CONNECTS {
+            if spot.says(key) {
+                let message = format!(
+                    "{key} is about connects, and only frontends with protocol = \"udp\" use this pool"
+                );
+                let hint =
+                    "remove it: a session whose backend fails goes to another one with its next datagram";
+                spot.wrong(key, message, hint);
+            }
         }
     }
     if !(0.0..=1.0).contains(&raw.retry_budget) {
