@@ -23,15 +23,27 @@ const _: () = assert!(size_of::<FlowKey>() == 40);
 /// IP protocol number of TCP.
 pub const TCP: u32 = 6;
 
+/// IP protocol number of UDP.
+pub const UDP: u32 = 17;
+
 impl FlowKey {
     /// Key of a TCP connection from `client` to `frontend`.
     pub const fn tcp(client: SocketAddr, frontend: SocketAddr) -> Self {
+        Self::of(TCP, client, frontend)
+    }
+
+    /// Key of the datagrams from `client` to `frontend`.
+    pub const fn udp(client: SocketAddr, frontend: SocketAddr) -> Self {
+        Self::of(UDP, client, frontend)
+    }
+
+    const fn of(protocol: u32, client: SocketAddr, frontend: SocketAddr) -> Self {
         Self {
             src: mapped(client.ip()),
             dst: mapped(frontend.ip()),
             sport: client.port().to_be_bytes(),
             dport: frontend.port().to_be_bytes(),
-            protocol: TCP,
+            protocol,
         }
     }
 }

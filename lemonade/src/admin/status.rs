@@ -15,11 +15,12 @@ use crate::control::table::FrontendEntry;
 use crate::health::port::{History, Outcome};
 use crate::metrics::port::{Sample, Series};
 use crate::metrics::snapshot::{
-    BackendCounters, FrontendCounters, MetricsSnapshot, PoolCounters, ProcessCounters, RelaySnapshot,
+    BackendCounters, DatagramCounters, FrontendCounters, MetricsSnapshot, PoolCounters, ProcessCounters,
+    RelaySnapshot,
 };
 use crate::model::Name;
 use crate::model::cell::TcpCounters;
-use crate::model::config::{HealthKind, RelayChoice, Status as Up};
+use crate::model::config::{HealthKind, Protocol, RelayChoice, Status as Up};
 use crate::model::relay::{KernelRelay, RelayCounters};
 use crate::shutdown::Phase;
 
@@ -113,6 +114,8 @@ pub struct FrontendStatus {
     pub configured: Vec<SocketAddr>,
     /// Addresses it accepts on, with real ports.
     pub listening: Vec<SocketAddr>,
+    /// What clients speak.
+    pub protocol: String,
     /// Data plane.
     pub plane: String,
     /// How bytes are moved.
@@ -133,6 +136,8 @@ pub struct FrontendStatus {
     pub bytes_up: u64,
     /// Bytes from backends to clients.
     pub bytes_down: u64,
+    /// Datagrams; `None` with protocol = "tcp".
+    pub datagrams: Option<DatagramCounters>,
     /// Connections that got no backend, by reason; reasons that never occurred are left out.
     pub refused: BTreeMap<String, u64>,
     /// Traffic of the last 10 seconds; `None` without a series of its own.
@@ -291,7 +296,11 @@ impl FrontendStatus {
             (count > 0).then(|| (reason.as_str().to_owned(), count))
         };
         let asked = entry.map_or(RelayChoice::Auto, |entry| entry.frontend.relay);
-        let (relay, relay_why) = relay_of(asked, relays);
+        let protocol = entry.map_or(Protocol::Tcp, |entry| entry.frontend.protocol);
+        let (relay, relay_why) = match protocol {
+            Protocol::Udp => ("copy", "datagrams are always copied".to_owned()),
+            Protocol::Tcp => relay_of(asked, relays),
+        };
         let carried = |relay: KernelRelay| {
             let own = counters.relays[relay.index()];
             (own != RelayCounters::default()).then(|| (relay.as_str().to_owned(), own))
@@ -301,6 +310,7 @@ impl FrontendStatus {
             name: counters.name.to_string(),
             configured: entry.map(|entry| entry.frontend.listen.clone()).unwrap_or_default(),
             listening,
+            protocol: protocol.as_str().to_owned(),
             plane: "proxy".to_owned(),
             relay: relay.to_owned(),
             relay_why,
@@ -311,6 +321,7 @@ impl FrontendStatus {
             closed: counters.closed,
             bytes_up: counters.bytes_up,
             bytes_down: counters.bytes_down,
+            datagrams: counters.datagrams,
             refused: Reason::ALL.into_iter().filter_map(refused).collect(),
             last_10s: rates(10),
             last_60s: rates(60),

@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::ops::Range;
 use std::sync::Arc;
 
-use crate::model::Config;
+use crate::model::{Config, Name};
 
 use super::document::Document;
 use super::report::Report;
@@ -54,6 +54,10 @@ pub(super) fn read(before: &Accepted, text: &str) -> Option<Config> {
     let touched = old_blocks.iter().filter(|block| block.meets(&old));
     let touched = touched.chain(new_blocks.iter().filter(|block| block.meets(&new)));
     let names: BTreeSet<&str> = touched.map(Block::pool).collect::<Option<_>>()?;
+    // What a pool may say depends on whether only datagrams come to it.
+    if names.iter().any(|name| before.config.is_of_datagrams(&Name::new(*name))) {
+        return None;
+    }
     if names.len() > POOLS || !names.iter().all(|name| before.config.pools.contains_key(*name)) {
         return None;
     }
@@ -67,7 +71,7 @@ pub(super) fn read(before: &Accepted, text: &str) -> Option<Config> {
     }
     let mut report = Report::new(&document, problems);
     let raw = section::config(&mut report);
-    let pools = validate::pools(raw.pool, &mut report);
+    let pools = validate::pools(raw.pool, &BTreeSet::new(), &mut report);
     if !report.is_empty() || !pools.keys().map(|name| name.as_str()).eq(names) {
         return None;
     }

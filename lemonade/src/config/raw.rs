@@ -137,21 +137,21 @@ pub(super) struct RawFrontend {
     pub(super) data_plane: DataPlane,
     /// What happens when `data_plane` is not possible on this host.
     pub(super) fallback: Fallback,
-    /// How the proxy moves the bytes of a connection.
+    /// Only with protocol = "tcp": how the proxy moves the bytes of a connection.
     pub(super) relay: Relay,
     /// Reserved for kernel relays; empty in this build.
     pub(super) accelerate_cgroup: String,
-    /// Connections at most; 0 is only the total limit.
+    /// Connections, or sessions of datagrams, at most; 0 is only the total limit, of which sessions get half.
     pub(super) max_connections: u32,
-    /// Time one connect to a backend may take before another is tried.
+    /// Only with protocol = "tcp": time one connect to a backend may take before another is tried.
     pub(super) connect_timeout: Period,
-    /// Starts a second connect, to another backend, when the first is this late; "off" never does.
+    /// Only with protocol = "tcp": starts a second connect, to another backend, when the first is this late; "off" never does.
     pub(super) hedge_after: Or<Off, Period>,
-    /// Closes a connection that carried no byte in either direction for this long.
-    pub(super) idle_timeout: Period,
-    /// TCP keepalive idle time, in whole seconds; "off" sends none.
+    /// Ends a connection, or a session of datagrams, that carried nothing in either direction for this long. Default: 10m, with protocol = "udp" 60s.
+    pub(super) idle_timeout: Option<Period>,
+    /// Only with protocol = "tcp": keepalive idle time, in whole seconds; "off" sends none.
     pub(super) keepalive: Or<Off, Period>,
-    /// Closes a connection whose sent bytes stay unacknowledged for this long (TCP_USER_TIMEOUT); "off" is the kernel's.
+    /// Only with protocol = "tcp": closes a connection whose sent bytes stay unacknowledged for this long (TCP_USER_TIMEOUT); "off" is the kernel's.
     pub(super) user_timeout: Or<Off, Period>,
 }
 
@@ -168,7 +168,7 @@ impl Default for RawFrontend {
             max_connections: 0,
             connect_timeout: millis(1_000),
             hedge_after: Or::value(millis(200)),
-            idle_timeout: millis(600_000),
+            idle_timeout: None,
             keepalive: Or::value(millis(60_000)),
             user_timeout: Or::value(millis(120_000)),
         }
@@ -181,6 +181,8 @@ impl Default for RawFrontend {
 pub(super) enum Protocol {
     /// TCP, and whatever runs over it.
     Tcp,
+    /// Datagrams: those of one client address and port are a session and go to one backend.
+    Udp,
 }
 
 /// What moves the bytes.
@@ -285,8 +287,8 @@ pub(super) enum WhenAllDown {
 #[serde(default, deny_unknown_fields)]
 #[schemars(rename = "Health")]
 pub(super) struct RawHealth {
-    /// What a probe does.
-    pub(super) kind: Kind,
+    /// What a probe does. Default: "tcp"; "off" in a pool that only frontends with protocol = "udp" use.
+    pub(super) kind: Option<Kind>,
     /// Time between probes of a backend whose state is sure. Probes of one backend never overlap.
     pub(super) interval: Period,
     /// Time between probes while the state is unsure; at most `interval`. Default: 500ms, or `interval` when that is shorter.
@@ -318,7 +320,7 @@ pub(super) struct RawHealth {
 impl Default for RawHealth {
     fn default() -> Self {
         Self {
-            kind: Kind::Tcp,
+            kind: None,
             interval: millis(2_000),
             fast_interval: None,
             timeout: millis(1_000),
@@ -386,6 +388,15 @@ impl From<LogFormat> for model::config::LogFormat {
             LogFormat::Auto => Self::Auto,
             LogFormat::Pretty => Self::Pretty,
             LogFormat::Json => Self::Json,
+        }
+    }
+}
+
+impl From<Protocol> for model::config::Protocol {
+    fn from(protocol: Protocol) -> Self {
+        match protocol {
+            Protocol::Tcp => Self::Tcp,
+            Protocol::Udp => Self::Udp,
         }
     }
 }

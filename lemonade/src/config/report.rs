@@ -132,6 +132,13 @@ impl<'d> Spot<'_, 'd> {
         self.path.pop();
     }
 
+    /// Whether the file or a variable says `key`; it may still be the default that it says.
+    pub(super) fn says(&self, key: &str) -> bool {
+        let mut path = self.path.clone();
+        path.push(Step::Key(key.to_owned()));
+        self.report.document.key_offset(&path).is_some()
+    }
+
     /// Reports an item of a list.
     pub(super) fn wrong_item(
         &mut self,

@@ -1,5 +1,6 @@
 //! What a user sees: errors with places and suggestions, defaults, overrides.
 
+mod datagrams;
 mod examples;
 mod hostile;
 mod overrides;

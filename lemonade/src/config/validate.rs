@@ -4,17 +4,19 @@ mod listen;
 mod pool;
 mod process;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::model::config::Protocol;
 use crate::model::{Config, Frontend, Name, Pool};
 
-use super::raw::{RawConfig, RawFrontend, RawPool, Relay};
+use super::raw::{self, RawConfig, RawFrontend, RawPool, Relay};
 use super::report::{Report, Spot};
 use super::value::Period;
 use super::wording;
 use listen::Listeners;
+pub(super) use pool::KEYS_OF_CONNECTS;
 
 /// What an empty file could say.
 const MINIMAL: &str = "the least is:\n  frontend.web = { listen = \"127.0.0.1:8080\", pool = \"web\" }\n  \
@@ -45,6 +47,7 @@ pub(super) fn config(raw: RawConfig, report: &mut Report<'_>) -> Config {
     let listed = report.document().root().get("pool").and_then(|value| value.get_ref().as_table());
     let pool_names: Vec<&str> =
         listed.into_iter().flat_map(|table| table.keys()).map(|key| key.get_ref().as_ref()).collect();
+    let datagrams = of_datagrams(&raw.frontend);
     let mut frontends = BTreeMap::new();
     for (name, raw) in raw.frontend {
         let mut spot = report.at(&["frontend", &name]);
@@ -52,16 +55,30 @@ pub(super) fn config(raw: RawConfig, report: &mut Report<'_>) -> Config {
         let frontend = frontend(&name, raw, &pool_names, &mut listeners, &mut spot);
         frontends.insert(Name::new(name), Arc::new(frontend));
     }
-    Config { runtime, admin, log, frontends, pools: pools(raw.pool, report) }
+    Config { runtime, admin, log, frontends, pools: pools(raw.pool, &datagrams, report) }
 }
 
-/// Checks pools, each of which stands for itself.
-pub(super) fn pools(raw: BTreeMap<String, RawPool>, report: &mut Report<'_>) -> BTreeMap<Name, Arc<Pool>> {
+/// Pools that frontends with protocol = "udp" use and no other.
+fn of_datagrams(frontends: &BTreeMap<String, RawFrontend>) -> BTreeSet<String> {
+    let used = |datagrams: bool| {
+        let with =
+            frontends.values().filter(move |raw| matches!(raw.protocol, raw::Protocol::Udp) == datagrams);
+        with.filter_map(|raw| raw.pool.clone()).collect::<BTreeSet<_>>()
+    };
+    &used(true) - &used(false)
+}
+
+/// Checks pools, each of which stands for itself but for what uses it: `datagrams` names those of udp frontends only.
+pub(super) fn pools(
+    raw: BTreeMap<String, RawPool>,
+    datagrams: &BTreeSet<String>,
+    report: &mut Report<'_>,
+) -> BTreeMap<Name, Arc<Pool>> {
     let mut pools = BTreeMap::new();
     for (name, raw) in raw {
         let mut spot = report.at(&["pool", &name]);
         check_name(&name, &mut spot);
-        let pool = pool::pool(&name, raw, &mut spot);
+        let pool = pool::pool(&name, raw, datagrams.contains(&name), &mut spot);
         pools.insert(Name::new(name), Arc::new(pool));
     }
     pools
@@ -74,7 +91,8 @@ fn frontend(
     listeners: &mut Listeners,
     spot: &mut Spot<'_, '_>,
 ) -> Frontend {
-    let listen = listen::expand(name, raw.listen, listeners, spot);
+    let protocol = raw.protocol.into();
+    let listen = listen::expand(name, raw.listen, protocol, listeners, spot);
     let pool = match raw.pool {
         None => {
             spot.wrong("pool", "pool is missing", wording::choices("", pools));
@@ -106,9 +124,15 @@ fn frontend(
         }
         period
     });
+    if protocol == Protocol::Udp {
+        refuse_keys_of_tcp(spot);
+    }
+    let tcp = protocol == Protocol::Tcp;
+    let idle_timeout = raw.idle_timeout.unwrap_or(Period(if tcp { IDLE_TCP } else { IDLE_UDP }));
     Frontend {
         name: Name::new(name),
         listen,
+        protocol,
         pool: Name::new(pool),
         relay: raw.relay.into(),
         max_connections: raw.max_connections,
@@ -116,13 +140,38 @@ fn frontend(
         hedge_after: raw
             .hedge_after
             .0
+            .filter(|_| tcp)
             .map(|period| positive("hedge_after", period, "\"200ms\", or \"off\"", spot)),
-        idle_timeout: positive("idle_timeout", raw.idle_timeout, "\"10m\"", spot),
-        keepalive,
+        idle_timeout: positive("idle_timeout", idle_timeout, "\"10m\"", spot),
+        keepalive: keepalive.filter(|_| tcp),
         user_timeout: raw
             .user_timeout
             .0
+            .filter(|_| tcp)
             .map(|period| positive("user_timeout", period, "\"2m\", or \"off\"", spot)),
+    }
+}
+
+/// `idle_timeout` where it is not written.
+const IDLE_TCP: Duration = Duration::from_mins(10);
+const IDLE_UDP: Duration = Duration::from_secs(60);
+
+/// Keys of a frontend that say nothing of datagrams, each with the reason.
+pub(super) const KEYS_OF_TCP: [(&str, &str); 6] = [
+    ("relay", "datagrams are always copied"),
+    ("accelerate_cgroup", "datagrams are always copied"),
+    ("connect_timeout", "datagrams need no connect"),
+    ("hedge_after", "datagrams need no connect that could be late"),
+    ("keepalive", "there is no connection to keep alive; idle_timeout ends a silent session"),
+    ("user_timeout", "datagrams are not acknowledged; idle_timeout ends a silent session"),
+];
+
+fn refuse_keys_of_tcp(spot: &mut Spot<'_, '_>) {
+    for (key, why) in KEYS_OF_TCP {
+        if spot.says(key) {
+            let message = format!("{key} means nothing with protocol = \"udp\": {why}");
+            spot.wrong(key, message, "remove it, or write protocol = \"tcp\"");
+        }
     }
 }
 

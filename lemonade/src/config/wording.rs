@@ -5,8 +5,7 @@ use std::ops::Range;
 use super::report::Step;
 
 /// Keys and words that later builds bring: what they are and what to write in this one.
-const LATER: [(&str, &str, &str); 8] = [
-    ("protocol", "udp", "write \"tcp\""),
+const LATER: [(&str, &str, &str); 7] = [
     ("data_plane", "forward", "write \"proxy\""),
     ("fallback", "refuse", "write \"proxy\""),
     ("relay", "sk_msg", "write \"auto\" or \"copy\""),

@@ -8,10 +8,11 @@ use serde_json::{Map, Value, json};
 
 use crate::model::Config;
 use crate::model::config::{
-    AccessLog, Admin, Backend, Frontend, Health, HealthKind, Log, LogFormat, Pool, Runtime,
+    AccessLog, Admin, Backend, Frontend, Health, HealthKind, Log, LogFormat, Pool, Protocol, Runtime,
 };
 
 use super::raw::{RawAdmin, RawBackend, RawFrontend, RawHealth, RawLog, RawPool, RawRuntime};
+use super::validate::{KEYS_OF_CONNECTS, KEYS_OF_TCP};
 use super::value::{Codes, Period, Size};
 
 /// What stands in place of a secret.
@@ -27,7 +28,23 @@ pub fn written(config: &Config) -> Value {
         "pool": named(&config.pools, pool),
     });
     without_null(&mut value);
+    without_tcp(config, &mut value);
     value
+}
+
+/// Leaves out what a frontend of datagrams, or a pool that only those use, would be refused for.
+fn without_tcp(config: &Config, value: &mut Value) {
+    let mut leave_out = |section: &str, name: &str, keys: &mut dyn Iterator<Item = &'static str>| {
+        if let Some(Value::Object(part)) = value.get_mut(section).and_then(|parts| parts.get_mut(name)) {
+            keys.for_each(|key| drop(part.remove(key)));
+        }
+    };
+    for frontend in config.frontends.values().filter(|one| one.protocol == Protocol::Udp) {
+        leave_out("frontend", frontend.name.as_str(), &mut KEYS_OF_TCP.iter().map(|(key, _)| *key));
+    }
+    for name in config.pools.keys().filter(|name| config.is_of_datagrams(name)) {
+        leave_out("pool", name.as_str(), &mut KEYS_OF_CONNECTS.into_iter());
+    }
 }
 
 fn named<K: ToString, T>(parts: &BTreeMap<K, Arc<T>>, write: fn(&T) -> Value) -> Map<String, Value> {
@@ -84,6 +101,7 @@ fn log(own: &Log) -> Value {
 fn frontend(own: &Frontend) -> Value {
     let said = json!({
         "listen": own.listen,
+        "protocol": own.protocol,
         "pool": own.pool,
         "relay": own.relay,
         "max_connections": own.max_connections,

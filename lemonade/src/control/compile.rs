@@ -82,6 +82,7 @@ pub fn commit_cells(previous: &DispatchTable, next: &DispatchTable) {
     for (name, entry) in changed_pools(next, previous) {
         let before = previous.pools.get(name).into_iter().flat_map(|before| &before.backends);
         close_others(entry.backends.iter().chain(before), &entry.candidates);
+        mark_down(entry);
         entry.cell.waiting.wake_all();
     }
     for (_, entry) in previous.pools.iter().filter(|(name, _)| !next.pools.contains_key(*name)) {
@@ -105,6 +106,15 @@ fn close_others<'a>(backends: impl IntoIterator<Item = &'a BackendEntry>, candid
     let open: BTreeSet<BackendIx> = candidates.iter().map(|candidate| candidate.ix).collect();
     for backend in backends.into_iter().filter(|backend| !open.contains(&backend.ix)) {
         backend.cell.closed.store(true, Ordering::Release);
+    }
+}
+
+/// Tells sessions of datagrams, which a dead backend would keep for ever, that it is time to leave.
+fn mark_down(entry: &PoolEntry) {
+    let tried: BTreeSet<BackendIx> = entry.candidates.iter().map(|candidate| candidate.ix).collect();
+    for backend in &entry.backends {
+        let down = backend.status == Status::Down && !tried.contains(&backend.ix);
+        backend.cell.down.store(down, Ordering::Relaxed);
     }
 }
 

@@ -9,6 +9,8 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use crate::model::config::Protocol;
+
 use super::table::{BackendEntry, DispatchTable, FrontendEntry, PoolEntry};
 
 /// One step from a table to the next; its text is a line of the journal.
@@ -141,16 +143,18 @@ fn frontends(
         after: Arc::clone(after),
     }));
     let mut left = listeners(&old);
-    for (address, after) in listeners(&new) {
-        ops.push(MapOp::Listen { address, before: left.remove(&address), after });
+    for (key, after) in listeners(&new) {
+        ops.push(MapOp::Listen { address: key.1, before: left.remove(&key), after });
     }
-    ops.extend(left.into_iter().map(|(address, before)| MapOp::Unlisten { address, before }));
+    ops.extend(left.into_iter().map(|((_, address), before)| MapOp::Unlisten { address, before }));
     old.into_iter().filter(|entry| !next.frontends.contains_key(&entry.ix)).collect()
 }
 
-fn listeners(entries: &[Arc<FrontendEntry>]) -> BTreeMap<SocketAddr, Arc<FrontendEntry>> {
-    entries
-        .iter()
-        .flat_map(|entry| entry.frontend.listen.iter().map(|&address| (address, Arc::clone(entry))))
-        .collect()
+fn listeners(entries: &[Arc<FrontendEntry>]) -> BTreeMap<(Protocol, SocketAddr), Arc<FrontendEntry>> {
+    let of = |entry: &Arc<FrontendEntry>| {
+        let entry = Arc::clone(entry);
+        let addresses = entry.frontend.listen.clone().into_iter();
+        addresses.map(move |address| ((entry.frontend.protocol, address), Arc::clone(&entry)))
+    };
+    entries.iter().flat_map(of).collect()
 }

@@ -10,7 +10,7 @@ use std::path::Path;
 
 use crate::limits;
 use crate::model::Config;
-use crate::model::config::{Frontend, RelayChoice};
+use crate::model::config::{Frontend, Protocol, RelayChoice};
 use crate::proxy::adapters::bpf::Unavailable;
 use crate::proxy::adapters::bpf::probe;
 use host::Host;
@@ -121,18 +121,23 @@ fn ports_line(frontend: &Frontend, host: &Host) -> Option<Line> {
 
 /// The proxy plane with its copy relay carries everything in this version.
 fn route(frontend: &Frontend) -> Route {
-    let (asked, why, change) = match frontend.relay {
-        RelayChoice::Auto => (
+    let (asked, why, change) = match (frontend.protocol, frontend.relay) {
+        (Protocol::Udp, _) => (
+            "auto",
+            "datagrams are always copied",
+            "nothing: no command and no setting gives a better one in this version",
+        ),
+        (Protocol::Tcp, RelayChoice::Auto) => (
             "auto",
             "relays in the kernel are not in this version",
             "nothing: no command and no setting gives a better one in this version",
         ),
-        RelayChoice::Sockmap => (
+        (Protocol::Tcp, RelayChoice::Sockmap) => (
             "sockmap",
             "connections begin with copy; those that last pass to the kernel while its self-tests pass, as `lemonade status` says",
             "nothing: no command and no setting gives a better one in this version",
         ),
-        RelayChoice::Copy => (
+        (Protocol::Tcp, RelayChoice::Copy) => (
             "copy",
             "the configuration asks for this one",
             "nothing in this version; `relay = \"auto\"` will take a relay in the kernel once there is one",

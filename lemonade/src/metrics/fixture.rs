@@ -10,8 +10,8 @@ use crate::control::table::{BackendEntry, BackendId, DispatchTable, FrontendEntr
 use crate::control::{ControlState, Reload};
 use crate::metrics::port::{AccessRecord, End, Route};
 use crate::model::config::{
-    AccessLog, Admin, Backend, Config, Frontend, Health, HealthKind, Log, LogFormat, Pool, RelayChoice,
-    Runtime, Status, StrategyKind, Target, WhenAllDown,
+    AccessLog, Admin, Backend, Config, Frontend, Health, HealthKind, Log, LogFormat, Pool, Protocol,
+    RelayChoice, Runtime, Status, StrategyKind, Target, WhenAllDown,
 };
 use crate::model::{BackendCell, FrontendCell, Name, PoolCell};
 use crate::strategy::port::{Pick, PoolView, StrategyService};
@@ -132,6 +132,7 @@ fn frontend(own: &str) -> Arc<Frontend> {
     Arc::new(Frontend {
         name: name(own),
         listen: vec!["127.0.0.1:0".parse().expect("a literal address")],
+        protocol: Protocol::Tcp,
         pool: name("web"),
         relay: RelayChoice::Auto,
         max_connections: 0,
@@ -165,6 +166,7 @@ pub(crate) fn record(id: u64) -> AccessRecord {
         }),
         bytes_up: 10,
         bytes_down: 2_048,
+        datagrams: None,
         end: End::Closed,
     }
 }

@@ -35,8 +35,19 @@ pub struct AccessRecord {
     pub bytes_up: u64,
     /// Bytes from backend to client.
     pub bytes_down: u64,
+    /// Datagrams, if it was a session of them.
+    pub datagrams: Option<Datagrams>,
     /// How it ended.
     pub end: End,
+}
+
+/// Datagrams of one session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Datagrams {
+    /// From client to backend.
+    pub up: u64,
+    /// From backend to client.
+    pub down: u64,
 }
 
 /// Where a connection went and why.

@@ -69,10 +69,22 @@ pub struct FrontendCounters {
     pub closed: u64,
     pub bytes_up: u64,
     pub bytes_down: u64,
+    /// `None` with protocol = "tcp".
+    pub datagrams: Option<DatagramCounters>,
     pub refused: [u64; Reason::COUNT],
     pub relays: [RelayCounters; KernelRelay::COUNT],
     pub connect_seconds: HistogramCounts,
     pub session_seconds: HistogramCounts,
+}
+
+/// Datagrams of one frontend; see [`FrontendCell`](crate::model::FrontendCell).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[expect(missing_docs, reason = "fields mirror FrontendCell, documented there")]
+pub struct DatagramCounters {
+    pub up: u64,
+    pub down: u64,
+    pub lost_up: u64,
+    pub lost_down: u64,
 }
 
 /// Counts of a histogram; bounds are [`BUCKETS`].

@@ -48,6 +48,8 @@ pub struct BackendCell {
     pub tcp: TcpCell,
     /// Set for good when the entry left the table, and while it is disabled or down: no new connection.
     pub closed: AtomicBool,
+    /// Set while it is down and not to be tried either: sessions of datagrams leave it.
+    pub down: AtomicBool,
 }
 
 impl BackendCell {
@@ -71,9 +73,19 @@ impl BackendCell {
 
     /// Takes in a connect that succeeded after `took`: ends the back-off. Counters are the caller's.
     pub fn connected(&self, took: Duration, now: Moment) {
+        self.connect.observe(took, now);
+        self.succeeded(now);
+    }
+
+    /// Takes in datagrams that were answered after `took`: ends the back-off. Counters are the caller's.
+    pub fn answered(&self, took: Duration, now: Moment) {
+        self.first_byte.observe(took, now);
+        self.succeeded(now);
+    }
+
+    fn succeeded(&self, now: Moment) {
         self.streak.store(0, Ordering::Relaxed);
         self.retry_at.store(0, Ordering::Relaxed);
-        self.connect.observe(took, now);
         self.failure_ratio.observe(false, now);
     }
 
@@ -184,6 +196,14 @@ pub struct FrontendCell {
     pub bytes_up: AtomicU64,
     /// Bytes from backend to client.
     pub bytes_down: AtomicU64,
+    /// Datagrams from clients to backends.
+    pub datagrams_up: AtomicU64,
+    /// Datagrams from backends to clients.
+    pub datagrams_down: AtomicU64,
+    /// Datagrams from clients that found the socket to the backend full, or were too long for the path.
+    pub datagrams_lost_up: AtomicU64,
+    /// Datagrams from backends that could not be sent to the client.
+    pub datagrams_lost_down: AtomicU64,
     /// Connections that got no backend, by reason.
     pub refused: [AtomicU64; Reason::COUNT],
     /// What relays in the kernel carried.

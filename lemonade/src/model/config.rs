@@ -58,6 +58,14 @@ pub struct Config {
     pub pools: BTreeMap<Name, Arc<Pool>>,
 }
 
+impl Config {
+    /// Whether frontends with protocol = "udp" use the pool and no other do.
+    pub fn is_of_datagrams(&self, pool: &Name) -> bool {
+        let mut users = self.frontends.values().filter(|frontend| frontend.pool == *pool).peekable();
+        users.peek().is_some() && users.all(|frontend| frontend.protocol == Protocol::Udp)
+    }
+}
+
 /// `[runtime]`: what belongs to the process.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Runtime {
@@ -128,6 +136,8 @@ pub struct Frontend {
     pub name: Name,
     /// Addresses that clients use, ranges expanded, no duplicates.
     pub listen: Vec<SocketAddr>,
+    /// What clients speak on them.
+    pub protocol: Protocol,
     /// Pool that serves it; exists in the same configuration.
     pub pool: Name,
     /// Relay that the user asks for.
@@ -138,12 +148,32 @@ pub struct Frontend {
     pub connect_timeout: Duration,
     /// Start a second connect when the first is this late; `None` is off.
     pub hedge_after: Option<Duration>,
-    /// Close a connection without a byte in either direction for this long.
+    /// Close a connection or session without a byte in either direction for this long.
     pub idle_timeout: Duration,
     /// TCP keepalive idle time and interval; `None` is off.
     pub keepalive: Option<Duration>,
     /// TCP_USER_TIMEOUT (RFC 5482); `None` is the kernel's.
     pub user_timeout: Option<Duration>,
+}
+
+/// `protocol` of a frontend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Protocol {
+    /// Connections.
+    Tcp,
+    /// Datagrams, those of one client and one of its ports together a session.
+    Udp,
+}
+
+impl Protocol {
+    /// Name in configuration, status and the journal.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+        }
+    }
 }
 
 /// `relay` of a frontend, as far as this build carries it.

@@ -24,7 +24,7 @@ use super::socket::{Liveness, reset_on_close, set_liveness, unacknowledged};
 use super::tap::EventKind;
 use crate::control::table::FrontendEntry;
 use crate::health::port::SignalKind;
-use crate::metrics::port::{AccessRecord, End};
+use crate::metrics::port::{AccessRecord, Datagrams, End};
 use crate::model::Moment;
 use crate::model::time::micros;
 
@@ -288,9 +288,37 @@ async fn flush(survivor: BorrowedFd<'_>) {
 }
 
 fn finish(shared: &Shared, flows: &Flows, flow: &Flow, end: End) {
-    flow.fold();
+    conclude(shared, flows, flow, end, None);
+}
+
+/// Counts the end of a connection and tells it to everybody who asks, now or later; `datagrams` is for a session.
+pub(super) fn conclude(shared: &Shared, flows: &Flows, flow: &Flow, end: End, datagrams: Option<Datagrams>) {
     let now = shared.clock.now();
-    let duration = now.since(flow.started);
+    let kind = count(flow, end, now);
+    let mut ended = flow.view(now);
+    ended.end = Some((end, now));
+    shared.tap.tell(kind, || ended.clone());
+    if shared.recorder.enabled() {
+        shared.recorder.record(AccessRecord {
+            id: flow.id,
+            started: shared.clock.wall(flow.started),
+            duration: now.since(flow.started),
+            frontend: ended.frontend.clone(),
+            client: flow.client,
+            local: flow.local,
+            route: ended.route.clone(),
+            bytes_up: ended.bytes_up,
+            bytes_down: ended.bytes_down,
+            datagrams,
+            end,
+        });
+    }
+    flows.recent.keep(ended);
+}
+
+/// Counts the end of a connection; tells what it is to those who watch.
+pub(super) fn count(flow: &Flow, end: End, now: Moment) -> EventKind {
+    flow.fold();
     let cell = &flow.frontend.cell;
     let kind = match end {
         End::Refused(reason) => {
@@ -305,25 +333,8 @@ fn finish(shared: &Shared, flows: &Flows, flow: &Flow, end: End) {
         | End::IdleTimeout
         | End::DrainDeadline => EventKind::End,
     };
-    cell.session_seconds.observe(micros(duration));
-    let mut ended = flow.view(now);
-    ended.end = Some((end, now));
-    shared.tap.tell(kind, || ended.clone());
-    if shared.recorder.enabled() {
-        shared.recorder.record(AccessRecord {
-            id: flow.id,
-            started: shared.clock.wall(flow.started),
-            duration,
-            frontend: ended.frontend.clone(),
-            client: flow.client,
-            local: flow.local,
-            route: ended.route.clone(),
-            bytes_up: ended.bytes_up,
-            bytes_down: ended.bytes_down,
-            end,
-        });
-    }
-    flows.recent.keep(ended);
+    cell.session_seconds.observe(micros(now.since(flow.started)));
+    kind
 }
 
 #[cfg(test)]

@@ -93,9 +93,9 @@ impl Spent {
 }
 
 /// Backends that are not to be picked again, and picks made.
-struct Tried {
-    backends: Vec<BackendIx>,
-    picks: u64,
+pub(super) struct Tried {
+    pub(super) backends: Vec<BackendIx>,
+    pub(super) picks: u64,
 }
 
 /// Picks and connects a backend for `flow`.
@@ -199,7 +199,7 @@ struct Connecting {
 }
 
 /// What a pick found.
-enum Pick {
+pub(super) enum Pick {
     Found((Slot, Basis)),
     /// Some backend would do, but for its `max_connections`.
     Full,
@@ -208,11 +208,11 @@ enum Pick {
 }
 
 /// The constant part of one connection's way to a backend.
-struct Dial<'a> {
-    shared: &'a Shared,
-    entry: &'a Arc<FrontendEntry>,
-    key: FlowKey,
-    port: u16,
+pub(super) struct Dial<'a> {
+    pub(super) shared: &'a Shared,
+    pub(super) entry: &'a Arc<FrontendEntry>,
+    pub(super) key: FlowKey,
+    pub(super) port: u16,
 }
 
 impl<'a> Dial<'a> {
@@ -227,7 +227,7 @@ impl<'a> Dial<'a> {
     }
 
     /// Picks a backend and takes its slot: rather one that has just failed than none.
-    fn pick(&self, tried: &mut Tried) -> Pick {
+    pub(super) fn pick(&self, tried: &mut Tried) -> Pick {
         let pool = self.pool();
         let now = self.shared.clock.now();
         for desperate in [false, true] {

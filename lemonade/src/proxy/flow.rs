@@ -274,9 +274,13 @@ impl Flow {
         self.waker.wake();
     }
 
+    /// Time since the last byte, in whole seconds.
+    pub fn silent(&self, now: Moment) -> Duration {
+        Duration::from_secs(seconds(now).saturating_sub(self.active.load(Ordering::Relaxed)).into())
+    }
+
     fn idle(&self, now: Moment) -> bool {
-        let limit = self.frontend.frontend.idle_timeout.as_secs().max(1);
-        u64::from(seconds(now).saturating_sub(self.active.load(Ordering::Relaxed))) > limit
+        self.silent(now).as_secs() > self.frontend.frontend.idle_timeout.as_secs().max(1)
     }
 }
 

@@ -16,4 +16,5 @@ mod seat;
 mod shared;
 pub mod socket;
 pub mod tap;
+mod udp;
 mod worker;

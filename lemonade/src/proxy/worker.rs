@@ -20,6 +20,7 @@ use super::shared::{Accepting, Shared};
 use super::socket::{
     ConnectFault, Liveness, accept_waiting, connect_fault, refuse_new, reset_on_close, set_liveness,
 };
+use super::udp::{Datagrams, Group};
 use crate::control::table::{DispatchTable, FrontendEntry};
 
 /// How often counters are folded and idle connections looked for.
@@ -43,6 +44,8 @@ pub(super) type ListenerId = u64;
 pub(super) enum Command {
     /// Accept on a bound socket.
     Open { id: ListenerId, socket: std::net::TcpListener, frontend: Arc<AtomicU32>, accepting: Accepting },
+    /// Take datagrams on a bound socket, until its group closes.
+    OpenDatagrams { socket: std::net::UdpSocket, group: Arc<Group>, accepting: Accepting },
     /// Give connections accepted from now on other socket options.
     Retune { id: ListenerId, liveness: Liveness },
     /// Serve what the queue holds, then close. `last` is the table that still knew the frontend.
@@ -95,6 +98,7 @@ struct Open {
 
 async fn run(context: Arc<Context>, mut inbox: mpsc::UnboundedReceiver<Command>) {
     let mut listeners: HashMap<ListenerId, Open> = HashMap::new();
+    let mut datagrams = Datagrams::default();
     let mut sweep = tokio::time::interval(SWEEP);
     let beat = tokio::time::sleep(BEAT);
     tokio::pin!(beat);
@@ -121,6 +125,9 @@ async fn run(context: Arc<Context>, mut inbox: mpsc::UnboundedReceiver<Command>)
                         Err(error) => tracing::error!(%error, "a listener could not be registered"),
                     }
                 }
+                Some(Command::OpenDatagrams { socket, group, accepting }) => {
+                    datagrams.open(&context, socket, group, accepting);
+                }
                 Some(Command::Retune { id, liveness }) => {
                     if let Some(open) = listeners.get(&id)
                         && let Err(error) = set_liveness(&*open.socket, liveness)
@@ -137,7 +144,9 @@ async fn run(context: Arc<Context>, mut inbox: mpsc::UnboundedReceiver<Command>)
                 Some(Command::Exit) | None => return,
             },
             _ = sweep.tick() => {
-                context.flows.sweep(context.shared.clock.now());
+                let now = context.shared.clock.now();
+                context.flows.sweep(now);
+                datagrams.sweep(now);
                 let seen = context.flows.joined();
                 beating = seen != opened;
                 opened = seen;
@@ -256,7 +265,7 @@ fn admit(
 }
 
 /// The IPv4 address that an IPv6 socket shows as `::ffff:a.b.c.d`.
-fn unmapped(address: SocketAddr) -> SocketAddr {
+pub(super) fn unmapped(address: SocketAddr) -> SocketAddr {
     match address.ip().to_canonical() {
         ip @ IpAddr::V4(_) => SocketAddr::new(ip, address.port()),
         // As it is: it may have a scope.

@@ -9,12 +9,6 @@ type Case = (&'static str, &'static str, &'static str, &'static str);
 fn each_rule_is_enforced_in_words() {
     let cases: &[Case] = &[
         // Words of later builds.
-        (
-            "protocol = 'udp'",
-            "",
-            "",
-            "4:12: frontend.web.protocol: \"udp\" is not in this build yet; write \"tcp\"",
-        ),
         ("data_plane = 'forward'", "", "", "\"forward\" is not in this build yet; write \"proxy\""),
         ("fallback = 'refuse'", "", "", "\"refuse\" is not in this build yet; write \"proxy\""),
         ("relay = 'sk_msg'", "", "", "\"sk_msg\" is not in this build yet"),
@@ -31,6 +25,46 @@ fn each_rule_is_enforced_in_words() {
             "\"forward\" is not in this build yet; remove this table",
         ),
         ("", "strategy = 'source_hash'", "", "\"source_hash\" is not in this build yet"),
+        // What says nothing of datagrams.
+        (
+            "protocol = 'udp'\nhedge_after = '1s'",
+            "",
+            "",
+            "5:15: frontend.web.hedge_after: hedge_after means nothing with protocol = \"udp\": datagrams need no connect",
+        ),
+        (
+            "protocol = 'udp'\nconnect_timeout = '1s'",
+            "",
+            "",
+            "connect_timeout means nothing with protocol = \"udp\"",
+        ),
+        (
+            "protocol = 'udp'\nrelay = 'auto'",
+            "",
+            "",
+            "relay means nothing with protocol = \"udp\": datagrams are always",
+        ),
+        (
+            "protocol = 'udp'\nkeepalive = 'off'",
+            "",
+            "",
+            "keepalive means nothing with protocol = \"udp\": there is no",
+        ),
+        (
+            "protocol = 'udp'\nuser_timeout = '2m'",
+            "",
+            "",
+            "user_timeout means nothing with protocol = \"udp\"",
+        ),
+        (
+            "protocol = 'udp'",
+            "retries = 2",
+            "",
+            "6:11: pool.web.retries: retries is about connects, and only",
+        ),
+        ("protocol = 'udp'", "retry_budget = 0.1", "", "retry_budget is about connects"),
+        ("protocol = 'udp'", "queue = 0", "", "queue is about connects"),
+        ("protocol = 'udp'", "queue_timeout = '1s'", "", "queue_timeout is about connects"),
         // Suggestions.
         (
             "",

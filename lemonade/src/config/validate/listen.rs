@@ -6,6 +6,7 @@ use std::ops::RangeInclusive;
 
 use crate::config::report::Spot;
 use crate::config::value::Texts;
+use crate::model::config::Protocol;
 
 /// Listeners of one frontend at most.
 const PER_FRONTEND: usize = 1_024;
@@ -29,18 +30,23 @@ const ANY_V6: Reach = Reach::One(IpAddr::V6(Ipv6Addr::UNSPECIFIED));
 /// Every address taken so far.
 #[derive(Default)]
 pub(super) struct Listeners {
-    taken: HashMap<(u16, Reach), (SocketAddr, String)>,
+    taken: HashMap<(Protocol, u16, Reach), (SocketAddr, String)>,
     count: usize,
 }
 
 impl Listeners {
-    /// Takes an address for an owner that is no frontend.
+    /// Takes a TCP address for an owner that is no frontend.
     pub(super) fn reserve(&mut self, address: SocketAddr, owner: &str) {
-        let _first = self.take(address, owner);
+        let _first = self.take(Protocol::Tcp, address, owner);
     }
 
-    /// Takes an address; or says which one already has its connections, and whose it is.
-    fn take(&mut self, address: SocketAddr, owner: &str) -> Result<(), (SocketAddr, String)> {
+    /// Takes an address; or says which one already has its connections, and whose it is. TCP and UDP ports are two things.
+    fn take(
+        &mut self,
+        protocol: Protocol,
+        address: SocketAddr,
+        owner: &str,
+    ) -> Result<(), (SocketAddr, String)> {
         let port = address.port();
         if port == 0 {
             return Ok(());
@@ -54,13 +60,13 @@ impl Listeners {
             IpAddr::V6(_) => &[Reach::One(ip), ANY_V6],
         };
         for rival in rivals {
-            if let Some(found) = self.taken.get(&(port, *rival)) {
+            if let Some(found) = self.taken.get(&(protocol, port, *rival)) {
                 return Err(found.clone());
             }
         }
         let class = if ip.is_ipv4() { Reach::SomeV4 } else { Reach::SomeV6 };
         for reach in [Reach::One(ip), class] {
-            self.taken.entry((port, reach)).or_insert_with(|| (address, owner.to_owned()));
+            self.taken.entry((protocol, port, reach)).or_insert_with(|| (address, owner.to_owned()));
         }
         Ok(())
     }
@@ -70,6 +76,7 @@ impl Listeners {
 pub(super) fn expand(
     name: &str,
     listen: Option<Texts>,
+    protocol: Protocol,
     listeners: &mut Listeners,
     spot: &mut Spot<'_, '_>,
 ) -> Vec<SocketAddr> {
@@ -104,7 +111,7 @@ pub(super) fn expand(
             if port == 0 && addresses.contains(&address) {
                 spot.wrong_item("listen", index, format!("{address} is listed twice"), "remove one of them");
             }
-            if let Err((rival, whose)) = listeners.take(address, &owner) {
+            if let Err((rival, whose)) = listeners.take(protocol, address, &owner) {
                 let whose = if whose == owner { "this frontend".to_owned() } else { whose };
                 let (message, hint) = if rival == address {
                     (format!("{address} is already taken by {whose}"), "choose another port or address")

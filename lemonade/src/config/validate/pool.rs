@@ -15,12 +15,29 @@ use super::{NAME_RULE, is_name, positive};
 /// `fast_interval` where neither it nor a shorter `interval` is written.
 const FAST_INTERVAL: Duration = Duration::from_millis(500);
 
-pub(super) fn pool(name: &str, raw: RawPool, spot: &mut Spot<'_, '_>) -> Pool {
+/// Keys of a pool that say nothing of datagrams.
+pub(in crate::config) const KEYS_OF_CONNECTS: [&str; 4] =
+    ["retries", "retry_budget", "queue", "queue_timeout"];
+
+/// Checks a pool; `datagrams`: only frontends with protocol = "udp" use it.
+pub(super) fn pool(name: &str, raw: RawPool, datagrams: bool, spot: &mut Spot<'_, '_>) -> Pool {
+    if datagrams {
+        for key in KEYS_OF_CONNECTS {
+            if spot.says(key) {
+                let message = format!(
+                    "{key} is about connects, and only frontends with protocol = \"udp\" use this pool"
+                );
+                let hint =
+                    "remove it: a session whose backend fails goes to another one with its next datagram";
+                spot.wrong(key, message, hint);
+            }
+        }
+    }
     if !(0.0..=1.0).contains(&raw.retry_budget) {
         spot.wrong("retry_budget", format!("{} is not from 0 to 1", raw.retry_budget), "write such as 0.2");
     }
     let source = raw.source.0.and_then(|text| source(&text, spot));
-    let health = health(raw.health, &mut spot.under("health"));
+    let health = health(raw.health, datagrams, &mut spot.under("health"));
     let backends = backends(raw.backend, &health, source, spot);
     Pool {
         name: Name::new(name),
@@ -159,7 +176,7 @@ fn target(text: &str) -> Result<Target, (String, String)> {
     Ok(Target::Host(host.to_ascii_lowercase().into(), port))
 }
 
-fn health(raw: RawHealth, spot: &mut Spot<'_, '_>) -> Health {
+fn health(raw: RawHealth, datagrams: bool, spot: &mut Spot<'_, '_>) -> Health {
     let interval = positive("interval", raw.interval, "\"2s\"", spot);
     let fast_interval = match raw.fast_interval {
         None => FAST_INTERVAL.min(interval),
@@ -183,12 +200,14 @@ fn health(raw: RawHealth, spot: &mut Spot<'_, '_>) -> Health {
         fall: raw.fall,
         initial: raw.initial.into(),
         port: (raw.port != 0).then_some(raw.port),
-        kind: kind(raw, spot),
+        kind: kind(raw, datagrams, spot),
     }
 }
 
-fn kind(raw: RawHealth, spot: &mut Spot<'_, '_>) -> HealthKind {
-    if raw.kind != Kind::Http {
+fn kind(raw: RawHealth, datagrams: bool, spot: &mut Spot<'_, '_>) -> HealthKind {
+    // A server of datagrams rarely listens for connections too.
+    let asked = raw.kind.unwrap_or(if datagrams { Kind::Off } else { Kind::Tcp });
+    if asked != Kind::Http {
         let given = [
             ("method", raw.method.is_some()),
             ("path", raw.path.is_some()),
@@ -200,7 +219,7 @@ fn kind(raw: RawHealth, spot: &mut Spot<'_, '_>) -> HealthKind {
             spot.wrong(key, format!("{key} needs an HTTP probe"), "write kind = \"http\", or remove it");
         }
     }
-    match raw.kind {
+    match asked {
         Kind::Off => HealthKind::Off,
         Kind::Tcp => HealthKind::Tcp,
         Kind::Http => HealthKind::Http(http(raw, spot)),

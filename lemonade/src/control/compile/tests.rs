@@ -5,7 +5,7 @@ use super::*;
 use crate::control::plan::plan;
 use crate::model::StrategyKind;
 use crate::model::config::{
-    AccessLog, Admin, Health, HealthKind, Log, LogFormat, RelayChoice, Runtime, WhenAllDown,
+    AccessLog, Admin, Health, HealthKind, Log, LogFormat, Protocol, RelayChoice, Runtime, WhenAllDown,
 };
 
 /// A configuration of these pools and frontends, the rest as by default.
@@ -35,6 +35,7 @@ pub(crate) fn frontend(name: &str, port: u16, pool: &str) -> Frontend {
     Frontend {
         name: Name::new(name),
         listen: vec![([127, 0, 0, 1], port).into()],
+        protocol: Protocol::Tcp,
         pool: Name::new(pool),
         relay: RelayChoice::Auto,
         max_connections: 0,

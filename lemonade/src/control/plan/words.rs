@@ -141,6 +141,7 @@ fn frontend_changes(before: &FrontendEntry, after: &FrontendEntry) -> String {
     let optional = |value: &Option<Duration>| or_off(value, time);
     let mut changes = Changes::default();
     changes.note("pool", &was.pool, &is.pool, ToString::to_string);
+    changes.note("protocol", &was.protocol, &is.protocol, |protocol| protocol.as_str().into());
     changes.note("relay", &was.relay, &is.relay, |relay| relay.as_str().into());
     changes.note("max_connections", &was.max_connections, &is.max_connections, u32::to_string);
     changes.note("connect_timeout", &was.connect_timeout, &is.connect_timeout, time);

@@ -10,7 +10,7 @@ use schemars::generate::SchemaSettings;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::Serialize;
 
-use crate::metrics::port::{AccessRecord, End, Route};
+use crate::metrics::port::{AccessRecord, Datagrams, End, Route};
 use crate::model::config::StrategyKind;
 
 /// Access record of Lemonade: one JSON object a line for each connection, written when it ends.
@@ -37,12 +37,23 @@ struct Line<'a> {
     bytes_up: u64,
     /// Bytes from backend to client.
     bytes_down: u64,
+    #[serde(flatten)]
+    datagrams: Option<DatagramFields>,
     /// Milliseconds from accept to end.
     #[schemars(range(min = 0.0))]
     duration_ms: f64,
     /// How it ended: a word for an end, or the reason of a refusal.
     #[schemars(schema_with = "ends")]
     end: &'static str,
+}
+
+/// Absent, together, unless it was a session of datagrams.
+#[derive(Serialize, JsonSchema)]
+struct DatagramFields {
+    /// Datagrams from client to backend.
+    datagrams_up: u64,
+    /// Datagrams from backend to client.
+    datagrams_down: u64,
 }
 
 /// Absent, all together, when the connection got no backend.
@@ -119,6 +130,9 @@ pub fn json_line(record: &AccessRecord, out: &mut Vec<u8>) {
         route: record.route.as_ref().map(RouteFields::of),
         bytes_up: record.bytes_up,
         bytes_down: record.bytes_down,
+        datagrams: record
+            .datagrams
+            .map(|Datagrams { up, down }| DatagramFields { datagrams_up: up, datagrams_down: down }),
         duration_ms: millis(record.duration),
         end: record.end.as_str(),
     };
@@ -140,10 +154,13 @@ pub fn pretty_line(record: &AccessRecord, out: &mut Vec<u8>) {
                 if route.attempts > 1 { format!(", attempt {}", route.attempts) } else { String::new() };
             let hedged = if route.hedged { ", hedged" } else { "" };
             let (up, down) = (ByteSize(record.bytes_up), ByteSize(record.bytes_down));
+            let datagrams = record.datagrams.map_or_else(String::new, |Datagrams { up, down }| {
+                format!(", {up} datagrams up, {down} down")
+            });
             writeln!(
                 out,
                 "{time} ACCESS {frontend} {client} -> {pool}/{backend} {address} ({strategy} of {candidates}{attempts}\
-                 {hedged}), {up} up, {down} down, {duration} ms, {}",
+                 {hedged}), {up} up, {down} down{datagrams}, {duration} ms, {}",
                 end.as_str()
             )
         }
@@ -174,6 +191,12 @@ mod tests {
         assert_eq!(line["time"], "1970-01-01T00:00:00.000Z");
         assert_eq!(line.as_object().unwrap().len(), 19);
         let guide = include_str!("../../../../docs/guide/metrics.md");
+        let mut session = record(42);
+        session.datagrams = Some(Datagrams { up: 3, down: 4 });
+        out.clear();
+        json_line(&session, &mut out);
+        let line: serde_json::Value = serde_json::from_slice(&out).unwrap();
+        assert_eq!((&line["datagrams_up"], &line["datagrams_down"]), (&3.into(), &4.into()));
         for field in line.as_object().unwrap().keys() {
             assert!(guide.contains(&format!("| `{field}` |")), "the guide does not name {field}");
         }

@@ -14,10 +14,11 @@ use crate::control::ControlState;
 use crate::control::table::{BackendEntry, DispatchTable, FrontendEntry, PoolEntry};
 use crate::metrics::port::{BackendSample, BackendSeries, MetricsService, Sample, Series};
 use crate::metrics::snapshot::{
-    BackendCounters, FrontendCounters, HistogramCounts, MetricsSnapshot, PoolCounters, ProcessCounters,
-    RelaySnapshot,
+    BackendCounters, DatagramCounters, FrontendCounters, HistogramCounts, MetricsSnapshot, PoolCounters,
+    ProcessCounters, RelaySnapshot,
 };
 use crate::model::cell::Histogram;
+use crate::model::config::Protocol;
 use crate::model::relay::KernelRelay;
 use crate::model::{Name, ProcessCell};
 
@@ -266,6 +267,12 @@ fn relay_snapshot(cell: &ProcessCell, relay: KernelRelay) -> RelaySnapshot {
 fn frontend_counters(entry: &FrontendEntry) -> FrontendCounters {
     let cell = &entry.cell;
     let closed = load(&cell.closed);
+    let datagrams = (entry.frontend.protocol == Protocol::Udp).then(|| DatagramCounters {
+        up: load(&cell.datagrams_up),
+        down: load(&cell.datagrams_down),
+        lost_up: load(&cell.datagrams_lost_up),
+        lost_down: load(&cell.datagrams_lost_down),
+    });
     FrontendCounters {
         ix: entry.ix,
         name: entry.frontend.name.clone(),
@@ -275,6 +282,7 @@ fn frontend_counters(entry: &FrontendEntry) -> FrontendCounters {
         opened: load(&cell.opened),
         bytes_up: load(&cell.bytes_up),
         bytes_down: load(&cell.bytes_down),
+        datagrams,
         refused: std::array::from_fn(|reason| load(&cell.refused[reason])),
         relays: std::array::from_fn(|relay| cell.relays[relay].read()),
         connect_seconds: histogram(&cell.connect_seconds),

@@ -15,7 +15,7 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
 
 use crate::metrics::snapshot::{
-    BackendCounters, FrontendCounters, HistogramCounts, MetricsSnapshot, PoolCounters,
+    BackendCounters, DatagramCounters, FrontendCounters, HistogramCounts, MetricsSnapshot, PoolCounters,
 };
 use crate::model::cell::{BUCKETS, TcpCounters};
 use crate::model::config::Status;
@@ -180,6 +180,18 @@ where
     out.gauges("frontend_connections_live", "Connections accepted and not yet ended", of(|own| own.live))?;
     out.counters("frontend_upstream_bytes", "Bytes from clients to backends", of(|own| own.bytes_up))?;
     out.counters("frontend_downstream_bytes", "Bytes from backends to clients", of(|own| own.bytes_down))?;
+    let datagrams = |field: fn(&DatagramCounters) -> u64| {
+        let told = frontends.clone().filter_map(|(labels, own)| own.datagrams.map(|own| (labels, own)));
+        told.map(move |(labels, own)| (labels, field(&own)))
+    };
+    let up = "Datagrams from clients to backends";
+    out.counters("frontend_upstream_datagrams", up, datagrams(|own| own.up))?;
+    let down = "Datagrams from backends to clients";
+    out.counters("frontend_downstream_datagrams", down, datagrams(|own| own.down))?;
+    let lost = "Datagrams from clients that could not be sent on";
+    out.counters("frontend_upstream_datagrams_lost", lost, datagrams(|own| own.lost_up))?;
+    let lost = "Datagrams from backends that could not be sent on";
+    out.counters("frontend_downstream_datagrams_lost", lost, datagrams(|own| own.lost_down))?;
     let refused = frontends.clone().flat_map(|(labels, own)| {
         let reason =
             move |reason: Reason| ((labels, [("reason", reason.as_str())]), own.refused[reason.index()]);
@@ -297,6 +309,13 @@ fn add_frontend(mut sum: FrontendCounters, one: FrontendCounters) -> FrontendCou
     sum.closed += one.closed;
     sum.bytes_up += one.bytes_up;
     sum.bytes_down += one.bytes_down;
+    if let Some(one) = one.datagrams {
+        let sum = sum.datagrams.get_or_insert_default();
+        sum.up += one.up;
+        sum.down += one.down;
+        sum.lost_up += one.lost_up;
+        sum.lost_down += one.lost_down;
+    }
     sum.refused.iter_mut().zip(one.refused).for_each(|(sum, one)| *sum += one);
     sum.relays.iter_mut().zip(&one.relays).for_each(|(sum, one)| sum.add(one));
     for (sum, one) in

@@ -15,6 +15,7 @@ use crate::BoxFuture;
 use crate::control::plan::{MapOp, plan};
 use crate::control::table::{BackendEntry, DispatchTable, FrontendEntry, PoolEntry};
 use crate::model::Name;
+use crate::model::config::Protocol;
 use crate::proxy::error::ApplyError;
 use crate::proxy::port::{Capabilities, Connection, DrainScope, PlaneCounters, ProxyService, Which};
 
@@ -27,7 +28,7 @@ pub struct Image {
     backends: BTreeMap<BackendIx, BackendEntry>,
     pools: BTreeMap<Name, Arc<PoolEntry>>,
     frontends: BTreeMap<FrontendIx, Arc<FrontendEntry>>,
-    listeners: BTreeMap<SocketAddr, Arc<FrontendEntry>>,
+    listeners: BTreeMap<(Protocol, SocketAddr), Arc<FrontendEntry>>,
 }
 
 impl Image {
@@ -44,10 +45,10 @@ impl Image {
                 self.frontends.insert(after.ix, after);
             }
             MapOp::Listen { address, after, .. } => {
-                self.listeners.insert(address, after);
+                self.listeners.insert((after.frontend.protocol, address), after);
             }
-            MapOp::Unlisten { address, .. } => {
-                self.listeners.remove(&address);
+            MapOp::Unlisten { address, before } => {
+                self.listeners.remove(&(before.frontend.protocol, address));
             }
             MapOp::RemoveFrontend(entry) => {
                 self.frontends.remove(&entry.ix);
@@ -61,9 +62,9 @@ impl Image {
         }
     }
 
-    /// Backend of a flow from `client` to `address`, by flow hash among the candidates of its pool.
+    /// Backend of a TCP flow from `client` to `address`, by flow hash among the candidates of its pool.
     pub fn answer(&self, client: SocketAddr, address: SocketAddr) -> Option<BackendIx> {
-        let candidates = &self.listeners.get(&address)?.pool.candidates;
+        let candidates = &self.listeners.get(&(Protocol::Tcp, address))?.pool.candidates;
         let slots = u64::try_from(candidates.len()).ok().filter(|&slots| slots > 0)?;
         let slot = flow_hash(&FlowKey::tcp(client, address), 0) % slots;
         let candidate = candidates.get(usize::try_from(slot).ok()?)?;
@@ -120,7 +121,9 @@ impl ProxyService for ModelPlane {
         let state = self.state();
         let listeners = state.image.listeners.iter();
         PlaneCounters {
-            listeners: listeners.map(|(&address, entry)| (entry.frontend.name.clone(), address)).collect(),
+            listeners: listeners
+                .map(|(&(_, address), entry)| (entry.frontend.name.clone(), address))
+                .collect(),
             live: 0,
             table_version: state.table.version,
         }

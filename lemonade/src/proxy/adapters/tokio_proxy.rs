@@ -15,6 +15,7 @@ use crate::BoxFuture;
 use crate::control::table::DispatchTable;
 use crate::health::port::Signal;
 use crate::metrics::port::Recorder;
+use crate::model::config::Protocol;
 use crate::model::{Moment, Name, ProcessCell};
 use crate::proxy::clock::Clock;
 use crate::proxy::error::{ApplyError, ListenError};
@@ -26,6 +27,7 @@ use crate::proxy::seat::Workers;
 use crate::proxy::shared::{Accepting, Shared};
 use crate::proxy::socket::{Liveness, listen, probe_address};
 use crate::proxy::tap::Tap;
+use crate::proxy::udp::{self, Group};
 use crate::proxy::worker::{Command, ListenerId, Worker};
 
 /// How often a drain looks whether it is done.
@@ -72,28 +74,35 @@ struct Listeners {
     /// The process is going away: no table opens a listener any more.
     draining: bool,
     /// Port and time of the listener closed last on it: its sockets live until their queues are empty.
-    closed: BTreeMap<u16, Moment>,
+    closed: BTreeMap<(Protocol, u16), Moment>,
+    /// Addresses for datagrams that are closed to new sessions and serve those they have.
+    leaving: Vec<(Key, Listening)>,
 }
 
 /// A configured address; port 0 means a port of its own for each frontend.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct Key {
+    protocol: Protocol,
     address: SocketAddr,
     owner: Option<FrontendIx>,
 }
 
 impl Key {
-    fn new(address: SocketAddr, ix: FrontendIx) -> Self {
-        Self { address, owner: (address.port() == 0).then_some(ix) }
+    fn new(protocol: Protocol, address: SocketAddr, ix: FrontendIx) -> Self {
+        Self { protocol, address, owner: (address.port() == 0).then_some(ix) }
     }
 }
 
 struct Listening {
-    id: ListenerId,
     /// With the real port.
     address: SocketAddr,
     frontend: Arc<AtomicU32>,
-    liveness: Liveness,
+    kind: Kind,
+}
+
+enum Kind {
+    Stream { id: ListenerId, liveness: Liveness },
+    Datagram(Arc<Group>),
 }
 
 /// Sockets that are bound but that no worker has yet.
@@ -102,7 +111,52 @@ struct Bound {
     ix: FrontendIx,
     liveness: Liveness,
     address: SocketAddr,
-    sockets: Vec<std::net::TcpListener>,
+    sockets: Sockets,
+}
+
+enum Sockets {
+    Stream(Vec<std::net::TcpListener>),
+    Datagram(Vec<std::net::UdpSocket>),
+    /// The workers still have them.
+    Kept(Listening),
+}
+
+impl Sockets {
+    fn address(&self) -> io::Result<SocketAddr> {
+        match self {
+            Self::Stream(sockets) => sockets[0].local_addr(),
+            Self::Datagram(sockets) => sockets[0].local_addr(),
+            Self::Kept(listening) => Ok(listening.address),
+        }
+    }
+}
+
+impl Kind {
+    /// Whether its sockets are gone; those of streams go with their queues.
+    fn is_gone(&self) -> bool {
+        match self {
+            Self::Stream { .. } => true,
+            Self::Datagram(group) => group.is_closed(),
+        }
+    }
+}
+
+impl Listeners {
+    /// Closes an address for datagrams to new sessions.
+    fn leave(&mut self, key: Key, listening: Listening) {
+        if let Kind::Datagram(group) = &listening.kind {
+            group.close();
+            self.leaving.push((key, listening));
+        }
+    }
+
+    /// The sockets of an address that was to go and is wanted again.
+    fn take_back(&mut self, key: &Key) -> Option<Listening> {
+        let place = self.leaving.iter().position(|(leaving, _)| leaving == key)?;
+        let (_, listening) = self.leaving.swap_remove(place);
+        let reopened = matches!(&listening.kind, Kind::Datagram(group) if group.reopen());
+        reopened.then_some(listening)
+    }
 }
 
 impl TokioProxy {
@@ -156,52 +210,78 @@ impl TokioProxy {
         }
     }
 
-    /// Binds `address` once for each worker.
-    fn bind(
-        &self,
-        address: SocketAddr,
-        liveness: Liveness,
-        probe: bool,
-    ) -> io::Result<Vec<std::net::TcpListener>> {
-        if probe {
-            probe_address(address)?;
+    /// Binds the address of `key` once for each worker.
+    fn bind(&self, key: &Key, liveness: Liveness, probe: bool) -> io::Result<Sockets> {
+        let (address, more) = (key.address, 1..self.workers.len());
+        match key.protocol {
+            Protocol::Tcp => {
+                if probe {
+                    probe_address(address)?;
+                }
+                let first = listen(address, liveness)?;
+                let real = first.local_addr()?;
+                let others = more.map(|_| listen(real, liveness));
+                Ok(Sockets::Stream(std::iter::once(Ok(first)).chain(others).collect::<io::Result<_>>()?))
+            }
+            Protocol::Udp => {
+                if probe {
+                    udp::probe_address(address)?;
+                }
+                let first = udp::open(address)?;
+                let real = first.local_addr()?;
+                let others = more.map(|_| udp::open(real));
+                Ok(Sockets::Datagram(std::iter::once(Ok(first)).chain(others).collect::<io::Result<_>>()?))
+            }
         }
-        let first = listen(address, liveness)?;
-        let real = first.local_addr()?;
-        let others = (1..self.workers.len()).map(|_| listen(real, liveness));
-        std::iter::once(Ok(first)).chain(others).collect()
     }
 
-    fn bind_missing(&self, listeners: &Listeners, table: &DispatchTable) -> Result<Vec<Bound>, ApplyError> {
+    fn bind_missing(
+        &self,
+        listeners: &mut Listeners,
+        table: &DispatchTable,
+    ) -> Result<Vec<Bound>, ApplyError> {
         let (mut bound, mut failed) = (Vec::new(), Vec::new());
         if listeners.draining {
             return Ok(bound);
         }
         let now = self.shared.clock.now();
-        let mut own_ports: BTreeSet<u16> = listeners.open.values().map(|open| open.address.port()).collect();
+        listeners.leaving.retain(|(_, listening)| !listening.kind.is_gone());
+        let held = listeners.open.iter().chain(listeners.leaving.iter().map(|(key, held)| (key, held)));
+        let mut own_ports: BTreeSet<(Protocol, u16)> =
+            held.map(|(key, held)| (key.protocol, held.address.port())).collect();
         let recent = listeners.closed.iter().filter(|(_, closed)| now.since(**closed) < LINGERING);
         own_ports.extend(recent.map(|(port, _)| *port));
         for (&ix, entry) in &table.frontends {
             for &address in &entry.frontend.listen {
-                let key = Key::new(address, ix);
+                let protocol = entry.frontend.protocol;
+                let key = Key::new(protocol, address, ix);
                 if listeners.open.contains_key(&key) {
                     continue;
                 }
                 let liveness = Liveness::from(&*entry.frontend);
                 // Own sockets on the port, of `127.0.0.1` beside `0.0.0.0` say, would look like another process.
-                let probe = address.port() != 0 && !own_ports.contains(&address.port());
-                let sockets = self.bind(address, liveness, probe);
-                match sockets.and_then(|sockets| Ok((sockets[0].local_addr()?, sockets))) {
+                let probe = address.port() != 0 && !own_ports.contains(&(protocol, address.port()));
+                let kept = listeners.take_back(&key).map(|kept| Ok(Sockets::Kept(kept)));
+                let sockets = kept.unwrap_or_else(|| self.bind(&key, liveness, probe));
+                match sockets.and_then(|sockets| Ok((sockets.address()?, sockets))) {
                     Ok((address, sockets)) => bound.push(Bound { key, ix, liveness, address, sockets }),
                     Err(error) => failed.push(ListenError {
                         frontend: entry.frontend.name.clone(),
                         address,
-                        cause: listen_cause(&error),
+                        cause: listen_cause(protocol, &error),
                     }),
                 }
             }
         }
-        if failed.is_empty() { Ok(bound) } else { Err(ApplyError { listeners: failed }) }
+        if failed.is_empty() {
+            return Ok(bound);
+        }
+        for one in bound {
+            if let Sockets::Kept(listening) = one.sockets {
+                listeners.leave(one.key, listening);
+            }
+        }
+        Err(ApplyError { listeners: failed })
     }
 
     fn tell(&self, mut command: impl FnMut(usize) -> Command) {
@@ -213,15 +293,15 @@ impl TokioProxy {
 
     fn close_where(&self, listeners: &mut Listeners, last: &Arc<DispatchTable>, gone: impl Fn(&Key) -> bool) {
         let now = self.shared.clock.now();
-        let Listeners { open, closed, .. } = listeners;
-        open.retain(|key, listening| {
-            let keep = !gone(key);
-            if !keep {
-                closed.insert(listening.address.port(), now);
-                self.tell(|_| Command::Close { id: listening.id, last: Arc::clone(last) });
+        let leaving: Vec<Key> = listeners.open.keys().filter(|key| gone(key)).copied().collect();
+        for key in leaving {
+            let Some(listening) = listeners.open.remove(&key) else { continue };
+            listeners.closed.insert((key.protocol, listening.address.port()), now);
+            match listening.kind {
+                Kind::Stream { id, .. } => self.tell(|_| Command::Close { id, last: Arc::clone(last) }),
+                Kind::Datagram(_) => listeners.leave(key, listening),
             }
-            keep
-        });
+        }
     }
 }
 
@@ -233,36 +313,51 @@ impl ProxyService for TokioProxy {
     fn apply(&self, table: Arc<DispatchTable>) -> Result<(), ApplyError> {
         let mut listeners = self.listeners.lock().unwrap_or_else(PoisonError::into_inner);
         let previous = self.shared.table();
-        let bound = self.bind_missing(&listeners, &table)?;
+        let bound = self.bind_missing(&mut listeners, &table)?;
         let limit = table.config.as_ref().and_then(|config| config.runtime.max_connections);
         self.shared.total_limit.store(limit.unwrap_or(self.default_limit), Ordering::Relaxed);
         self.shared.commit(Arc::clone(&table));
         for Bound { key, ix, liveness, address, sockets } in bound {
-            let id = listeners.next_id;
-            listeners.next_id += 1;
             let frontend = Arc::new(AtomicU32::new(ix.0));
-            let mut sockets = sockets.into_iter();
-            for worker in &self.workers {
-                let Some(socket) = sockets.next() else { break };
-                let accepting = Accepting::count(&self.shared);
-                let frontend = Arc::clone(&frontend);
-                let _ = worker.commands.send(Command::Open { id, socket, frontend, accepting });
-            }
-            listeners.open.insert(key, Listening { id, address, frontend, liveness });
+            let listening = match sockets {
+                Sockets::Stream(sockets) => {
+                    let id = listeners.next_id;
+                    listeners.next_id += 1;
+                    for (worker, socket) in self.workers.iter().zip(sockets) {
+                        let accepting = Accepting::count(&self.shared);
+                        let frontend = Arc::clone(&frontend);
+                        let _ = worker.commands.send(Command::Open { id, socket, frontend, accepting });
+                    }
+                    Listening { address, frontend, kind: Kind::Stream { id, liveness } }
+                }
+                Sockets::Datagram(sockets) => {
+                    let group = Arc::new(Group::new(Arc::clone(&frontend)));
+                    for (worker, socket) in self.workers.iter().zip(sockets) {
+                        let accepting = Accepting::count(&self.shared);
+                        let group = Arc::clone(&group);
+                        let _ = worker.commands.send(Command::OpenDatagrams { socket, group, accepting });
+                    }
+                    Listening { address, frontend, kind: Kind::Datagram(group) }
+                }
+                Sockets::Kept(listening) => listening,
+            };
+            listeners.open.insert(key, listening);
         }
         let mut wanted = BTreeMap::new();
         for (&ix, entry) in &table.frontends {
             let liveness = Liveness::from(&*entry.frontend);
-            wanted
-                .extend(entry.frontend.listen.iter().map(|&address| (Key::new(address, ix), (ix, liveness))));
+            let key = |&address: &SocketAddr| Key::new(entry.frontend.protocol, address, ix);
+            wanted.extend(entry.frontend.listen.iter().map(|address| (key(address), (ix, liveness))));
         }
         self.close_where(&mut listeners, &previous, |key| !wanted.contains_key(key));
         for (key, listening) in &mut listeners.open {
             let Some(&(ix, liveness)) = wanted.get(key) else { continue };
             listening.frontend.store(ix.0, Ordering::Relaxed);
-            if listening.liveness != liveness {
-                listening.liveness = liveness;
-                self.tell(|_| Command::Retune { id: listening.id, liveness });
+            if let Kind::Stream { id, liveness: now } = &mut listening.kind
+                && *now != liveness
+            {
+                *now = liveness;
+                self.tell(|_| Command::Retune { id: *id, liveness });
             }
         }
         Ok(())
@@ -339,11 +434,16 @@ async fn drain_all(flows: Vec<Arc<Flows>>, shared: Arc<Shared>, deadline: Durati
 }
 
 /// What went wrong with a listener and what to do about it.
-fn listen_cause(error: &io::Error) -> String {
+fn listen_cause(protocol: Protocol, error: &io::Error) -> String {
     let advice = match error.raw_os_error() {
-        Some(libc::EADDRINUSE) => {
-            "address in use by another process; stop that one (`ss -ltnp` shows it) or choose another port"
-        }
+        Some(libc::EADDRINUSE) => match protocol {
+            Protocol::Tcp => {
+                "address in use by another process; stop that one (`ss -ltnp` shows it) or choose another port"
+            }
+            Protocol::Udp => {
+                "address in use by another process; stop that one (`ss -lunp` shows it) or choose another port"
+            }
+        },
         Some(libc::EACCES) => "permission denied; ports below 1024 need root or CAP_NET_BIND_SERVICE",
         Some(libc::EADDRNOTAVAIL) => {
             "no interface of this host has that address; choose one from `ip address`, or 0.0.0.0"

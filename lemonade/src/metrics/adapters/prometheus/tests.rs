@@ -101,11 +101,14 @@ prop_compose! {
         relays in relays(),
         connect_seconds in histogram(),
         session_seconds in histogram(),
+        datagrams in prop::array::uniform4(0..MAX),
     ) -> FrontendCounters {
         let [live, opened, closed, bytes_up, bytes_down] = n;
+        let [up, down, lost_up, lost_down] = datagrams;
+        let datagrams = Some(DatagramCounters { up, down, lost_up, lost_down });
         FrontendCounters {
             ix: FrontendIx(ix), name: Name::new(format!("f{ix}")), pool: Name::new("p0"),
-            live, opened, closed, bytes_up, bytes_down, refused, connect_seconds, session_seconds,
+            live, opened, closed, bytes_up, bytes_down, datagrams, refused, connect_seconds, session_seconds,
             relays: [relays; KernelRelay::COUNT],
         }
     }
@@ -167,12 +170,16 @@ const PROCESS: [Read<ProcessCounters>; 10] = [
     ("last_reload_failed", |p| u64::from(p.last_reload_failed)),
 ];
 
-const FRONTEND: [Read<FrontendCounters>; 5] = [
+const FRONTEND: [Read<FrontendCounters>; 9] = [
     ("frontend_connections_opened_total", |f| f.opened),
     ("frontend_connections_closed_total", |f| f.closed),
     ("frontend_connections_live", |f| f.live),
     ("frontend_upstream_bytes_total", |f| f.bytes_up),
     ("frontend_downstream_bytes_total", |f| f.bytes_down),
+    ("frontend_upstream_datagrams_total", |f| f.datagrams.map_or(0, |d| d.up)),
+    ("frontend_downstream_datagrams_total", |f| f.datagrams.map_or(0, |d| d.down)),
+    ("frontend_upstream_datagrams_lost_total", |f| f.datagrams.map_or(0, |d| d.lost_up)),
+    ("frontend_downstream_datagrams_lost_total", |f| f.datagrams.map_or(0, |d| d.lost_down)),
 ];
 
 const POOL: [Read<PoolCounters>; 5] = [

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::control::compile::tests::{backend, config, frontend, next, pool};
 use crate::health::port::HealthView;
-use crate::model::config::{Status, WhenAllDown};
+use crate::model::config::{Protocol, Status, WhenAllDown};
 use crate::model::{Backend, Config, Frontend, Pool, StrategyKind};
 
 const PORTS: [u16; 4] = [80, 81, 82, 83];
@@ -45,18 +45,21 @@ fn pools() -> impl Strategy<Value = Vec<Pool>> {
 
 /// Frontends that share the ports out among themselves in any way, so that ports change hands.
 fn frontends() -> impl Strategy<Value = Vec<Frontend>> {
-    (vec(0_usize..4, PORTS.len()), vec((0_usize..3, any::<bool>()), 3)).prop_map(|(owners, settings)| {
-        let listen = |owner: usize| {
-            let ports = PORTS.iter().zip(&owners).filter(move |(_, other)| **other == owner);
-            ports.map(|(&port, _)| ([127, 0, 0, 1], port).into()).collect::<Vec<SocketAddr>>()
-        };
-        let named = |(name, &(pool, limited)): (usize, &(usize, bool))| Frontend {
-            listen: listen(name),
-            max_connections: u32::from(limited),
-            ..frontend(&format!("f{name}"), 0, &format!("p{pool}"))
-        };
-        settings.iter().enumerate().map(named).filter(|frontend| !frontend.listen.is_empty()).collect()
-    })
+    (vec(0_usize..4, PORTS.len()), vec((0_usize..3, any::<bool>(), any::<bool>()), 3)).prop_map(
+        |(owners, settings)| {
+            let listen = |owner: usize| {
+                let ports = PORTS.iter().zip(&owners).filter(move |(_, other)| **other == owner);
+                ports.map(|(&port, _)| ([127, 0, 0, 1], port).into()).collect::<Vec<SocketAddr>>()
+            };
+            let named = |(name, &(pool, limited, datagrams)): (usize, &(usize, bool, bool))| Frontend {
+                protocol: if datagrams { Protocol::Udp } else { Protocol::Tcp },
+                listen: listen(name),
+                max_connections: u32::from(limited),
+                ..frontend(&format!("f{name}"), 0, &format!("p{pool}"))
+            };
+            settings.iter().enumerate().map(named).filter(|frontend| !frontend.listen.is_empty()).collect()
+        },
+    )
 }
 
 fn changes() -> impl Strategy<Value = Vec<Change>> {
@@ -105,10 +108,10 @@ fn tables(changes: &[Change]) -> Vec<Arc<DispatchTable>> {
 /// The image of a table, built directly.
 fn image(table: &DispatchTable) -> Image {
     let backends = table.pools.values().flat_map(|entry| &entry.backends);
-    let listeners = table
-        .frontends
-        .values()
-        .flat_map(|entry| entry.frontend.listen.iter().map(|&address| (address, Arc::clone(entry))));
+    let listeners = table.frontends.values().flat_map(|entry| {
+        let protocol = entry.frontend.protocol;
+        entry.frontend.listen.iter().map(move |&address| ((protocol, address), Arc::clone(entry)))
+    });
     Image {
         backends: backends.map(|entry| (entry.ix, entry.clone())).collect(),
         pools: table.pools.clone(),
