@@ -3,6 +3,8 @@
 #![no_std]
 #![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
 
+#[cfg(feature = "faults")]
+pub mod faults;
 pub mod maps;
 pub mod signals;
 pub mod sk_msg;

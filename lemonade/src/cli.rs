@@ -22,6 +22,7 @@ use crate::demo::{self, DemoOptions};
 use crate::doctor;
 use crate::log;
 use crate::metrics::adapters::access_format;
+use crate::proxy::adapters::bpf;
 use crate::shutdown::Signals;
 
 use ask::BAD_INPUT;
@@ -74,6 +75,8 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Remove what killed processes of Lemonade left in the kernel; what lives is left alone
+    Cleanup,
     /// Serve as a backend that says its name, for trying Lemonade out
     DemoBackend(DemoOptions),
     /// Print shell completions
@@ -110,6 +113,7 @@ pub fn main() -> ExitCode {
             };
         }
         Command::Doctor { config, json } => return doctor(config.as_deref(), json),
+        Command::Cleanup => cleanup(),
         Command::DemoBackend(options) => runtime().and_then(|runtime| runtime.block_on(demo::serve(options))),
         Command::Completions { shell } => {
             let mut out = Vec::new();
@@ -169,6 +173,16 @@ fn run(file: &Path, admin: Option<PathBuf>) -> ExitCode {
     }
 }
 
+/// Maps, programs and links go with the process that made them; only its cgroup stays behind when it is killed.
+fn cleanup() -> anyhow::Result<()> {
+    let removed = bpf::cleanup()?;
+    if removed.is_empty() {
+        return print(b"nothing was left\n");
+    }
+    let lines: String = removed.iter().map(|path| format!("removed {}\n", path.display())).collect();
+    print(lines.as_bytes())
+}
+
 fn check(file: &Path) -> ExitCode {
     match config::read(file, &environment()) {
         Ok(config) => {
@@ -191,7 +205,7 @@ fn doctor(file: Option<&Path>, json: bool) -> ExitCode {
         Ok(config) => config,
         Err(error) => return refuse(&error),
     };
-    let report = doctor::examine(file.zip(config.as_ref()));
+    let report = doctor::examine(file.zip(config.as_ref()), doctor::try_relay());
     let text =
         if json { serde_json::to_string_pretty(&report).map(|text| text + "\n") } else { Ok(report.table()) };
     match text.map_err(Into::into).and_then(|text| print(text.as_bytes())) {

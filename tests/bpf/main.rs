@@ -2,6 +2,7 @@
 
 #![cfg(target_os = "linux")]
 
+mod killed;
 mod programs;
 mod signals;
 mod sk_msg;

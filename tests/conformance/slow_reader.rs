@@ -5,19 +5,22 @@ use std::net::TcpStream;
 use std::time::Duration;
 
 use lemonade_tests::plane::Plane;
+use lemonade_tests::skip::full;
 use lemonade_tests::stream;
 use lemonade_tests::trace::{Event, Length, finish, read_to_end, write_exactly, write_until_blocked};
 
 use crate::stages::{DOWN, Side, Stage};
 
 const PAIRS: usize = 64;
+/// With `LEMONADE_FULL=1`: so many, and nothing more is taken for so long.
+const FULL: (usize, Duration) = (200, Duration::from_secs(60));
 /// Default of `relay_buffer`.
 const RELAY_BUFFER: u64 = 64 << 10;
 /// What tasks, sockets and the allocator may cost beside the relay buffers.
 const SLACK: u64 = 24 << 20;
 
 pub(crate) fn stopped_readers_press_back_and_cost_bounded_memory(plane: &dyn Plane) {
-    stopped_readers(plane, PAIRS);
+    stopped_readers(plane, if full() { FULL.0 } else { PAIRS });
 }
 
 /// A single one, for relays that have to be quicker than the machine is busy.
@@ -41,6 +44,15 @@ fn stopped_readers(plane: &dyn Plane, count: usize) {
         writers.into_iter().map(|writer| writer.join().expect("no panic")).collect()
     });
 
+    if full() {
+        std::thread::sleep(FULL.1);
+        for (backend, _) in &mut pairs {
+            backend.set_nonblocking(true).expect("mode of a live socket");
+            let more = std::io::Write::write(backend, &[0]);
+            assert!(more.is_err(), "more is taken although nobody has read for {:?}", FULL.1);
+            backend.set_nonblocking(false).expect("mode of a live socket");
+        }
+    }
     if let (Some(process), Some(before)) = (stage.served.process(), before) {
         let now = process.resident();
         let cap = before + count as u64 * 2 * RELAY_BUFFER + SLACK;

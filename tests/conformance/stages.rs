@@ -51,8 +51,9 @@ impl Stage {
 
     /// A new connection: the end at `side`, then the opposite one.
     pub(crate) fn connect(&self, side: Side) -> (TcpStream, TcpStream) {
-        let client = socket::connect(self.served.address()).expect("the plane accepts");
-        let backend = socket::accept(&self.listener);
+        let mut client = socket::connect(self.served.address()).expect("the plane accepts");
+        let mut backend = socket::accept(&self.listener);
+        self.served.settle(&mut client, &mut backend);
         match side {
             Side::Client => (client, backend),
             Side::Backend => (backend, client),

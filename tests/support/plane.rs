@@ -1,10 +1,14 @@
 //! What the conformance suite runs on: anything that carries TCP connections from clients to backends.
 
-use std::net::SocketAddr;
+use std::io::{Read as _, Write as _};
+use std::net::{SocketAddr, TcpStream};
 
 use crate::lemonade::Lemonade;
 use crate::setup::Setup;
 use crate::wait;
+
+/// Questions with answers after which a connection lasts for sure.
+const TURNS: usize = 8;
 
 /// A way from clients to backends.
 pub trait Plane: Sync {
@@ -25,6 +29,9 @@ pub trait Served {
 
     /// Its process, when it has one of its own.
     fn process(&self) -> Option<&Lemonade>;
+
+    /// Brings a new connection to where the plane is to be tested; the streams of a case begin after that.
+    fn settle(&self, _client: &mut TcpStream, _backend: &mut TcpStream) {}
 }
 
 /// No balancer: validates the suite itself and gives the traces that the other planes are compared with.
@@ -72,7 +79,7 @@ impl Plane for Copy {
     fn start(&self, setup: &Setup) -> Box<dyn Served> {
         let process = Lemonade::start(&setup.clone().frontend(&["relay = \"copy\""]));
         let address = process.address("web");
-        Box::new(Proxied { process, address })
+        Box::new(Proxied { process, address, relay: None })
     }
 }
 
@@ -97,13 +104,33 @@ impl Plane for Sockmap {
             assert!(own["usable"] == true || why.is_empty(), "the relay sockmap is off: {own:#}");
             own["usable"] == true
         });
-        Box::new(Proxied { process, address })
+        Box::new(Proxied { process, address, relay: Some("sockmap") })
     }
 }
 
 struct Proxied {
     process: Lemonade,
     address: SocketAddr,
+    /// The relay in the kernel that has to carry something.
+    relay: Option<&'static str>,
+}
+
+impl Proxied {
+    /// Connections that the relay took over.
+    fn promoted(&self, relay: &str) -> u64 {
+        self.process.metrics().maybe("lemonade_frontend_relay_promoted_total", &[("relay", relay)])
+    }
+}
+
+impl Drop for Proxied {
+    /// A case that the relay took no part in says nothing of it.
+    fn drop(&mut self) {
+        if let Some(relay) = self.relay
+            && !std::thread::panicking()
+        {
+            assert!(self.promoted(relay) > 0, "blocked: relay {relay} carried no connection of this case");
+        }
+    }
 }
 
 impl Served for Proxied {
@@ -113,5 +140,19 @@ impl Served for Proxied {
 
     fn process(&self) -> Option<&Lemonade> {
         Some(&self.process)
+    }
+
+    /// Exchanges bytes until the relay has taken the connection over.
+    fn settle(&self, client: &mut TcpStream, backend: &mut TcpStream) {
+        let Some(relay) = self.relay else { return };
+        let before = self.promoted(relay);
+        let mut byte = [0];
+        for _ in 0..TURNS {
+            client.write_all(&[1]).expect("an open connection");
+            backend.read_exact(&mut byte).expect("an open connection");
+            backend.write_all(&[1]).expect("an open connection");
+            client.read_exact(&mut byte).expect("an open connection");
+        }
+        wait::until("the kernel carries the connection", wait::SOON, || self.promoted(relay) > before);
     }
 }

@@ -186,6 +186,8 @@ fn build(compiler: &Compiler) -> anyhow::Result<Objects> {
     };
     cargo.current_dir(workspace::root()).env_remove("RUSTFLAGS").env_remove("RUSTC_WORKSPACE_WRAPPER");
     cargo.args(["build", "--quiet", "--package", "lemonade-ebpf", "--bins", "--profile", "bpf"]);
+    // Programs with faults are built beside the others for tests; nothing embeds them.
+    cargo.args(["--features", "faults"]);
     cargo.args(["--target", TARGET, "--target-dir"]).arg(&target);
     if *compiler == Compiler::Nightly {
         cargo.args(["-Z", "build-std=core"]);

@@ -19,6 +19,8 @@ use super::routes::{Wiring, json};
 use super::status::Status;
 use crate::doctor::host::Host;
 use crate::doctor::report::Report;
+use crate::model::relay::{Findings, KernelRelay};
+use crate::proxy::adapters::bpf::Unavailable;
 use crate::{config, doctor};
 
 /// One embedded file.
@@ -141,16 +143,33 @@ async fn config_in_force(State(wiring): Wiring) -> Response {
     json(StatusCode::OK, &json!({ "file": file, "version": version, "config": config::written(config) }))
 }
 
+/// The self-tests of relay `sockmap` that this process has run.
+fn tried(wiring: &AdminWiring) -> doctor::Tried {
+    let relays = wiring.metrics.snapshot().relays;
+    let findings = relays.into_iter().find(|own| own.relay == KernelRelay::Sockmap).map(|own| own.findings);
+    let Findings { why, tests } = findings.unwrap_or_default();
+    if !tests.is_empty() {
+        return Ok(tests);
+    }
+    let why = if why.is_empty() { "no frontend has asked for it yet".to_owned() } else { why };
+    Err(Unavailable { why, cure: "`lemonade doctor` tries it, as root".to_owned() })
+}
+
 /// What `lemonade doctor --config FILE --json` prints, of this process.
 async fn doctor_report(State(wiring): Wiring) -> Response {
     /// Programs are loaded to see whether the kernel takes them: once, whoever asks.
     static HOST: OnceLock<Report> = OnceLock::new();
     let examined = tokio::task::spawn_blocking(move || {
-        let mut report = HOST.get_or_init(|| doctor::examine(None)).clone();
+        // What this process has tried itself; trying it once more would disturb what is in use.
+        let tried = tried(&wiring);
+        let relay = doctor::relay_section(tried.clone());
+        let mut report = HOST.get_or_init(|| doctor::examine(None, tried)).clone();
+        report.sections.retain(|section| section.name != relay.name);
         let table = Arc::clone(&wiring.control.borrow().table);
         let config = table.config.as_ref();
-        report.configuration =
-            config.map(|config| doctor::configuration(&wiring.config_file, config, &Host::read()));
+        report.configuration = config
+            .map(|config| doctor::configuration(&wiring.config_file, config, &Host::read(), &relay.lines));
+        report.sections.push(relay);
         report
     });
     match examined.await {

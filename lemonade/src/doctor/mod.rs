@@ -11,13 +11,19 @@ use std::path::Path;
 use crate::limits;
 use crate::model::Config;
 use crate::model::config::{Frontend, Protocol, RelayChoice};
+use crate::model::relay::SelfTest;
 use crate::proxy::adapters::bpf::Unavailable;
 use crate::proxy::adapters::bpf::probe;
+#[cfg(target_os = "linux")]
+use crate::proxy::relay::trial;
 use host::Host;
 use report::{Configuration, Line, Report, Route, Section, Verdict};
 
-/// Looks at the host, the build, the kernel, and at what `config` would get.
-pub fn examine(config: Option<(&Path, &Config)>) -> Report {
+/// How the self-tests of relay `sockmap` went, or why there were none.
+pub type Tried = Result<Vec<SelfTest>, Unavailable>;
+
+/// Looks at the host, the build, the kernel, and at what `config` would get; `tried` are the relay's self-tests.
+pub fn examine(config: Option<(&Path, &Config)>, tried: Tried) -> Report {
     let host = Host::read();
     let section = |name: &str, lines| Section { name: name.to_owned(), lines };
     let sections = vec![
@@ -26,8 +32,10 @@ pub fn examine(config: Option<(&Path, &Config)>) -> Report {
         section("program types", probe::program_types().into_iter().map(type_line).collect()),
         section("map types", probe::map_types().into_iter().map(type_line).collect()),
         section("programs", program_lines(probe::programs(), host.may_load())),
+        relay_section(tried),
     ];
-    let configuration = config.map(|(file, config)| configuration(file, config, &host));
+    let tests = sections.last().map(|section: &Section| section.lines.clone()).unwrap_or_default();
+    let configuration = config.map(|(file, config)| configuration(file, config, &host, &tests));
     Report { version: env!("CARGO_PKG_VERSION").to_owned(), sections, configuration }
 }
 
@@ -69,15 +77,54 @@ fn program_lines(verified: Result<Vec<(String, u32)>, Unavailable>, may_load: bo
     }
 }
 
-/// Says what `config`, read from `file`, would get on `host`.
-pub fn configuration(file: &Path, config: &Config, host: &Host) -> Configuration {
+/// The section of the relay's self-tests.
+pub fn relay_section(tried: Tried) -> Section {
+    Section { name: "self-tests of relay sockmap".to_owned(), lines: trial_lines(tried) }
+}
+
+/// Tries the relay on canaries. Only for a process that does nothing else: it enters a cgroup for that time.
+pub fn try_relay() -> Tried {
+    #[cfg(target_os = "linux")]
+    return trial::once();
+    #[cfg(not(target_os = "linux"))]
+    probe::built().map(|()| Vec::new())
+}
+
+fn trial_lines(tried: Tried) -> Vec<Line> {
+    let line = |test: &SelfTest| {
+        if test.passed {
+            return Line::pass(&test.name, format!("passed in {:.0} ms", test.took_ms));
+        }
+        let cure = "nothing on this kernel: frontends that ask for it stay with copy; report it with `lemonade doctor --json`";
+        Line::fail(&test.name, test.detail.clone(), cure)
+    };
+    match tried {
+        Ok(tests) => tests.iter().map(line).collect(),
+        Err(Unavailable { why, cure }) => vec![Line::not_possible("relay sockmap", why, cure)],
+    }
+}
+
+/// What a frontend that asks for relay sockmap needs of the host.
+fn relay_line(frontend: &Frontend, tests: &[Line]) -> Option<Line> {
+    frontend.relay.kernel()?;
+    let name = format!("relay of {}", frontend.name);
+    let Some(bad) = tests.iter().find(|line| line.verdict != Verdict::Pass) else {
+        return Some(Line::pass(&name, "sockmap, as asked for"));
+    };
+    let detail = format!("sockmap is asked for, copy is used: {}: {}", bad.name, bad.detail);
+    Some(Line::fail(&name, detail, bad.cure.clone()))
+}
+
+/// Says what `config`, read from `file`, would get on `host`; `tests` are the lines of [`relay_section`].
+pub fn configuration(file: &Path, config: &Config, host: &Host, tests: &[Line]) -> Configuration {
     let mut lines = vec![connections_line(config, host.descriptors)];
     lines.extend(config.frontends.values().filter_map(|frontend| ports_line(frontend, host)));
+    lines.extend(config.frontends.values().filter_map(|frontend| relay_line(frontend, tests)));
     Configuration {
         file: file.display().to_string(),
         runs_as_asked: lines.iter().all(|line| line.verdict != Verdict::Fail),
         lines,
-        frontends: config.frontends.values().map(|frontend| route(frontend)).collect(),
+        frontends: config.frontends.values().map(|frontend| route(frontend, tests)).collect(),
     }
 }
 
@@ -120,7 +167,10 @@ fn ports_line(frontend: &Frontend, host: &Host) -> Option<Line> {
 }
 
 /// The proxy plane with its copy relay carries everything in this version.
-fn route(frontend: &Frontend) -> Route {
+fn route(frontend: &Frontend, tests: &[Line]) -> Route {
+    let passed = tests.iter().all(|line| line.verdict == Verdict::Pass);
+    let carried = frontend.protocol == Protocol::Tcp && frontend.relay.kernel().is_some() && passed;
+    let relay = if carried { frontend.relay.as_str() } else { "copy" };
     let (asked, why, change) = match (frontend.protocol, frontend.relay) {
         (Protocol::Udp, _) => (
             "auto",
@@ -132,9 +182,14 @@ fn route(frontend: &Frontend) -> Route {
             "relays in the kernel are not in this version",
             "nothing: no command and no setting gives a better one in this version",
         ),
+        (Protocol::Tcp, RelayChoice::Sockmap) if !passed => (
+            "sockmap",
+            "its self-tests do not pass here: see above",
+            "what stands beside the first self-test above that did not pass",
+        ),
         (Protocol::Tcp, RelayChoice::Sockmap) => (
             "sockmap",
-            "connections begin with copy; those that last pass to the kernel while its self-tests pass, as `lemonade status` says",
+            "connections begin with copy; those that last pass to the kernel",
             "nothing: no command and no setting gives a better one in this version",
         ),
         (Protocol::Tcp, RelayChoice::Copy) => (
@@ -147,7 +202,7 @@ fn route(frontend: &Frontend) -> Route {
         frontend: frontend.name.to_string(),
         asked: asked.to_owned(),
         data_plane: "proxy".to_owned(),
-        relay: "copy".to_owned(),
+        relay: relay.to_owned(),
         why: why.to_owned(),
         change: change.to_owned(),
     }
@@ -168,8 +223,12 @@ mod tests {
     #[test]
     fn more_connections_than_descriptors_carry_are_impossible() {
         let asked = config("max_connections = 5000", "127.0.0.1:8080");
-        let own =
-            configuration(Path::new("a.toml"), &asked, &Host { descriptors: Some(1024), ..Host::default() });
+        let own = configuration(
+            Path::new("a.toml"),
+            &asked,
+            &Host { descriptors: Some(1024), ..Host::default() },
+            &[],
+        );
         assert!(!own.runs_as_asked);
         assert_eq!(own.lines[0].verdict, Verdict::Fail);
         // The limit that the cure names is enough.
@@ -180,9 +239,9 @@ mod tests {
 
     #[test]
     fn a_low_port_without_privileges_is_impossible() {
-        let own = configuration(Path::new("a.toml"), &config("", "127.0.0.1:80"), &Host::default());
+        let own = configuration(Path::new("a.toml"), &config("", "127.0.0.1:80"), &Host::default(), &[]);
         assert!(!own.runs_as_asked, "{own:?}");
-        let own = configuration(Path::new("a.toml"), &config("", "127.0.0.1:8080"), &Host::default());
+        let own = configuration(Path::new("a.toml"), &config("", "127.0.0.1:8080"), &Host::default(), &[]);
         assert!(own.runs_as_asked, "{own:?}");
         assert_eq!((&*own.frontends[0].data_plane, &*own.frontends[0].relay), ("proxy", "copy"));
     }
@@ -195,5 +254,33 @@ mod tests {
         assert_eq!(program_lines(refused(), true)[0].verdict, asked);
         let passed = program_lines(Ok(vec![("sock_ops".to_owned(), 7)]), true);
         assert!(passed[0].detail.contains("7 instructions"), "{passed:?}");
+    }
+
+    #[test]
+    fn a_self_test_that_failed_keeps_a_frontend_with_copy_and_says_why() {
+        let test = |passed| SelfTest {
+            name: "slow reader".to_owned(),
+            passed,
+            detail: "a wrong byte came".to_owned(),
+            took_ms: 1.0,
+        };
+        let frontend = |relay| {
+            let config = config("", "127.0.0.1:8080");
+            let frontend = config.frontends.values().next().unwrap();
+            Frontend { relay, ..(**frontend).clone() }
+        };
+        let asks = frontend(RelayChoice::Sockmap);
+        let good = trial_lines(Ok(vec![test(true)]));
+        assert_eq!(relay_line(&asks, &good).unwrap().verdict, Verdict::Pass);
+        assert_eq!(route(&asks, &good).relay, "sockmap");
+        let bad = trial_lines(Ok(vec![test(true), test(false)]));
+        let line = relay_line(&asks, &bad).unwrap();
+        assert!(
+            line.verdict == Verdict::Fail && line.detail.contains("slow reader: a wrong byte came"),
+            "{line:?}"
+        );
+        assert_eq!(route(&asks, &bad).relay, "copy");
+        assert_eq!(relay_line(&frontend(RelayChoice::Auto), &bad), None, "nothing was asked for");
+        assert_eq!(route(&frontend(RelayChoice::Auto), &good).relay, "copy");
     }
 }

@@ -41,7 +41,8 @@ pub fn run(args: &Args) -> Result<()> {
     let folders = Folders::find()?;
     let wanted: Vec<Peer> = Peer::ALL.into_iter().filter(|peer| args.includes(*peer)).collect();
     println!("building");
-    let program = build_load(&folders, wanted.contains(&Peer::Lemonade))?;
+    let program =
+        build_load(&folders, wanted.iter().any(|peer| matches!(peer, Peer::Lemonade | Peer::Sockmap)))?;
     check_interrupted()?;
     let installed = install_peers(&folders, &wanted);
     check_interrupted()?;

@@ -110,6 +110,7 @@ fn colour(peer: Peer) -> &'static str {
         Peer::Nginx => "#86b58a",
         Peer::Envoy => "#b792bf",
         Peer::Lemonade => "#f2c029",
+        Peer::Sockmap => "#d98e04",
     }
 }
 

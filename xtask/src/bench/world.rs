@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::process::{ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use rustix::process::Signal;
 use serde::de::DeserializeOwned;
 
@@ -13,7 +13,7 @@ use super::args::Placement;
 use super::install::Installed;
 use super::load::{First, now_ns};
 use super::net::{BALANCER_CORE, LOAD_CORE, Net, Side, backend_address};
-use super::peers::{Peer, Place};
+use super::peers::{Admin, Peer, Place};
 use super::process::{Running, check_interrupted, inside, output, wait_until};
 
 /// All backends by their numbers.
@@ -171,12 +171,29 @@ impl Instance {
                 world.net.nft(Side::Balancer, &peer.file(&place))?;
                 None
             }
-            Peer::Haproxy | Peer::Nginx | Peer::Envoy | Peer::Lemonade => Some(spawn(world, peer, &place)?),
+            Peer::Haproxy | Peer::Nginx | Peer::Envoy | Peer::Lemonade | Peer::Sockmap => {
+                Some(spawn(world, peer, &place)?)
+            }
         };
         let mut instance = Self { peer, place, running };
         let first: First = prober.report()?;
         let at = first.at_ns.with_context(|| instance.why_silent())?;
+        if peer == Peer::Sockmap {
+            instance.await_relay()?;
+        }
         Ok((instance, at.saturating_sub(before) as f64 / 1e6))
+    }
+
+    /// Waits until the relay in the kernel has passed its self-tests; without it, the rows would be those of `copy`.
+    fn await_relay(&self) -> Result<()> {
+        let admin = Admin::of(&self.place);
+        for _ in 0..200 {
+            if admin.metric("relay_usable")?.is_some_and(|usable| usable > 0.0) {
+                return Ok(());
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        bail!("the relay in the kernel is off")
     }
 
     /// Returns its processes, for the load to read their processor time.

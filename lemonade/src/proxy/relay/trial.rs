@@ -19,6 +19,7 @@ use super::is_abort;
 use super::sockmap::{Carried, Relay};
 use crate::metrics::port::End;
 use crate::model::relay::{RelayCell, SelfTest};
+use crate::proxy::adapters::bpf::{Kernel, Sockmap, Unavailable};
 use crate::proxy::flow::Direction;
 use crate::proxy::socket::reset_on_close;
 pub use cases::Case;
@@ -26,8 +27,29 @@ pub use cases::Case;
 /// Time that one test may take; all of them run at once and together take much less on a host with time to spare.
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// Bytes of a relay buffer of canaries that have none of a configuration.
+const BUFFER: usize = 64 * 1024;
+
 /// Idle timeout of a canary, longer than any test.
 const IDLE: Duration = Duration::from_secs(60);
+
+/// Puts the relay into the kernel, runs its self-tests and takes it out again.
+///
+/// # Errors
+/// Why it cannot be put there, and what would change that.
+pub fn once() -> Result<Vec<SelfTest>, Unavailable> {
+    let failed = |error: io::Error| Unavailable { why: error.to_string(), cure: "try again".to_owned() };
+    let mut kernel = Kernel::load()?;
+    kernel.attach()?;
+    let relay = Arc::new(Relay::new(Sockmap::attach(&mut kernel)?, BUFFER).map_err(failed)?);
+    relay.want(true).map_err(failed)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
+    runtime.block_on(async {
+        let lookout = Arc::clone(&relay);
+        tokio::spawn(async move { lookout.run().await });
+        Ok(run(&relay).await)
+    })
+}
 
 /// Runs all self-tests at the same time; one result for each, in order.
 pub async fn run(relay: &Arc<Relay>) -> Vec<SelfTest> {

@@ -18,7 +18,7 @@ pub const SCALE_FRONTENDS: u16 = 1_000;
 pub const SCALE_POOL: u16 = 10;
 
 /// Writes the configuration of the comparison.
-pub(super) fn config(place: &Place, backends: &[u8]) -> String {
+pub(super) fn config(place: &Place, backends: &[u8], relay: &str) -> String {
     let mut text = head(place);
     let _ = write!(
         text,
@@ -26,6 +26,7 @@ pub(super) fn config(place: &Place, backends: &[u8]) -> String {
 [frontend.bench]
 listen = ["{listen}"]
 pool = "bench"
+relay = "{relay}"
 connect_timeout = "1s"
 idle_timeout = "10m"
 

@@ -35,12 +35,14 @@ pub enum Peer {
     Envoy,
     /// This project.
     Lemonade,
+    /// This project with relay `sockmap`.
+    Sockmap,
 }
 
 impl Peer {
     /// All, in the order of the table.
-    pub const ALL: [Self; 6] =
-        [Self::Direct, Self::Nft, Self::Haproxy, Self::Nginx, Self::Envoy, Self::Lemonade];
+    pub const ALL: [Self; 7] =
+        [Self::Direct, Self::Nft, Self::Haproxy, Self::Nginx, Self::Envoy, Self::Lemonade, Self::Sockmap];
 
     /// Name in tables and folders.
     pub fn name(self) -> &'static str {
@@ -51,6 +53,7 @@ impl Peer {
             Self::Nginx => "nginx",
             Self::Envoy => "envoy",
             Self::Lemonade => "lemonade",
+            Self::Sockmap => "lemonade-sockmap",
         }
     }
 
@@ -69,7 +72,7 @@ impl Peer {
         match self {
             Self::Haproxy => Some(Signal::USR2),
             Self::Nginx => Some(Signal::HUP),
-            Self::Direct | Self::Nft | Self::Envoy | Self::Lemonade => None,
+            Self::Direct | Self::Nft | Self::Envoy | Self::Lemonade | Self::Sockmap => None,
         }
     }
 
@@ -90,7 +93,8 @@ impl Peer {
             Self::Haproxy => haproxy::config(place, backends),
             Self::Nginx => nginx::config(place, backends),
             Self::Envoy => envoy::endpoints(backends)?,
-            Self::Lemonade => lemonade::config(place, backends),
+            Self::Lemonade => lemonade::config(place, backends, "copy"),
+            Self::Sockmap => lemonade::config(place, backends, "sockmap"),
         };
         write(&self.file(place), &text)
     }
@@ -103,7 +107,7 @@ impl Peer {
             Self::Haproxy => "haproxy.cfg",
             Self::Nginx => "nginx.conf",
             Self::Envoy => envoy::ENDPOINTS,
-            Self::Lemonade => lemonade::FILE,
+            Self::Lemonade | Self::Sockmap => lemonade::FILE,
         })
     }
 
@@ -120,7 +124,7 @@ impl Peer {
             Self::Envoy => {
                 vec!["-c", &bootstrap, "--concurrency", &workers, "--disable-hot-restart", "-l", "error"]
             }
-            Self::Lemonade => vec!["run", "--config", &file],
+            Self::Lemonade | Self::Sockmap => vec!["run", "--config", &file],
         };
         words.into_iter().map(str::to_owned).collect()
     }

@@ -3,6 +3,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::path::PathBuf;
 
 use lemonade_common::abi::{BackendSignals, RelayFlow};
 
@@ -53,6 +54,14 @@ impl Kernel {
     pub fn follow_log(&mut self) {
         match *self {}
     }
+}
+
+/// A build without kernel programs leaves nothing in the kernel.
+///
+/// # Errors
+/// Always: what another build left it does not know.
+pub fn cleanup() -> Result<Vec<PathBuf>, Unavailable> {
+    match Kernel::load()? {}
 }
 
 /// Nothing to redirect with.

@@ -22,12 +22,10 @@ impl OwnCgroup {
     /// # Errors
     /// There is no cgroup v2 here, or it may not be changed.
     pub(super) fn join() -> Result<Self, Unavailable> {
-        let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
-        let parent = current(&read("/proc/self/mountinfo"), &read("/proc/self/cgroup")).ok_or_else(|| {
-            let why = "cgroup v2 is not mounted where this process sees it".to_owned();
-            Unavailable { why, cure: "mount -t cgroup2 cgroup2 /sys/fs/cgroup/unified".to_owned() }
-        })?;
-        sweep(&parent);
+        let parent = own()?;
+        for left in sweep(&parent) {
+            tracing::info!(cgroup = %left.display(), "removed what a killed process left");
+        }
         let child = parent.join(format!("{TAG}{}", std::process::id()));
         match fs::create_dir(&child) {
             Ok(()) => {}
@@ -75,17 +73,36 @@ fn refused(cgroup: &Path, error: &io::Error) -> Unavailable {
     }
 }
 
+/// The cgroup that this process is in.
+fn own() -> Result<PathBuf, Unavailable> {
+    let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
+    current(&read("/proc/self/mountinfo"), &read("/proc/self/cgroup")).ok_or_else(|| {
+        let why = "cgroup v2 is not mounted where this process sees it".to_owned();
+        Unavailable { why, cure: "mount -t cgroup2 cgroup2 /sys/fs/cgroup/unified".to_owned() }
+    })
+}
+
+/// Removes the cgroups that killed processes left below the one that this process is in; tells which.
+///
+/// # Errors
+/// There is no cgroup v2 here.
+pub fn cleanup() -> Result<Vec<PathBuf>, Unavailable> {
+    Ok(sweep(&own()?))
+}
+
 /// Removes the cgroups of processes that are gone. The kernel removes none that still has a process in it.
-fn sweep(parent: &Path) {
-    let Ok(entries) = fs::read_dir(parent) else { return };
+fn sweep(parent: &Path) -> Vec<PathBuf> {
+    let mut removed = Vec::new();
+    let Ok(entries) = fs::read_dir(parent) else { return removed };
     for entry in entries.flatten() {
         let name = entry.file_name();
         let pid = name.to_str().and_then(|name| name.strip_prefix(TAG)).and_then(|id| id.parse::<u32>().ok());
         let Some(pid) = pid else { continue };
         if !Path::new("/proc").join(pid.to_string()).exists() && fs::remove_dir(entry.path()).is_ok() {
-            tracing::info!(cgroup = %entry.path().display(), "removed what a killed process left");
+            removed.push(entry.path());
         }
     }
+    removed
 }
 
 /// Folder of the cgroup v2 that the process is in, of the texts of `/proc/self/mountinfo` and `/proc/self/cgroup`.

@@ -20,7 +20,9 @@ mod sk_msg;
 mod sockmap;
 
 #[cfg(not(all(feature = "ebpf", target_os = "linux")))]
-pub use absent::{Kernel, Sockmap};
+pub use absent::{Kernel, Sockmap, cleanup};
+#[cfg(all(feature = "ebpf", target_os = "linux"))]
+pub use cgroup::cleanup;
 #[cfg(all(feature = "ebpf", target_os = "linux"))]
 pub use loader::{Kernel, Verified};
 pub use sk_msg::SkMsg;

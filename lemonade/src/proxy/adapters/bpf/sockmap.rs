@@ -44,9 +44,17 @@ impl Sockmap {
     /// # Errors
     /// What the kernel refuses, or that the maps were taken already.
     pub fn attach(kernel: &mut Kernel) -> Result<Self, Unavailable> {
+        Self::attach_program(kernel, "sockmap")
+    }
+
+    /// As [`Self::attach`], with another program of the object.
+    ///
+    /// # Errors
+    /// As [`Self::attach`].
+    pub fn attach_program(kernel: &mut Kernel, name: &str) -> Result<Self, Unavailable> {
         let ebpf = kernel.ebpf();
         let armed: SockHash<_, u64> = taken(ebpf.take_map("ARMED"))?;
-        let program = ebpf.program_mut("sockmap").ok_or_else(|| corrupt("no program sockmap"))?;
+        let program = ebpf.program_mut(name).ok_or_else(|| corrupt("the relay's program is missing"))?;
         let program = <&mut SkSkb>::try_from(program).map_err(|error| corrupt(&error.to_string()))?;
         program.load().map_err(|error| refused(&error))?;
         program.attach(armed.fd()).map_err(|error| refused(&error))?;
