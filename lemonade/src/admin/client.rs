@@ -40,10 +40,13 @@ impl ClientError {
     /// What a connect to `socket` that failed with `error` means.
     pub fn of(socket: &Path, error: &io::Error) -> Self {
         let path = socket.to_owned();
-        match error.kind() {
-            io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => Self::NotRunning(path),
-            io::ErrorKind::PermissionDenied => Self::Forbidden(path),
-            _ => Self::Other { path, cause: error.to_string() },
+        let kind = error.kind();
+        if matches!(kind, io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) {
+            Self::NotRunning(path)
+        } else if kind == io::ErrorKind::PermissionDenied {
+            Self::Forbidden(path)
+        } else {
+            Self::Other { path, cause: error.to_string() }
         }
     }
 }
