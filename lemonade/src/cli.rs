@@ -1,9 +1,11 @@
 //! The command line.
 
 mod ask;
+mod foresee;
 mod operate;
 mod show;
 mod steer;
+mod top;
 mod trace;
 
 use std::io::{self, Write};
@@ -222,6 +224,9 @@ fn man() -> io::Result<Vec<u8>> {
     clap_mangen::Man::new(command.clone()).render(&mut page)?;
     for sub in command.get_subcommands() {
         clap_mangen::Man::new(sub.clone()).render_options_section(&mut page)?;
+        for own in sub.get_subcommands() {
+            clap_mangen::Man::new(own.clone()).render_options_section(&mut page)?;
+        }
     }
     Ok(page)
 }

@@ -5,3 +5,4 @@ mod commands;
 #[cfg(target_os = "linux")]
 mod doctor;
 mod operate;
+mod top;

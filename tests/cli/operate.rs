@@ -6,7 +6,7 @@ use std::process::Output;
 
 use lemonade_tests::backend::Backend;
 use lemonade_tests::lemonade::{Lemonade, run};
-use lemonade_tests::load::calls;
+use lemonade_tests::load::{call, calls};
 use lemonade_tests::setup::Setup;
 use lemonade_tests::socket::{connect, refusing_address};
 use lemonade_tests::wait;
@@ -243,5 +243,105 @@ fn dump_writes_a_file_and_every_command_says_when_nobody_answers() {
         assert_eq!(output.status.code(), Some(1), "{arguments:?}");
         let text = String::from_utf8_lossy(&output.stderr);
         assert!(text.contains("is Lemonade running?"), "{arguments:?}: {text}");
+    }
+}
+
+#[test]
+fn explain_tells_the_next_pick_and_why_each_backend_is_in_or_out() {
+    let (_backends, lemonade) = two();
+    told(&lemonade, &["backend", "drain", "a"]);
+    let text = told(&lemonade, &["explain", "192.0.2.7", "web"]);
+    for words in ["goes to web/b", "round_robin", "out: drained, its weight is 0", "100%"] {
+        assert!(text.contains(words), "{words} is missing in\n{text}");
+    }
+    let picks = lemonade.metrics().picks("b");
+    told(&lemonade, &["explain", "192.0.2.7:5000"]);
+    assert_eq!(lemonade.metrics().picks("b"), picks, "asking picks nothing");
+    told(&lemonade, &["backend", "disable", "b"]);
+    let text = told(&lemonade, &["explain", "192.0.2.7"]);
+    assert!(text.contains("gets no backend now: it would be refused"), "{text}");
+    assert!(refused(&lemonade, 2, &["explain", "192.0.2.7", "db"]).contains("there are: web"));
+    assert!(refused(&lemonade, 2, &["explain", "nobody"]).contains("192.0.2.7:5000"));
+}
+
+/// What an edit of the file would do, before it is made, and then that it does so.
+#[test]
+fn plan_tells_what_an_edit_would_do_and_changes_nothing() {
+    let (backends, lemonade) = two();
+    let held = hold(&lemonade);
+    let on = told(&lemonade, &["why", &held.local_addr().expect("an address").to_string()]);
+    let (kept, gone) = if on.contains("web/a") { (1, "a") } else { (0, "b") };
+    let version = lemonade.status().config_version();
+    let edited = lemonade.folder().join("edited.toml");
+    let edit = Setup::single(&[backends[kept].address]).frontend(&["max_connections = 5"]);
+    let mut text = edit.text(lemonade.folder());
+    if kept == 1 {
+        text = text.replace("name = \"a\"", "name = \"b\"");
+    }
+    std::fs::write(&edited, &text).expect("writable");
+    let file = edited.to_str().expect("UTF-8");
+    let plan = told(&lemonade, &["plan", file]);
+    for words in [
+        &format!("backend {gone} removed"),
+        "max_connections 0 -> 5",
+        "50% -> 100%",
+        "0 go on, 1 would be drained",
+        &format!("1 of backend web/{gone}: reset after 60 s"),
+    ] {
+        assert!(plan.contains(words), "{words} is missing in\n{plan}");
+    }
+    assert_eq!(lemonade.status().config_version(), version, "a plan changes nothing");
+    let same = lemonade.config();
+    let nothing = told(&lemonade, &["plan", same.to_str().expect("UTF-8")]);
+    assert!(nothing.contains("nothing would change") && nothing.contains("1 go on"), "{nothing}");
+
+    std::fs::write(&edited, text.replace("pool = ", "pol = ")).expect("writable");
+    let why = refused(&lemonade, 2, &["plan", file]);
+    assert!(why.contains("edited.toml:") && why.contains("pol"), "{why}");
+    assert!(refused(&lemonade, 2, &["plan", "/nowhere.toml"]).contains("cannot read /nowhere.toml"));
+}
+
+/// A stranger looks for the slow one among backends that all answer.
+#[test]
+fn status_and_explain_show_which_backend_is_slow() {
+    let slow = Slow::start();
+    let quick = Backend::start("a");
+    let setup = Setup::single(&[quick.address, slow.0]).pool(&["strategy = \"fastest_response_time\""]);
+    let lemonade = Lemonade::start(&setup);
+    for _ in 0..10 {
+        // The slow one answers something else than was asked for.
+        let _ = call(lemonade.address("web"));
+    }
+    let text = told(&lemonade, &["explain", "192.0.2.7"]);
+    let cost = |name: &str| -> f64 {
+        let line =
+            text.lines().find(|line| line.trim_start().starts_with(&format!("{name} "))).expect("a row");
+        line.split_whitespace().nth(4).and_then(|cell| cell.parse().ok()).unwrap_or_else(|| panic!("{line}"))
+    };
+    assert!(cost("b") > 10.0 * cost("a"), "{text}");
+    let status = told(&lemonade, &["status", "--json"]);
+    let status: Value = serde_json::from_str(&status).expect("JSON");
+    let ms = |at: usize| status["pools"][0]["backends"][at]["first_byte_ms"].as_f64().expect("measured");
+    assert!(ms(1) > 90.0 && ms(1) > 10.0 * ms(0), "a {} ms, b {} ms", ms(0), ms(1));
+}
+
+/// A backend that answers each connection's first byte 100 ms late.
+struct Slow(SocketAddr);
+
+impl Slow {
+    fn start() -> Self {
+        let listener = lemonade_tests::socket::listener();
+        let address = listener.local_addr().expect("bound");
+        std::thread::spawn(move || {
+            while let Ok((mut stream, _)) = listener.accept() {
+                std::thread::spawn(move || {
+                    if stream.read(&mut [0; 64]).is_ok_and(|read| read > 0) {
+                        std::thread::sleep(std::time::Duration::from_millis(100));
+                        let _ = stream.write_all(b"late");
+                    }
+                });
+            }
+        });
+        Self(address)
     }
 }

@@ -5,6 +5,7 @@ pub mod connections;
 mod dashboard;
 mod dump;
 pub mod events;
+pub mod foresee;
 mod place;
 pub mod reads;
 pub mod report;

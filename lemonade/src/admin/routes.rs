@@ -14,7 +14,7 @@ use serde::Serialize;
 
 use super::dump::dump;
 use super::status::Status;
-use super::{AdminWiring, dashboard, reads, steer};
+use super::{AdminWiring, dashboard, foresee, reads, steer};
 use crate::metrics::adapters::prometheus;
 use crate::shutdown::Phase;
 
@@ -52,16 +52,19 @@ pub(super) fn router(wiring: Arc<AdminWiring>, door: Door) -> Router {
         .route("/api/v1/journal", get(reads::journal))
         .route("/api/v1/series", get(reads::series))
         .route("/api/v1/events", get(reads::events))
+        .route("/api/v1/explain", get(foresee::explain))
         .merge(dashboard::routes());
     let routes = match door {
         Door::Unix => reads
             .route("/api/v1/log-filter", put(steer::log_filter))
             .route("/api/v1/reload", post(steer::reload))
-            .route("/api/v1/backend", post(steer::backend)),
+            .route("/api/v1/backend", post(steer::backend))
+            .route("/api/v1/plan", post(foresee::plan).layer(DefaultBodyLimit::max(foresee::MAX_FILE))),
         Door::Tcp(_) => reads
             .route("/api/v1/log-filter", put(elsewhere))
             .route("/api/v1/reload", post(elsewhere))
-            .route("/api/v1/backend", post(elsewhere)),
+            .route("/api/v1/backend", post(elsewhere))
+            .route("/api/v1/plan", post(elsewhere)),
     };
     routes
         .fallback(async || {

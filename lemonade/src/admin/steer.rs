@@ -20,7 +20,7 @@ use crate::control::overrides::{Change, MAX_WEIGHT};
 pub const RELOAD_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A change of one backend.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct BackendChange {
     /// `pool/backend`, or a name that only one pool has.

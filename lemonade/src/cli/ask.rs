@@ -43,18 +43,21 @@ impl<E: Into<anyhow::Error>> From<E> for Trouble {
 }
 
 impl Trouble {
+    /// In words.
+    pub(super) fn words(&self) -> String {
+        match self {
+            Self::Failed(error) => format!("{error:#}"),
+            Self::BadInput(why) | Self::Stale(why) => why.clone(),
+        }
+    }
+
     /// Says it on stderr and gives its exit code.
     pub(super) fn tell(&self) -> ExitCode {
+        super::complain(&self.words());
         match self {
-            Self::Failed(error) => super::fail(error),
-            Self::BadInput(why) => {
-                super::complain(why);
-                ExitCode::from(BAD_INPUT)
-            }
-            Self::Stale(why) => {
-                super::complain(why);
-                ExitCode::from(STALE)
-            }
+            Self::Failed(_) => ExitCode::FAILURE,
+            Self::BadInput(_) => ExitCode::from(BAD_INPUT),
+            Self::Stale(_) => ExitCode::from(STALE),
         }
     }
 }
@@ -69,11 +72,11 @@ impl Instance {
 
     /// `GET path`.
     pub(super) fn get<T: DeserializeOwned>(&self, path: &str) -> Answer<T> {
-        read(&self.get_bytes(path)?)
+        read(&self.bytes_of(path)?)
     }
 
     /// `GET path`, as it comes.
-    pub(super) fn get_bytes(&self, path: &str) -> Answer<Vec<u8>> {
+    pub(super) fn bytes_of(&self, path: &str) -> Answer<Vec<u8>> {
         self.send("GET", path, Vec::new(), client::TIMEOUT)
     }
 

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand};
 
 use super::ask::{Answer, Instance};
-use super::{show, steer, trace};
+use super::{foresee, show, steer, top, trace};
 
 /// Commands for a running Lemonade.
 #[derive(Debug, Subcommand)]
@@ -21,6 +21,11 @@ pub(super) enum Operate {
         #[command(flatten)]
         instance: Instance,
     },
+    /// Watch frontends, backends and connections on one screen, with keys to steer
+    Top {
+        #[command(flatten)]
+        instance: Instance,
+    },
     /// List connections
     Connections(Connections),
     /// Say why a connection went where it went, got no backend, or ended
@@ -28,6 +33,31 @@ pub(super) enum Operate {
         /// Its number, CLIENT:PORT, CLIENT:PORT->ADDRESS:PORT, or CLIENT for its newest connection
         #[arg(value_name = "CONNECTION")]
         connection: String,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        instance: Instance,
+    },
+    /// Say which backend the next connection of a client would get, and why; changes nothing
+    Explain {
+        /// Client address, with or without its port
+        #[arg(value_name = "CLIENT")]
+        client: String,
+        /// Frontend; without it, each of them
+        #[arg(value_name = "FRONTEND")]
+        frontend: Option<String>,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        instance: Instance,
+    },
+    /// Say what a configuration would change in the running Lemonade; changes nothing
+    Plan {
+        /// Configuration file
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
         /// Print JSON
         #[arg(long)]
         json: bool,
@@ -185,8 +215,13 @@ impl Operate {
     pub(super) fn run(self) -> Answer {
         match self {
             Self::Status { json, watch, instance } => show::status(&instance, json, watch),
+            Self::Top { instance } => top::top(&instance),
             Self::Connections(asked) => show::connections(&asked),
             Self::Why { connection, json, instance } => show::why(&connection, json, &instance),
+            Self::Explain { client, frontend, json, instance } => {
+                foresee::explain(client, frontend, json, &instance)
+            }
+            Self::Plan { file, json, instance } => foresee::plan(&file, json, &instance),
             Self::Trace(asked) => trace::trace(&asked),
             Self::History(asked) => show::history(&asked),
             Self::Backend(change) => steer::backend(change),

@@ -29,7 +29,7 @@ pub(super) fn status(instance: &Instance, json: bool, watch: bool) -> Answer {
     const PATH: &str = "/api/v1/status";
     let terminal = io::stdout().is_terminal();
     if json {
-        return Ok(print(&instance.get_bytes(PATH)?)?);
+        return Ok(print(&instance.bytes_of(PATH)?)?);
     }
     loop {
         let mut text = report::report(&instance.get::<Status>(PATH)?, terminal);
@@ -205,7 +205,7 @@ fn moment(text: &str, now: SystemTime) -> Result<String, String> {
 }
 
 pub(super) fn dump(output: Option<PathBuf>, instance: &Instance) -> Answer {
-    let bytes = instance.get_bytes("/api/v1/dump")?;
+    let bytes = instance.bytes_of("/api/v1/dump")?;
     match output {
         None => Ok(print(&bytes)?),
         Some(file) => {

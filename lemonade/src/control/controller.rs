@@ -332,7 +332,8 @@ fn removed(previous: &DispatchTable, next: &DispatchTable) -> (BTreeSet<Name>, B
     )
 }
 
-fn diff(previous: &DispatchTable, next: &DispatchTable) -> Vec<String> {
+/// What changes from `previous` to `next`, a sentence each; a long list is told by its beginning and its length.
+pub fn diff(previous: &DispatchTable, next: &DispatchTable) -> Vec<String> {
     let changes = plan(previous, next);
     let mut news = changes.iter().filter(|change| change.is_news());
     let mut lines: Vec<String> = news.by_ref().take(DIFF_LINES).map(ToString::to_string).collect();

@@ -2,10 +2,12 @@
 
 pub mod compile;
 pub mod controller;
+pub mod explain;
 pub mod journal;
 pub mod order;
 pub mod overrides;
 pub mod plan;
+pub mod preview;
 #[cfg(target_os = "linux")]
 pub mod relays;
 pub mod resolve;

@@ -61,6 +61,25 @@ impl BackendCell {
         taken.is_ok()
     }
 
+    /// A cell of its own with what a pick goes by, as it is now.
+    #[must_use]
+    pub fn copy(&self) -> Self {
+        let word = |own: &AtomicU64| AtomicU64::new(own.load(Ordering::Relaxed));
+        let half = |own: &AtomicU32| AtomicU32::new(own.load(Ordering::Relaxed));
+        Self {
+            live: half(&self.live),
+            connecting: half(&self.connecting),
+            connect: self.connect.copy(),
+            first_byte: self.first_byte.copy(),
+            failure_ratio: self.failure_ratio.copy(),
+            tried_at: word(&self.tried_at),
+            streak: half(&self.streak),
+            retry_at: word(&self.retry_at),
+            closed: AtomicBool::new(self.closed.load(Ordering::Relaxed)),
+            ..Self::default()
+        }
+    }
+
     /// Gives a slot back.
     pub fn release(&self) {
         self.live.fetch_sub(1, Ordering::AcqRel);

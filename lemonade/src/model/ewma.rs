@@ -28,6 +28,12 @@ pub const TAU: Duration = Duration::from_secs(10);
 pub const NEWEST: f32 = 0.2;
 
 impl PeakEwma {
+    /// One of its own with the same average.
+    #[must_use]
+    pub fn copy(&self) -> Self {
+        Self { sampled: self.sampled.copy() }
+    }
+
     /// Takes in one sample.
     pub fn observe(&self, sample: Duration, now: Moment) {
         let sample = (sample.as_micros() as f32).clamp(1.0, 1e12);
@@ -59,6 +65,12 @@ impl PeakEwma {
 }
 
 impl FailureRatio {
+    /// One of its own with the same share.
+    #[must_use]
+    pub fn copy(&self) -> Self {
+        Self { sampled: self.sampled.copy() }
+    }
+
     /// Takes in the outcome of one connect.
     pub fn observe(&self, failed: bool, now: Moment) {
         if !failed && self.sampled.load().is_none() {
@@ -86,6 +98,10 @@ struct Sampled {
 }
 
 impl Sampled {
+    fn copy(&self) -> Self {
+        Self { packed: AtomicU64::new(self.packed.load(Ordering::Relaxed)) }
+    }
+
     fn load(&self) -> Option<(f32, u32)> {
         unpack(self.packed.load(Ordering::Relaxed))
     }

@@ -58,14 +58,15 @@ fn lock(last: &Mutex<Last>) -> MutexGuard<'_, Last> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use lemonade_common::Reason;
 
     use super::*;
     use crate::metrics::fixture::name;
     use crate::model::Moment;
 
-    fn ended(id: u64, end: End) -> Connection {
+    /// A connection that ended.
+    pub(in crate::proxy) fn ended_with(id: u64, end: End) -> Connection {
         let address = "192.0.2.1:1".parse().unwrap();
         Connection {
             id,
@@ -84,17 +85,22 @@ mod tests {
         }
     }
 
+    /// A connection that ended well.
+    pub(in crate::proxy) fn ended(id: u64) -> Connection {
+        ended_with(id, End::Closed)
+    }
+
     #[test]
     fn the_oldest_makes_room_and_good_ones_never_push_a_refused_one_out() {
         let recent = Recent::share_of(1_024);
-        recent.keep(ended(1, End::Refused(Reason::NoBackendUp)));
+        recent.keep(ended_with(1, End::Refused(Reason::NoBackendUp)));
         for id in 2..100 {
-            recent.keep(ended(id, End::Closed));
+            recent.keep(ended_with(id, End::Closed));
         }
         let ids: Vec<u64> = recent.all().iter().map(|connection| connection.id).collect();
         assert_eq!(ids, [92, 93, 94, 95, 96, 97, 98, 99, 1]);
         for id in 100..103 {
-            recent.keep(ended(id, End::Refused(Reason::QueueFull)));
+            recent.keep(ended_with(id, End::Refused(Reason::QueueFull)));
         }
         assert_eq!(recent.all().len(), 10, "each kind has its room");
     }

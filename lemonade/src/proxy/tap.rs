@@ -100,3 +100,37 @@ impl Drop for Tapped {
         self.readers.fetch_sub(1, Ordering::Relaxed);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::proxy::recent::tests::ended;
+
+    fn tap() -> Tap {
+        Tap::new(broadcast::channel(4).0)
+    }
+
+    #[test]
+    fn without_a_reader_nothing_is_made_and_nothing_is_kept() {
+        let tap = tap();
+        tap.tell(EventKind::End, || panic!("made for nobody"));
+        drop(tap.read());
+        tap.tell(EventKind::End, || panic!("the reader has left"));
+        assert_eq!(tap.readers(), 0);
+    }
+
+    #[test]
+    fn a_slow_reader_loses_the_oldest_is_told_how_many_and_holds_nobody_up() {
+        let tap = tap();
+        let mut slow = tap.read();
+        for id in 0..10 {
+            tap.tell(EventKind::End, || ended(id));
+        }
+        assert!(matches!(slow.look(), Found::Lost(6)));
+        for id in 6..10 {
+            let Found::Event(event) = slow.look() else { panic!("event {id}") };
+            assert_eq!(event.connection.id, id);
+        }
+        assert!(matches!(slow.look(), Found::Nothing));
+    }
+}
