@@ -18,7 +18,7 @@ use super::admit::{Queued, Slot, Undecided};
 use super::budget;
 use super::flow::{Flow, Routed};
 use super::shared::Shared;
-use super::socket::{ConnectFault, connect_fault, connector};
+use super::socket::{ConnectFault, acknowledge_with_data, connect, connect_fault, connector, has_bytes};
 use crate::control::table::{FrontendEntry, PoolEntry};
 use crate::health::port::SignalKind;
 use crate::model::Moment;
@@ -110,10 +110,11 @@ pub(super) async fn establish(
     flow: &Flow,
     spent: &mut Spent,
 ) -> Result<(Established, Routed), Reason> {
-    let dial = Dial { shared, entry, key: FlowKey::tcp(flow.client, flow.local), port: flow.local.port() };
+    let key = FlowKey::tcp(flow.client, flow.local);
+    let dial = Dial { shared, entry, client, key, port: flow.local.port() };
     let tried = &mut Tried { backends: vec![spent.avoid], picks: 0 };
     let settings = &entry.frontend;
-    let first = dial.pick_or_wait(client, tried, &mut spent.queued).await?;
+    let first = dial.pick_or_wait(tried, &mut spent.queued).await?;
     dial.deposit();
     let mut racing = [Some(dial.start(first, tried)), None];
     spent.attempts += 1;
@@ -179,7 +180,7 @@ pub(super) async fn establish(
         if !another_left(&entry.pool, &tried.backends) || !spent.may_retry(&entry.pool, shared.clock.now()) {
             return Err(reason);
         }
-        let next = dial.pick_or_wait(client, tried, &mut spent.queued).await.map_err(|_| reason)?;
+        let next = dial.pick_or_wait(tried, &mut spent.queued).await.map_err(|_| reason)?;
         let next = dial.start(next, tried);
         if let (Some(hedge), Some(after)) = (&mut hedge, settings.hedge_after) {
             *hedge = next.started.plus(after);
@@ -211,6 +212,7 @@ enum Pick {
 struct Dial<'a> {
     shared: &'a Shared,
     entry: &'a Arc<FrontendEntry>,
+    client: &'a TcpStream,
     key: FlowKey,
     port: u16,
 }
@@ -257,7 +259,6 @@ impl<'a> Dial<'a> {
     /// Picks a backend, waiting in the pool's queue when all are full.
     async fn pick_or_wait(
         &self,
-        client: &TcpStream,
         tried: &mut Tried,
         queued: &mut Moment,
     ) -> Result<(Slot, Basis), Reason> {
@@ -287,7 +288,7 @@ impl<'a> Dial<'a> {
                         return Err(Reason::QueueTimeout);
                     }
                 }
-                _ = client.ready(Interest::ERROR) => return Err(Reason::ClientGone),
+                _ = self.client.ready(Interest::ERROR) => return Err(Reason::ClientGone),
             }
             if self.outdated() {
                 return Err(Reason::BackendsFull);
@@ -318,7 +319,13 @@ impl<'a> Dial<'a> {
         let source = self.pool().pool.source.filter(|source| source.is_ipv4() == address.is_ipv4());
         let connector = connector(address, source);
         let stream: Pin<Box<dyn Future<Output = _> + Send>> = match connector {
-            Ok(socket) => Box::pin(socket.connect(address)),
+            Ok(socket) => {
+                // One segment less for the backend. Without bytes to send, one that speaks first would wait for it.
+                if has_bytes(self.client) {
+                    acknowledge_with_data(&socket);
+                }
+                Box::pin(connect(socket, address))
+            }
             Err(error) => Box::pin(std::future::ready(Err(error))),
         };
         let started = self.shared.clock.now();
