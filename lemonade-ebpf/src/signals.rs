@@ -15,7 +15,8 @@ use aya_ebpf::helpers::{bpf_get_socket_cookie, bpf_getsockopt, bpf_ktime_get_ns}
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::LruHashMap;
 use aya_ebpf::programs::SockOpsContext;
-use lemonade_common::abi::{BackendSignals, Endpoint, OWN_RESET};
+use aya_log_ebpf::debug;
+use lemonade_common::abi::{BackendSignals, Endpoint, OWN_RESET, PROBE};
 
 /// What was counted, by backend.
 #[map]
@@ -30,6 +31,9 @@ const INET: u32 = 2;
 
 /// `SOL_SOCKET` and `SO_RCVLOWAT`.
 const RECEIVE_LOW_WATER: (i32, i32) = (1, 18);
+
+/// `SOL_TCP` and `TCP_SYNCNT`.
+const SYN_COUNT: (i32, i32) = (6, 7);
 
 /// Nanoseconds after which the kernel sends a SYN again for the first time (`TCP_TIMEOUT_INIT`).
 const FIRST_TIMEOUT: u64 = 1_000_000_000;
@@ -75,6 +79,8 @@ pub fn retransmitted(ctx: &SockOpsContext) {
         let (cookie, now) = unsafe { (bpf_get_socket_cookie(ctx.ops.cast()), bpf_ktime_get_ns()) };
         // Refused when there is one: only the first tells when the connect began. Full, it drops the oldest.
         let _ = LATE.insert(&cookie, &now.saturating_sub(FIRST_TIMEOUT), u64::from(BPF_NOEXIST));
+        let [_, _, high, low] = ctx.remote_port().to_ne_bytes();
+        debug!(ctx, "a SYN to port {} of a backend was sent again", u16::from_be_bytes([high, low]));
     }
     let Some(signals) = backend(ctx) else { return };
     // SAFETY: as in `established`.
@@ -91,10 +97,17 @@ pub fn changed(ctx: &SockOpsContext) {
     // SAFETY: as in `established`.
     unsafe { add(&raw mut (*signals).closes, 1) };
     // A close in good order passes FIN_WAIT1 or CLOSE_WAIT. What is left is tcp_reset() and tcp_write_err(), which
-    // are the peer's or the network's doing, and tcp_close() with SO_LINGER 0, which is ours and marked.
-    if to == BPF_TCP_CLOSE && !own_reset(ctx) {
-        // SAFETY: as in `established`.
-        unsafe { add(&raw mut (*signals).resets, 1) };
+    // are the peer's or the network's doing, and tcp_close() with SO_LINGER 0 or bytes unread, which is ours and marked.
+    if to == BPF_TCP_CLOSE && !is(ctx, RECEIVE_LOW_WATER, OWN_RESET) && !is(ctx, SYN_COUNT, PROBE) {
+        // SAFETY: as in `established`, and two words of the context.
+        unsafe {
+            add(&raw mut (*signals).resets, 1);
+            let sent = read_volatile(&raw const (*ctx.ops).data_segs_out);
+            let received = read_volatile(&raw const (*ctx.ops).data_segs_in);
+            if sent | received == 0 {
+                add(&raw mut (*signals).early_resets, 1);
+            }
+        }
     }
     smooth(ctx, signals);
 }
@@ -121,15 +134,15 @@ fn ask(ctx: &SockOpsContext, flags: u32) {
     let _ = ctx.set_cb_flags(flags as i32);
 }
 
-fn own_reset(ctx: &SockOpsContext) -> bool {
-    let (level, option) = RECEIVE_LOW_WATER;
+/// Whether an option of the socket, which is one int, has this value.
+fn is(ctx: &SockOpsContext, (level, option): (i32, i32), wanted: i32) -> bool {
     let mut value: i32 = 0;
     let length = size_of::<i32>() as i32;
     // SAFETY: the option is one int, and `value` has room for it.
     let failed = unsafe {
         bpf_getsockopt(ctx.ops.cast::<c_void>(), level, option, (&raw mut value).cast::<c_void>(), length)
     };
-    failed == 0 && value == OWN_RESET
+    failed == 0 && value == wanted
 }
 
 /// Entry of the socket's peer, made if there is none.

@@ -257,11 +257,7 @@ impl<'a> Dial<'a> {
     }
 
     /// Picks a backend, waiting in the pool's queue when all are full.
-    async fn pick_or_wait(
-        &self,
-        tried: &mut Tried,
-        queued: &mut Moment,
-    ) -> Result<(Slot, Basis), Reason> {
+    async fn pick_or_wait(&self, tried: &mut Tried, queued: &mut Moment) -> Result<(Slot, Basis), Reason> {
         let pool = self.pool();
         // Who comes while others wait waits behind them, even if a slot has just come free.
         if pool.cell.waiting.is_empty() {

@@ -140,7 +140,7 @@ pub fn acknowledge_with_data(_connector: &Socket) {}
 /// Whether bytes wait to be read.
 #[cfg(target_os = "linux")]
 pub fn has_bytes(socket: &impl AsFd) -> bool {
-    queued(socket, libc::FIONREAD) > 0
+    unread(socket).is_ok_and(|bytes| bytes > 0)
 }
 
 /// Whether bytes wait to be read; not told here.
@@ -285,17 +285,11 @@ pub fn reset_on_close(socket: &impl AsFd) {
 /// Bytes that `socket` has sent and its peer has not acknowledged.
 #[cfg(target_os = "linux")]
 pub fn unacknowledged(socket: &impl AsFd) -> usize {
-    queued(socket, libc::TIOCOUTQ)
-}
-
-/// Bytes in a queue of `socket`, which `request` names.
-#[cfg(target_os = "linux")]
-fn queued(socket: &impl AsFd, request: libc::Ioctl) -> usize {
     use std::os::fd::AsRawFd;
 
     let mut bytes: libc::c_int = 0;
-    // SAFETY: TIOCOUTQ (SIOCOUTQ) and FIONREAD (SIOCINQ) write one int through the pointer, which is valid for the call.
-    let result = unsafe { libc::ioctl(socket.as_fd().as_raw_fd(), request, &raw mut bytes) };
+    // SAFETY: TIOCOUTQ (SIOCOUTQ) writes one int through the pointer, which is valid for the call.
+    let result = unsafe { libc::ioctl(socket.as_fd().as_raw_fd(), libc::TIOCOUTQ, &raw mut bytes) };
     if result == 0 { usize::try_from(bytes).unwrap_or(0) } else { 0 }
 }
 
@@ -361,6 +355,33 @@ pub fn unread(socket: &impl AsFd) -> io::Result<u64> {
 #[cfg(target_os = "linux")]
 pub fn look_again(socket: &impl AsFd) -> io::Result<()> {
     set_int(socket, libc::SOL_SOCKET, libc::SO_RCVLOWAT, 1)
+}
+
+/// Smoothed round-trip time of a connection in microseconds, and the segments that it has sent again.
+#[cfg(target_os = "linux")]
+pub fn tcp_info(socket: &impl AsFd) -> Option<(u32, u32)> {
+    use std::os::fd::AsRawFd;
+
+    // SAFETY: all of it are plain integers, for which zero is a value.
+    let mut told = unsafe { std::mem::zeroed::<libc::tcp_info>() };
+    let mut length = size_of_val(&told) as libc::socklen_t;
+    // SAFETY: the kernel writes at most `length` bytes into `told`, which is valid for the call.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_fd().as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_INFO,
+            (&raw mut told).cast(),
+            &raw mut length,
+        )
+    };
+    (result == 0).then_some((told.tcpi_rtt, told.tcpi_total_retrans))
+}
+
+/// Round-trip time of a connection; not told here.
+#[cfg(not(target_os = "linux"))]
+pub fn tcp_info(_socket: &impl AsFd) -> Option<(u32, u32)> {
+    None
 }
 
 /// What an error of a connect says of the backend.
