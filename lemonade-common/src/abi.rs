@@ -23,7 +23,7 @@ pub struct Endpoint {
 
 /// What the kernel counted of the connections to one [`Endpoint`]: value of the map `BACKENDS`.
 ///
-/// All connections that the process made count, those of health probes too.
+/// All connections that the process made count, those of health probes too, but for their resets (see [`PROBE`]).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct BackendSignals {
@@ -37,6 +37,8 @@ pub struct BackendSignals {
     pub closes: u64,
     /// Of `closes`, those that went straight to CLOSE without this process asking: the peer's RST, or a timeout.
     pub resets: u64,
+    /// Of `resets`, those before a segment with bytes went either way: no client can provoke them by what it sends.
+    pub early_resets: u64,
     /// Microseconds of the newest handshake.
     pub connect_us_last: u32,
     /// Smoothed round-trip time in microseconds, of the newest connection that was established or ended.
@@ -85,13 +87,19 @@ pub struct RelayFlow {
 }
 
 const _: () = assert!(size_of::<RelayFlow>() == 72);
-const _: () = assert!(size_of::<Endpoint>() == 20 && size_of::<BackendSignals>() == 48);
+const _: () = assert!(size_of::<Endpoint>() == 20 && size_of::<BackendSignals>() == 56);
 
 /// Value of SO_RCVLOWAT that the process sets on a socket which it is about to reset itself.
 ///
 /// The kernel shows a program no other difference between a reset of this side and one of the peer. It is far from the
 /// default (1) and low enough that no buffer caps it.
 pub const OWN_RESET: i32 = 1979;
+
+/// Value of TCP_SYNCNT that a health probe sets on its socket: what becomes of it, a reset tells of the probe's end.
+///
+/// A probe often closes with bytes unread, which resets. The value is no default, and a probe ends long before so many
+/// SYNs are sent.
+pub const PROBE: i32 = 97;
 
 impl Endpoint {
     /// The bytes as they stand in the map.
@@ -125,8 +133,9 @@ impl BackendSignals {
             retransmits: long(16),
             closes: long(24),
             resets: long(32),
-            connect_us_last: short(40),
-            srtt_us: short(44),
+            early_resets: long(40),
+            connect_us_last: short(48),
+            srtt_us: short(52),
         }
     }
 }

@@ -84,7 +84,7 @@ pub struct Bound {
     #[cfg(target_os = "linux")]
     process: Arc<ProcessCell>,
     // Held to the end, since dropping it takes what is in the kernel away.
-    kernel: Option<Kernel>,
+    kernel: Option<signals::Reader>,
     // Held to the end: it keeps a second instance out of the folder.
     _state_dir: StateDir,
 }
@@ -144,8 +144,9 @@ pub async fn build(settings: Settings) -> anyhow::Result<Bound> {
         clock,
         process: Arc::clone(&process),
         recorder: Arc::new(access.clone()),
-        signals: signal_sender,
+        signals: signal_sender.clone(),
         tap: tap.clone(),
+        told: kernel.is_some(),
     })
     .context("cannot start the workers")?;
     let plane = Arc::new(plane);
@@ -220,7 +221,7 @@ pub async fn build(settings: Settings) -> anyhow::Result<Bound> {
         phase,
         #[cfg(target_os = "linux")]
         process,
-        kernel,
+        kernel: kernel.map(|kernel| signals::Reader { kernel, health: signal_sender, clock }),
         _state_dir: state_dir,
     })
 }

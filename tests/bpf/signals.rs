@@ -87,12 +87,84 @@ fn resets_of_the_backend_count_and_those_of_the_proxy_do_not() {
     });
     let status = lemonade.status();
     let tcp = &status.backend("web", "a")["tcp"];
-    assert_eq!(tcp["resets"], 1, "{tcp}");
+    assert_eq!((&tcp["resets"], &tcp["early_resets"]), (&1.into(), &0.into()), "{tcp}");
+    assert_eq!(tcp["source"], "kernel");
     assert!(tcp["srtt_us"].as_u64() > Some(0) && tcp["connect_us"].as_u64() > Some(0), "{tcp}");
     let kernel_connect = tcp["connect_us"].as_u64().expect("a number");
     assert!(kernel_connect < 1_000_000, "a handshake over loopback took {kernel_connect} us");
     lemonade.signal(Signal::INT);
     lemonade.wait(END);
+}
+
+/// A backend that does as `serve` says with each connection.
+fn backend_that(serve: impl Fn(TcpStream) + Send + 'static) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let address = listener.local_addr().expect("a bound socket");
+    std::thread::spawn(move || listener.incoming().flatten().for_each(serve));
+    address
+}
+
+#[test]
+fn a_reset_before_any_byte_is_an_early_one() {
+    let resetting = backend_that(|stream| {
+        SockRef::from(&stream).set_linger(Some(Duration::ZERO)).expect("a live socket");
+    });
+    let lemonade = Lemonade::start(&Setup::single(&[resetting]));
+    assert!(connect(lemonade.address("web")).read(&mut [0; 1]).is_err(), "a reset stays a reset");
+    wait::until("the kernel counted it", wait::SOON, || {
+        lemonade.status().backend("web", "a")["tcp"]["early_resets"] == 1
+    });
+    assert_eq!(lemonade.status().backend("web", "a")["tcp"]["resets"], 1);
+}
+
+#[test]
+fn what_a_probe_leaves_unread_is_no_reset_of_the_backend() {
+    let endless = backend_that(|mut stream| {
+        let head = b"HTTP/1.1 200 OK\r\nContent-Length: 1000000000\r\n\r\n";
+        let _ = stream.write_all(head);
+        while stream.write_all(&[b'x'; 65_536]).is_ok() {}
+    });
+    let probes =
+        ["kind = \"http\"", "interval = \"100ms\"", "fast_interval = \"100ms\"", "timeout = \"50ms\""];
+    let lemonade = Lemonade::start(&Setup::single(&[endless]).health(&probes));
+    wait::until("probes ended", wait::SOON, || {
+        lemonade.status().backend("web", "a")["tcp"]["closes"].as_u64() > Some(2)
+    });
+    let status = lemonade.status();
+    let tcp = &status.backend("web", "a")["tcp"];
+    assert_eq!(tcp["resets"], 0, "{tcp}");
+}
+
+#[test]
+fn the_time_of_a_handshake_counts_a_lost_syn_which_is_logged() {
+    // The queue holds one connection; SYNs are dropped while it is there.
+    let listener =
+        socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).expect("a socket");
+    listener.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).expect("a free port");
+    listener.listen(0).expect("a bound socket");
+    let listener: TcpListener = listener.into();
+    let address = listener.local_addr().expect("a bound socket");
+    let _first = TcpStream::connect(address).expect("room for one");
+    let mut setup = Setup::single(&[address]).frontend(&["connect_timeout = \"10s\""]);
+    setup.log = vec!["level = \"debug\"".to_owned()];
+    let lemonade = Lemonade::start(&setup);
+    let mut client = connect(lemonade.address("web"));
+    wait::until("the SYN is sent again", wait::SOON, || lemonade.output().contains("was sent again"));
+    std::thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            std::thread::spawn(move || serve(stream));
+        }
+    });
+    exchange(&mut client);
+    wait::until("the kernel timed it", wait::SOON, || {
+        lemonade.status().backend("web", "a")["tcp"]["connect_us"].as_u64() > Some(0)
+    });
+    let status = lemonade.status();
+    let tcp = &status.backend("web", "a")["tcp"];
+    assert!(tcp["connect_us"].as_u64() >= Some(1_000_000), "the first second is missing: {tcp}");
+    assert!(tcp["retransmits"].as_u64() >= Some(1), "{tcp}");
+    let line = format!("a SYN to port {} of a backend was sent again", address.port());
+    assert!(lemonade.output().contains(&line), "{}", lemonade.output());
 }
 
 #[test]
@@ -145,7 +217,12 @@ fn an_ordinary_user_is_served_in_userspace_and_told_why() {
         command.process_group(0);
     });
     exchange(&mut connect(lemonade.address("web")));
+    wait::until("TCP_INFO told of the backend", wait::SOON, || {
+        lemonade.status().backend("web", "a")["tcp"]["source"] == "tcp_info"
+    });
     let status = lemonade.status();
+    let tcp = &status.backend("web", "a")["tcp"];
+    assert!(tcp["srtt_us"].as_u64() > Some(0) && tcp["closes"].is_null(), "{tcp}");
     let words = status.0["kernel"].as_str().unwrap_or_default();
     assert!(words.starts_with("nothing: ") && words.contains("CAP_BPF"), "{words}");
     let lines = lemonade.output().lines().filter(|line| line.contains("serving in userspace")).count();

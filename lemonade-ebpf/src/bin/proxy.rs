@@ -14,19 +14,18 @@ use lemonade_ebpf::{maps, signals, sockmap};
 /// Sees the life of the sockets of Lemonade's own cgroup.
 #[sock_ops]
 fn sock_ops(ctx: SockOpsContext) -> u32 {
-    if maps::fit() {
-        match ctx.op() {
-            BPF_SOCK_OPS_TCP_CONNECT_CB => signals::connecting(&ctx),
-            BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB => {
-                sockmap::established(&ctx);
-                signals::established(&ctx);
-            }
-            BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB => sockmap::established(&ctx),
-            BPF_SOCK_OPS_RTT_CB => sockmap::acknowledged(&ctx),
-            BPF_SOCK_OPS_RETRANS_CB => signals::retransmitted(&ctx),
-            BPF_SOCK_OPS_STATE_CB => signals::changed(&ctx),
-            _ => {}
+    // Most calls ask for settings, which are the kernel's to choose; they end here.
+    match ctx.op() {
+        BPF_SOCK_OPS_TCP_CONNECT_CB if maps::fit() => signals::connecting(&ctx),
+        BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB if maps::fit() => {
+            sockmap::established(&ctx);
+            signals::established(&ctx);
         }
+        BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB if maps::fit() => sockmap::established(&ctx),
+        BPF_SOCK_OPS_RTT_CB if maps::fit() => sockmap::acknowledged(&ctx),
+        BPF_SOCK_OPS_RETRANS_CB if maps::fit() => signals::retransmitted(&ctx),
+        BPF_SOCK_OPS_STATE_CB if maps::fit() => signals::changed(&ctx),
+        _ => {}
     }
     1
 }

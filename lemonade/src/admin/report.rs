@@ -110,9 +110,10 @@ fn pool_line(pool: &PoolStatus, out: &mut String) -> std::fmt::Result {
     writeln!(out)
 }
 
-const TCP: [Column; 7] = [
+const TCP: [Column; 8] = [
     Column::text("  TCP"),
     Column::text("ADDRESS"),
+    Column::text("TOLD BY"),
     Column::number("RTT"),
     Column::number("HANDSHAKE"),
     Column::number("SENT AGAIN"),
@@ -120,18 +121,20 @@ const TCP: [Column; 7] = [
     Column::number("RESET"),
 ];
 
-/// What the kernel tells of a backend, if it does.
+/// What TCP tells of a backend, if it does.
 fn tcp_row(own: &BackendStatus) -> Option<Row> {
     let tcp = own.tcp?;
     let millis = |micros: u32| format!("{:.2}ms", f64::from(micros) / 1e3);
+    let nothing = || "-".to_owned();
     let cells = vec![
         format!("  {}", own.name),
         own.address.clone(),
+        tcp.source.as_str().to_owned(),
         millis(tcp.srtt_us),
-        millis(tcp.connect_us),
+        tcp.counts.map_or_else(nothing, |counts| millis(counts.connect_us)),
         count(tcp.retransmits),
-        count(tcp.closes),
-        count(tcp.resets),
+        tcp.counts.map_or_else(nothing, |counts| count(counts.closes)),
+        tcp.counts.map_or_else(nothing, |counts| count(counts.resets)),
     ];
     Some(Row { cells, bad: false, note: None })
 }

@@ -19,9 +19,9 @@ use crate::metrics::snapshot::{
     RelaySnapshot,
 };
 use crate::model::Name;
-use crate::model::cell::TcpCounters;
 use crate::model::config::{HealthKind, Protocol, RelayChoice, Status as Up};
 use crate::model::relay::{KernelRelay, RelayCounters};
+use crate::model::tcp::TcpCounters;
 use crate::shutdown::Phase;
 
 /// Outcomes told of each backend; the dump has all.

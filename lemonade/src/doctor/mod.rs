@@ -56,24 +56,29 @@ fn type_line((name, support): (&'static str, Result<bool, Unavailable>)) -> Line
     }
 }
 
-/// What the verifier said; without privileges it was not asked.
-fn program_lines(verified: Result<Vec<(String, u32)>, Unavailable>, may_load: bool) -> Vec<Line> {
+/// What the verifier said of each program; without privileges it was not asked.
+fn program_lines(
+    verified: Result<Vec<(String, Result<u32, Unavailable>)>, Unavailable>,
+    may_load: bool,
+) -> Vec<Line> {
+    let refused = |name: &str, Unavailable { why, cure }: &Unavailable| {
+        if probe::built().is_ok() && may_load {
+            let cure = "see what fails above; if nothing does, this is a bug: report it with `lemonade doctor --json`";
+            Line::fail(name, why.clone(), cure)
+        } else {
+            Line::not_possible(name, why.clone(), cure.clone())
+        }
+    };
     match verified {
         Ok(programs) => programs
             .iter()
-            .map(|(name, count)| {
-                let detail = match count {
-                    0 => "passes the verifier; this kernel does not count instructions".to_owned(),
-                    count => format!("passes the verifier, {count} instructions"),
-                };
-                Line::pass(name, detail)
+            .map(|(name, verdict)| match verdict {
+                Ok(0) => Line::pass(name, "passes the verifier; this kernel does not count instructions"),
+                Ok(count) => Line::pass(name, format!("passes the verifier, {count} instructions")),
+                Err(error) => refused(name, error),
             })
             .collect(),
-        Err(Unavailable { why, .. }) if probe::built().is_ok() && may_load => {
-            let cure = "see what fails above; if nothing does, this is a bug: report it with `lemonade doctor --json`";
-            vec![Line::fail("embedded programs", why, cure)]
-        }
-        Err(Unavailable { why, cure }) => vec![Line::not_possible("embedded programs", why, cure)],
+        Err(error) => vec![refused("embedded programs", &error)],
     }
 }
 
@@ -248,12 +253,14 @@ mod tests {
 
     #[test]
     fn what_the_verifier_says_fails_only_where_it_was_asked() {
-        let refused = || Err(Unavailable { why: "no".to_owned(), cure: "yes".to_owned() });
-        assert_eq!(program_lines(refused(), false)[0].verdict, Verdict::NotPossible);
+        let no = || Unavailable { why: "no".to_owned(), cure: "yes".to_owned() };
+        assert_eq!(program_lines(Err(no()), false)[0].verdict, Verdict::NotPossible);
         let asked = if probe::built().is_ok() { Verdict::Fail } else { Verdict::NotPossible };
-        assert_eq!(program_lines(refused(), true)[0].verdict, asked);
-        let passed = program_lines(Ok(vec![("sock_ops".to_owned(), 7)]), true);
-        assert!(passed[0].detail.contains("7 instructions"), "{passed:?}");
+        assert_eq!(program_lines(Err(no()), true)[0].verdict, asked);
+        let each = [("one".to_owned(), Err(no())), ("sock_ops".to_owned(), Ok(7))];
+        let lines = program_lines(Ok(each.into()), true);
+        assert_eq!((&*lines[0].name, lines[0].verdict), ("one", asked));
+        assert!(lines[1].detail.contains("7 instructions"), "one refusal hides the rest: {lines:?}");
     }
 
     #[test]

@@ -5,9 +5,10 @@ use std::time::SystemTime;
 use lemonade_common::{BackendIx, FrontendIx, Reason};
 use serde::{Deserialize, Serialize};
 
-use crate::model::cell::{BUCKETS, TcpCounters};
+use crate::model::cell::BUCKETS;
 use crate::model::config::{Name, Status, StrategyKind};
 use crate::model::relay::{Findings, KernelRelay, RelayCounters};
+use crate::model::tcp::TcpCounters;
 
 /// Everything counted, at one moment.
 #[derive(Clone, Debug)]

@@ -10,6 +10,7 @@ use lemonade_common::Reason;
 
 use super::ewma::{FailureRatio, PeakEwma};
 use super::relay::{KernelRelay, RelayCell, RelayState};
+use super::tcp::TcpCell;
 use super::time::Moment;
 use super::wait::WaitQueue;
 
@@ -28,11 +29,13 @@ pub struct BackendCell {
     pub failures: AtomicU64,
     /// Connections that it reset.
     pub resets: AtomicU64,
+    /// Of `resets`, those before a byte went either way.
+    pub early_resets: AtomicU64,
     /// Bytes from client to backend.
     pub bytes_up: AtomicU64,
     /// Bytes from backend to client.
     pub bytes_down: AtomicU64,
-    /// Time to connect.
+    /// Latency of the way to it: as TCP tells, or the time of connects.
     pub connect: PeakEwma,
     /// Time from the first byte sent to the first byte received.
     pub first_byte: PeakEwma,
@@ -44,7 +47,7 @@ pub struct BackendCell {
     pub streak: AtomicU32,
     /// Moment (microseconds) before which it is avoided because it has just failed; 0: none.
     pub retry_at: AtomicU64,
-    /// What the kernel tells of its connections.
+    /// What TCP tells of its connections.
     pub tcp: TcpCell,
     /// Set for good when the entry left the table, and while it is disabled or down: no new connection.
     pub closed: AtomicBool,
@@ -92,7 +95,10 @@ impl BackendCell {
 
     /// Takes in a connect that succeeded after `took`: ends the back-off. Counters are the caller's.
     pub fn connected(&self, took: Duration, now: Moment) {
-        self.connect.observe(took, now);
+        // The proxy's own delays are in `took`, so what TCP tells is better.
+        if !self.tcp.tells(now) {
+            self.connect.observe(took, now);
+        }
         self.succeeded(now);
     }
 
@@ -106,6 +112,12 @@ impl BackendCell {
         self.streak.store(0, Ordering::Relaxed);
         self.retry_at.store(0, Ordering::Relaxed);
         self.failure_ratio.observe(false, now);
+    }
+
+    /// Takes in the latency of the way to it, as TCP tells.
+    pub fn told(&self, latency: Duration, now: Moment) {
+        self.connect.observe(latency, now);
+        self.tcp.told(now);
     }
 
     /// Takes in a connect that failed: backs off, twice as long for each further failure in a row. Counters are the caller's.
@@ -124,47 +136,6 @@ impl BackendCell {
         if begun {
             self.streak.fetch_add(1, Ordering::Relaxed);
         }
-    }
-}
-
-/// What the programs in the kernel counted of the connections to one backend, health probes included.
-#[derive(Debug, Default)]
-pub struct TcpCell {
-    /// Whether it was read at all.
-    pub read: AtomicBool,
-    /// Smoothed round-trip time, microseconds; 0: none yet.
-    pub srtt_us: AtomicU32,
-    /// Newest handshake, microseconds.
-    pub connect_us: AtomicU32,
-    /// Segments sent again.
-    pub retransmits: AtomicU64,
-    /// Connections that left the state ESTABLISHED.
-    pub closes: AtomicU64,
-    /// Of `closes`, those by a reset of the backend or a timeout.
-    pub resets: AtomicU64,
-}
-
-/// A [`TcpCell`] at one moment.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-#[expect(missing_docs, reason = "fields mirror TcpCell, documented there")]
-pub struct TcpCounters {
-    pub srtt_us: u32,
-    pub connect_us: u32,
-    pub retransmits: u64,
-    pub closes: u64,
-    pub resets: u64,
-}
-
-impl TcpCell {
-    /// The figures, or `None` as long as the kernel told none.
-    pub fn read(&self) -> Option<TcpCounters> {
-        self.read.load(Ordering::Acquire).then(|| TcpCounters {
-            srtt_us: self.srtt_us.load(Ordering::Relaxed),
-            connect_us: self.connect_us.load(Ordering::Relaxed),
-            retransmits: self.retransmits.load(Ordering::Relaxed),
-            closes: self.closes.load(Ordering::Relaxed),
-            resets: self.resets.load(Ordering::Relaxed),
-        })
     }
 }
 

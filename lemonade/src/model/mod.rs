@@ -5,6 +5,7 @@ pub mod config;
 pub mod ewma;
 pub mod relay;
 pub mod resolution;
+pub mod tcp;
 pub mod time;
 pub mod wait;
 

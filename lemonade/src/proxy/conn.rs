@@ -167,6 +167,7 @@ fn attempt<'a>(
                 return stop;
             }
             let now = shared.clock.now();
+            backend.cell.early_resets.fetch_add(1, Ordering::Relaxed);
             backend.cell.failed(now);
             shared.signal(backend.ix, SignalKind::Reset);
             if !spent.may_retry_without(&slot.entry().pool, backend.ix, now) {
@@ -239,6 +240,10 @@ impl copy::Meter for Watch<'_> {
     fn moved(&self, direction: Direction, bytes: u64) {
         let now = self.shared.clock.now();
         self.flow.moved(direction, bytes, now);
+        if direction == Direction::Down {
+            let Established { stream, slot, .. } = self.held;
+            self.shared.sampler.sample(&slot.backend().cell, stream, &self.flow.resent, now);
+        }
         match (direction, self.sent.load(Ordering::Relaxed)) {
             (Direction::Up, 0) => self.sent.store(now.0, Ordering::Relaxed),
             (Direction::Down, sent) if sent != u64::MAX => {

@@ -18,7 +18,7 @@ use super::admit::{Queued, Slot, Undecided};
 use super::budget;
 use super::flow::{Flow, Routed};
 use super::shared::Shared;
-use super::socket::{ConnectFault, connect_fault, connector};
+use super::socket::{ConnectFault, acknowledge_with_data, connect, connect_fault, connector, has_bytes};
 use crate::control::table::{FrontendEntry, PoolEntry};
 use crate::health::port::SignalKind;
 use crate::model::Moment;
@@ -110,12 +110,13 @@ pub(super) async fn establish(
     flow: &Flow,
     spent: &mut Spent,
 ) -> Result<(Established, Routed), Reason> {
-    let dial = Dial { shared, entry, key: FlowKey::tcp(flow.client, flow.local), port: flow.local.port() };
+    let key = FlowKey::tcp(flow.client, flow.local);
+    let dial = Dial { shared, entry, key, port: flow.local.port() };
     let tried = &mut Tried { backends: vec![spent.avoid], picks: 0 };
     let settings = &entry.frontend;
     let first = dial.pick_or_wait(client, tried, &mut spent.queued).await?;
     dial.deposit();
-    let mut racing = [Some(dial.start(first, tried)), None];
+    let mut racing = [Some(dial.start(client, first, tried)), None];
     spent.attempts += 1;
     let mut hedge = settings.hedge_after.and_then(|after| Some(racing[0].as_ref()?.started.plus(after)));
     loop {
@@ -154,7 +155,7 @@ pub(super) async fn establish(
                         && let Pick::Found(found) = dial.pick(tried)
                     {
                         entry.pool.cell.hedges.fetch_add(1, Ordering::Relaxed);
-                        racing[1] = Some(dial.start(found, tried));
+                        racing[1] = Some(dial.start(client, found, tried));
                         spent.attempts += 1;
                     }
                 }
@@ -180,7 +181,7 @@ pub(super) async fn establish(
             return Err(reason);
         }
         let next = dial.pick_or_wait(client, tried, &mut spent.queued).await.map_err(|_| reason)?;
-        let next = dial.start(next, tried);
+        let next = dial.start(client, next, tried);
         if let (Some(hedge), Some(after)) = (&mut hedge, settings.hedge_after) {
             *hedge = next.started.plus(after);
         }
@@ -311,14 +312,20 @@ impl<'a> Dial<'a> {
         now.is_some_and(|now| !Arc::ptr_eq(&now.pool, &self.entry.pool))
     }
 
-    fn start(&self, (slot, basis): (Slot, Basis), tried: &mut Tried) -> Connecting {
+    fn start(&self, client: &TcpStream, (slot, basis): (Slot, Basis), tried: &mut Tried) -> Connecting {
         let backend = slot.backend();
         tried.backends.push(backend.ix);
         let address = backend.id.address(self.port);
         let source = self.pool().pool.source.filter(|source| source.is_ipv4() == address.is_ipv4());
         let connector = connector(address, source);
         let stream: Pin<Box<dyn Future<Output = _> + Send>> = match connector {
-            Ok(socket) => Box::pin(socket.connect(address)),
+            Ok(socket) => {
+                // One segment less for the backend. Without bytes to send, one that speaks first would wait for it.
+                if has_bytes(client) {
+                    acknowledge_with_data(&socket);
+                }
+                Box::pin(connect(socket, address))
+            }
             Err(error) => Box::pin(std::future::ready(Err(error))),
         };
         let started = self.shared.clock.now();

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Poll;
 use std::time::Duration;
@@ -47,6 +47,8 @@ pub struct Flow {
     folded_down: AtomicU64,
     /// Whole seconds since start of the last byte.
     active: AtomicU32,
+    /// Segments that the backend's socket had sent again when it was sampled last; 65,535 is that many or more.
+    pub(super) resent: AtomicU16,
     order: AtomicU8,
     /// 0: `copy`; else one more than the index of a relay in the kernel.
     relay: AtomicU8,
@@ -133,6 +135,7 @@ impl Flow {
             folded_up: AtomicU64::new(0),
             folded_down: AtomicU64::new(0),
             active: AtomicU32::new(seconds(now)),
+            resent: AtomicU16::new(0),
             order: AtomicU8::new(YOUNG),
             relay: AtomicU8::new(0),
             turns: AtomicU8::new(0),

@@ -12,6 +12,7 @@ pub mod flow;
 pub mod port;
 pub mod recent;
 pub mod relay;
+mod sample;
 mod seat;
 mod shared;
 pub mod socket;

@@ -13,6 +13,7 @@ use super::clock::Clock;
 use super::flow::Flow;
 #[cfg(target_os = "linux")]
 use super::relay::sockmap::Relay;
+use super::sample::Sampler;
 use super::tap::Tap;
 use crate::control::table::DispatchTable;
 use crate::health::port::{Signal, SignalKind};
@@ -30,6 +31,7 @@ pub(super) struct Shared {
     pub(super) tap: Tap,
     pub(super) clock: Clock,
     pub(super) seed: u64,
+    pub(super) sampler: Sampler,
     /// Bytes of a relay buffer.
     pub(super) buffer: usize,
     next_id: AtomicU64,
@@ -64,6 +66,7 @@ impl Shared {
         tap: Tap,
         clock: Clock,
         seed: u64,
+        sampler: Sampler,
         buffer: usize,
     ) -> Self {
         Self {
@@ -75,6 +78,7 @@ impl Shared {
             tap,
             clock,
             seed,
+            sampler,
             buffer,
             next_id: AtomicU64::new(1),
             accepting: AtomicUsize::new(0),

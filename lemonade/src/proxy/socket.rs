@@ -6,6 +6,8 @@ use std::os::fd::AsFd;
 use std::time::Duration;
 
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
+use tokio::io::Interest;
+use tokio::net::TcpStream;
 
 use crate::model::Frontend;
 
@@ -84,13 +86,13 @@ pub fn refuse_new(listener: &impl AsFd) {
 pub fn refuse_new(_listener: &impl AsFd) {}
 
 /// Takes a connection that waits in the accept queue, if there is one.
-pub fn accept_waiting(listener: &impl AsFd) -> Option<(tokio::net::TcpStream, SocketAddr)> {
+pub fn accept_waiting(listener: &impl AsFd) -> Option<(TcpStream, SocketAddr)> {
     let fd = listener.as_fd();
     loop {
         match SockRef::from(&fd).accept() {
             Ok((client, peer)) => {
                 client.set_nonblocking(true).ok()?;
-                return Some((tokio::net::TcpStream::from_std(client.into()).ok()?, peer.as_socket()?));
+                return Some((TcpStream::from_std(client.into()).ok()?, peer.as_socket()?));
             }
             // It left while it waited; the next one may still be there.
             Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
@@ -103,17 +105,68 @@ pub fn accept_waiting(listener: &impl AsFd) -> Option<(tokio::net::TcpStream, So
 ///
 /// # Errors
 /// As socket(2) and bind(2); `source` must be an address of this host.
-pub fn connector(target: SocketAddr, source: Option<IpAddr>) -> io::Result<tokio::net::TcpSocket> {
-    let socket =
-        if target.is_ipv4() { tokio::net::TcpSocket::new_v4()? } else { tokio::net::TcpSocket::new_v6()? };
+pub fn connector(target: SocketAddr, source: Option<IpAddr>) -> io::Result<Socket> {
+    // One call on Linux, where a connection counts its calls.
+    #[cfg(target_os = "linux")]
+    let kind = Type::STREAM.nonblocking();
+    #[cfg(not(target_os = "linux"))]
+    let kind = Type::STREAM;
+    let socket = Socket::new(Domain::for_address(target), kind, Some(Protocol::TCP))?;
+    #[cfg(not(target_os = "linux"))]
+    socket.set_nonblocking(true)?;
     set_stream(&socket)?;
     if let Some(source) = source {
         // Without it bind() would take a port for good, whatever the target: ephemeral ports would not last.
         #[cfg(target_os = "linux")]
         set_int(&socket, libc::IPPROTO_IP, libc::IP_BIND_ADDRESS_NO_PORT, 1)?;
-        socket.bind(SocketAddr::new(source, 0))?;
+        socket.bind(&SocketAddr::new(source, 0).into())?;
     }
     Ok(socket)
+}
+
+/// Lets the acknowledgement that ends the handshake of a connect travel with the first data, which must be at hand.
+///
+/// The kernel forgets the wish once the answer to the SYN is there, so later acknowledgements are as quick as ever.
+#[cfg(target_os = "linux")]
+pub fn acknowledge_with_data(connector: &Socket) {
+    // Refused, the segment goes out by itself.
+    let _ = set_int(connector, libc::IPPROTO_TCP, libc::TCP_QUICKACK, 0);
+}
+
+/// Lets the acknowledgement travel with the first data; not possible here.
+#[cfg(not(target_os = "linux"))]
+pub fn acknowledge_with_data(_connector: &Socket) {}
+
+/// Whether bytes wait to be read.
+#[cfg(target_os = "linux")]
+pub fn has_bytes(socket: &impl AsFd) -> bool {
+    unread(socket).is_ok_and(|bytes| bytes > 0)
+}
+
+/// Whether bytes wait to be read; not told here.
+#[cfg(not(target_os = "linux"))]
+pub fn has_bytes(_socket: &impl AsFd) -> bool {
+    false
+}
+
+/// Connects a socket of [`connector`]; asks for the error only when the kernel says that there is one.
+///
+/// # Errors
+/// As connect(2).
+pub async fn connect(socket: Socket, target: SocketAddr) -> io::Result<TcpStream> {
+    if let Err(error) = socket.connect(&target.into())
+        && error.raw_os_error() != Some(libc::EINPROGRESS)
+    {
+        return Err(error);
+    }
+    let stream = TcpStream::from_std(socket.into())?;
+    let ready = stream.ready(Interest::WRITABLE | Interest::ERROR).await?;
+    if (ready.is_error() || ready.is_write_closed())
+        && let Some(error) = stream.take_error()?
+    {
+        return Err(error);
+    }
+    Ok(stream)
 }
 
 /// How the proxy uses every stream: nothing waits to fill a segment, urgent bytes are bytes of the stream, and each read
@@ -304,6 +357,33 @@ pub fn look_again(socket: &impl AsFd) -> io::Result<()> {
     set_int(socket, libc::SOL_SOCKET, libc::SO_RCVLOWAT, 1)
 }
 
+/// Smoothed round-trip time of a connection in microseconds, and the segments that it has sent again.
+#[cfg(target_os = "linux")]
+pub fn tcp_info(socket: &impl AsFd) -> Option<(u32, u32)> {
+    use std::os::fd::AsRawFd;
+
+    // SAFETY: all of it are plain integers, for which zero is a value.
+    let mut told = unsafe { std::mem::zeroed::<libc::tcp_info>() };
+    let mut length = size_of_val(&told) as libc::socklen_t;
+    // SAFETY: the kernel writes at most `length` bytes into `told`, which is valid for the call.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_fd().as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_INFO,
+            (&raw mut told).cast(),
+            &raw mut length,
+        )
+    };
+    (result == 0).then_some((told.tcpi_rtt, told.tcpi_total_retrans))
+}
+
+/// Round-trip time of a connection; not told here.
+#[cfg(not(target_os = "linux"))]
+pub fn tcp_info(_socket: &impl AsFd) -> Option<(u32, u32)> {
+    None
+}
+
 /// What an error of a connect says of the backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ConnectFault {
@@ -327,3 +407,6 @@ pub fn connect_fault(error: &io::Error) -> ConnectFault {
         Some(_) | None => ConnectFault::Failed,
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -8,7 +8,7 @@ use super::*;
 use crate::admin::status::RefusalStatus;
 use crate::admin::table::WIDTH;
 use crate::metrics::snapshot::ProcessCounters;
-use crate::model::cell::TcpCounters;
+use crate::model::tcp::{TcpCounters, TcpCounts, TcpSource};
 use crate::shutdown::Phase;
 
 fn backend(name: &str, status: Up, why: &str) -> BackendStatus {
@@ -140,16 +140,21 @@ fn a_refused_configuration_and_what_is_lost_stand_at_the_top() {
 }
 
 #[test]
-fn what_the_kernel_tells_of_a_backend_stands_below_it() {
+fn what_tcp_tells_of_a_backend_stands_below_it() {
     let mut status = status();
-    let tcp = TcpCounters { srtt_us: 250, connect_us: 1_300, retransmits: 4, closes: 9, resets: 1 };
-    status.pools[0].backends[0].tcp = Some(tcp);
+    let counts = TcpCounts { connect_us: 1_300, closes: 9, resets: 1, early_resets: 0 };
+    let kernel =
+        TcpCounters { source: TcpSource::Kernel, srtt_us: 250, retransmits: 4, counts: Some(counts) };
+    status.pools[0].backends[0].tcp = Some(kernel);
+    status.pools[0].backends[1].tcp =
+        Some(TcpCounters { source: TcpSource::TcpInfo, counts: None, ..kernel });
     let text = report(&status, false);
     assert!(
         text.ends_with(
             "\
-  TCP  ADDRESS          RTT  HANDSHAKE  SENT AGAIN  CLOSED  RESET
-  a    192.0.2.1:80  0.25ms     1.30ms           4       9      1
+  TCP  ADDRESS       TOLD BY      RTT  HANDSHAKE  SENT AGAIN  CLOSED  RESET
+  a    192.0.2.1:80  kernel    0.25ms     1.30ms           4       9      1
+  b    192.0.2.1:80  tcp_info  0.25ms          -           4       -      -
 "
         ),
         "{text}"

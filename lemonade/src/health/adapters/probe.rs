@@ -74,6 +74,8 @@ enum Answer {
 async fn connect(target: SocketAddr, source: Option<IpAddr>) -> Result<TcpStream, ProbeError> {
     let open = || {
         let socket = if target.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+        #[cfg(target_os = "linux")]
+        mark(&socket);
         if let Some(source) = source.filter(|source| source.is_ipv4() == target.is_ipv4()) {
             // Otherwise each probe would take a port of its own for as long as its connection is in TIME_WAIT.
             socket.set_reuseaddr(true)?;
@@ -97,6 +99,25 @@ async fn connect(target: SocketAddr, source: Option<IpAddr>) -> Result<TcpStream
         return Err(ProbeError::Backend("connection refused".to_owned()));
     }
     Ok(stream)
+}
+
+/// Tells the program that counts resets in the kernel that those of this socket are a probe's.
+#[cfg(target_os = "linux")]
+fn mark(socket: &TcpSocket) {
+    use std::os::fd::AsRawFd as _;
+
+    let value: libc::c_int = lemonade_common::abi::PROBE;
+    // SAFETY: the option value is one int, valid for the call, and its size is passed with it. Refused, a reset shows as
+    // one of the backend, and nothing more.
+    unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_SYNCNT,
+            (&raw const value).cast(),
+            size_of_val(&value) as libc::socklen_t,
+        )
+    };
 }
 
 /// Whether nobody listens but the kernel chose the target's port as our own, so that the connect met itself: TCP's

@@ -17,9 +17,10 @@ use prometheus_client::registry::Registry;
 use crate::metrics::snapshot::{
     BackendCounters, DatagramCounters, FrontendCounters, HistogramCounts, MetricsSnapshot, PoolCounters,
 };
-use crate::model::cell::{BUCKETS, TcpCounters};
+use crate::model::cell::BUCKETS;
 use crate::model::config::Status;
 use crate::model::relay::{KernelRelay, RelayCounters};
+use crate::model::tcp::{TcpCounters, TcpCounts, TcpSource};
 use crate::shutdown::Phase;
 
 pub use format::Format;
@@ -63,6 +64,13 @@ impl Snapshot {
         out.0.encode_descriptor("build", "What runs", None, MetricType::Info)?.encode_info(&version)?;
         let phase = "Phase: 0 starting, 1 running, 2 lame duck, 3 draining, 4 forced, 5 stopped";
         out.gauge("phase", phase, self.phase as u64)?;
+        let told = |source| {
+            let mut backends = self.snapshot.pools.iter().flat_map(|pool| &pool.backends);
+            let tells = backends.any(|backend| backend.tcp.is_some_and(|tcp| tcp.source == source));
+            ([("source", source.as_str())], u64::from(tells))
+        };
+        let sources = [TcpSource::Kernel, TcpSource::TcpInfo].into_iter().map(told);
+        out.gauges("tcp_source", "1 for who tells what TCP knows of backends", sources)?;
         out.counter("connections_opened", "Connections accepted since the start", process.opened)?;
         out.counter("connections_closed", "Connections ended since the start", process.closed)?;
         out.gauge("connections_live", "Connections accepted and not yet ended", process.live)?;
@@ -256,14 +264,22 @@ fn each_backend<'a, L: EncodeLabelSet>(
     let seconds = |micros: fn(&TcpCounters) -> u32| {
         told().map(move |(labels, tcp)| (labels, f64::from(micros(&tcp)) / 1e6))
     };
+    let counts = |field: fn(&TcpCounts) -> u64| {
+        let told = backends.clone().filter_map(|(labels, sum)| Some((labels, sum.tcp?.counts?)));
+        told.map(move |(labels, counts)| (labels, field(&counts)))
+    };
     let srtt = "Smoothed round-trip time, longest of the addresses";
     out.gauges("backend_tcp_srtt_seconds", srtt, seconds(|tcp| tcp.srtt_us))?;
     let connect = "Newest handshake as timed in the kernel, longest of the addresses";
-    out.gauges("backend_tcp_connect_seconds", connect, seconds(|tcp| tcp.connect_us))?;
+    let handshakes = told().filter_map(|(labels, tcp)| Some((labels, tcp.counts?.connect_us)));
+    let handshakes = handshakes.map(|(labels, micros)| (labels, f64::from(micros) / 1e6));
+    out.gauges("backend_tcp_connect_seconds", connect, handshakes)?;
     out.counters("backend_tcp_retransmits", "Segments sent again", tcp(|tcp| tcp.retransmits))?;
-    out.counters("backend_tcp_closes", "Established connections that ended", tcp(|tcp| tcp.closes))?;
+    out.counters("backend_tcp_closes", "Established connections that ended", counts(|tcp| tcp.closes))?;
     let resets = "Of these, ended by a reset of the backend or a timeout";
-    out.counters("backend_tcp_resets", resets, tcp(|tcp| tcp.resets))
+    out.counters("backend_tcp_resets", resets, counts(|tcp| tcp.resets))?;
+    let early = "Of these resets, before a byte went either way";
+    out.counters("backend_tcp_early_resets", early, counts(|tcp| tcp.early_resets))
 }
 
 /// What the addresses of one backend, or the backends of one pool, counted together.
@@ -293,12 +309,17 @@ impl BackendSum {
         self.bytes_up += one.bytes_up;
         self.bytes_down += one.bytes_down;
         if let Some(one) = one.tcp {
-            let sum = self.tcp.get_or_insert_default();
+            let none = TcpCounters { source: one.source, srtt_us: 0, retransmits: 0, counts: None };
+            let sum = self.tcp.get_or_insert(none);
             sum.srtt_us = sum.srtt_us.max(one.srtt_us);
-            sum.connect_us = sum.connect_us.max(one.connect_us);
             sum.retransmits += one.retransmits;
-            sum.closes += one.closes;
-            sum.resets += one.resets;
+            if let Some(one) = one.counts {
+                let sum = sum.counts.get_or_insert_default();
+                sum.connect_us = sum.connect_us.max(one.connect_us);
+                sum.closes += one.closes;
+                sum.resets += one.resets;
+                sum.early_resets += one.early_resets;
+            }
         }
     }
 }

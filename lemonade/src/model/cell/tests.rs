@@ -46,3 +46,17 @@ fn slots_end_at_the_limit() {
     cell.release();
     assert!(cell.acquire(2));
 }
+
+#[test]
+fn what_tcp_tells_stands_in_for_the_time_of_connects() {
+    let cell = BackendCell::default();
+    let millis = Duration::from_millis;
+    let at = |seconds| START.plus(Duration::from_secs(seconds));
+    cell.connected(millis(30), START);
+    cell.told(millis(40), at(1));
+    cell.connected(millis(90), at(2));
+    assert_eq!(cell.connect.read(), Some(millis(40)), "the proxy's own delay");
+    // Nobody told for a while.
+    cell.connected(millis(90), at(7));
+    assert_eq!(cell.connect.read(), Some(millis(90)));
+}

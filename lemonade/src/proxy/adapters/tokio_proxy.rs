@@ -23,6 +23,7 @@ use crate::proxy::flow::{Flow, Flows};
 use crate::proxy::port::{Capabilities, Connection, DrainScope, PlaneCounters, ProxyService, Which};
 #[cfg(target_os = "linux")]
 use crate::proxy::relay::sockmap::Relay;
+use crate::proxy::sample::Sampler;
 use crate::proxy::seat::Workers;
 use crate::proxy::shared::{Accepting, Shared};
 use crate::proxy::socket::{Liveness, listen, probe_address};
@@ -56,6 +57,8 @@ pub struct PlaneSettings {
     pub signals: mpsc::Sender<Signal>,
     /// Takes what happens to connections, while somebody reads it.
     pub tap: Tap,
+    /// Whether a program in the kernel tells what TCP knows of backends, so that the plane need not ask.
+    pub told: bool,
 }
 
 /// The Tokio plane.
@@ -172,6 +175,7 @@ impl TokioProxy {
             settings.tap,
             settings.clock,
             settings.seed,
+            Sampler::new(settings.told),
             settings.relay_buffer,
         ));
         let ended = CancellationToken::new();

@@ -46,7 +46,10 @@ impl Kernel {
     }
 
     /// Never called.
-    pub fn signals(&self) -> Vec<(SocketAddr, BackendSignals)> {
+    ///
+    /// # Errors
+    /// Never.
+    pub fn signals(&self) -> io::Result<Vec<(SocketAddr, BackendSignals)>> {
         match *self {}
     }
 

@@ -1,13 +1,15 @@
 //! Loads the embedded object: maps are made, programs go through the verifier when they are asked for.
 
+use std::io;
 use std::net::{Ipv6Addr, SocketAddr};
 
-use aya::maps::{Array, HashMap};
+use aya::maps::{Array, Map};
 use aya::programs::{CgroupAttachMode, Program, SockOps};
 use aya::{Ebpf, EbpfLoader};
 use lemonade_common::abi::{ABI_VERSION, ABI_VERSION_AT, BackendSignals, Endpoint};
 
 use super::Unavailable;
+use super::batch;
 use super::cgroup::OwnCgroup;
 
 /// Bytes of a key of the map `BACKENDS`.
@@ -16,19 +18,17 @@ const KEY: usize = size_of::<Endpoint>();
 /// Bytes of a value of the map `BACKENDS`.
 const VALUE: usize = size_of::<BackendSignals>();
 
-/// Bound of one walk through that map; it has 16,384 entries at most.
-const MOST_SIGNALS: usize = 32_768;
-
 /// The programs beside the proxy plane.
 static PROXY: &[u8] = aya::include_bytes_aligned!(env!("LEMONADE_BPF_PROXY"));
 
-/// A program that the verifier let pass.
+/// What the verifier said of a program.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Verified {
-    /// Its name.
+    /// The program's name.
     pub name: String,
-    /// Instructions that the verifier followed, a measure of the program's size; 0 where the kernel does not tell.
-    pub verified: u32,
+    /// Instructions that the verifier followed, a measure of the program's size, 0 where the kernel does not tell; or why
+    /// it was refused.
+    pub verdict: Result<u32, Unavailable>,
 }
 
 /// What this process has in the kernel. Dropping it takes everything away.
@@ -62,30 +62,14 @@ impl Kernel {
         Ok(Self { cgroup: None, ebpf })
     }
 
-    /// Sends every program through the verifier; attaches none.
-    ///
-    /// # Errors
-    /// The programs that the verifier refused, with what it said.
-    pub fn verify(&mut self) -> Result<Vec<Verified>, Unavailable> {
-        let mut verified = Vec::new();
-        for (name, program) in self.ebpf.programs_mut() {
-            #[expect(clippy::wildcard_enum_match_arm, reason = "a program of any other type is not ours")]
-            let loaded = match program {
-                Program::SockOps(program) => program.load(),
-                Program::SkSkb(program) => program.load(),
-                Program::SkMsg(program) => program.load(),
-                other => {
-                    return Err(corrupt(&format!("{name} is a program of type {:?}", other.prog_type())));
-                }
-            };
-            loaded.map_err(|error| refused(&error))?;
-            let info = program.info().map_err(|error| refused(&error))?;
-            verified.push(Verified {
-                name: name.to_owned(),
-                verified: info.verified_instruction_count().unwrap_or(0),
-            });
-        }
-        Ok(verified)
+    /// Sends every program through the verifier, those after a refused one too; attaches none.
+    pub fn verify(&mut self) -> Vec<Verified> {
+        let programs = self.ebpf.programs_mut();
+        let mut verified: Vec<_> = programs
+            .map(|(name, program)| Verified { name: name.to_owned(), verdict: verify(name, program) })
+            .collect();
+        verified.sort_by(|one, other| one.name.cmp(&other.name));
+        verified
     }
 
     /// Moves the process into a cgroup of its own and attaches the programs for it there.
@@ -123,20 +107,18 @@ impl Kernel {
     }
 
     /// What was counted of each address that the process connected to.
-    pub fn signals(&self) -> Vec<(SocketAddr, BackendSignals)> {
-        let backends = self.ebpf.map("BACKENDS").map(HashMap::<_, [u8; KEY], [u8; VALUE]>::try_from);
-        let Some(Ok(backends)) = backends else { return Vec::new() };
-        // An entry that was evicted between its key and its value is left out; a walk that begins anew tells some twice.
-        backends
-            .iter()
-            .flatten()
-            .take(MOST_SIGNALS)
-            .map(|(key, value)| {
-                let key = Endpoint::from_bytes(&key);
-                let ip = Ipv6Addr::from(key.address).to_canonical();
-                (SocketAddr::new(ip, u16::from_be_bytes(key.port)), BackendSignals::from_bytes(&value))
-            })
-            .collect()
+    ///
+    /// # Errors
+    /// As bpf(2).
+    pub fn signals(&self) -> io::Result<Vec<(SocketAddr, BackendSignals)>> {
+        let Some(Map::LruHashMap(backends)) = self.ebpf.map("BACKENDS") else { return Ok(Vec::new()) };
+        let entries = batch::entries::<KEY, VALUE>(backends)?;
+        let told = entries.iter().map(|(key, value)| {
+            let key = Endpoint::from_bytes(key);
+            let ip = Ipv6Addr::from(key.address).to_canonical();
+            (SocketAddr::new(ip, u16::from_be_bytes(key.port)), BackendSignals::from_bytes(value))
+        });
+        Ok(told.collect())
     }
 
     /// Sends the programs' log records to tracing; call within a runtime.
@@ -160,12 +142,25 @@ impl Kernel {
     }
 }
 
+fn verify(name: &str, program: &mut Program) -> Result<u32, Unavailable> {
+    #[expect(clippy::wildcard_enum_match_arm, reason = "a program of any other type is not ours")]
+    let loaded = match program {
+        Program::SockOps(program) => program.load(),
+        Program::SkSkb(program) => program.load(),
+        Program::SkMsg(program) => program.load(),
+        other => return Err(corrupt(&format!("{name} is a program of type {:?}", other.prog_type()))),
+    };
+    loaded.map_err(|error| refused(&error))?;
+    let info = program.info().map_err(|error| refused(&error))?;
+    Ok(info.verified_instruction_count().unwrap_or(0))
+}
+
 /// The kernel's refusal in words.
 pub(super) fn refused(error: &(dyn std::error::Error + 'static)) -> Unavailable {
     let mut cause = Some(error);
     let mut code = None;
     while let Some(error) = cause {
-        if let Some(io) = error.downcast_ref::<std::io::Error>() {
+        if let Some(io) = error.downcast_ref::<io::Error>() {
             code = io.raw_os_error();
         }
         cause = error.source();

@@ -5,6 +5,8 @@
 #[cfg(not(all(feature = "ebpf", target_os = "linux")))]
 mod absent;
 #[cfg(all(feature = "ebpf", target_os = "linux"))]
+mod batch;
+#[cfg(all(feature = "ebpf", target_os = "linux"))]
 mod cgroup;
 #[cfg(all(feature = "ebpf", target_os = "linux"))]
 mod layout;

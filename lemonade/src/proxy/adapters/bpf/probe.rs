@@ -13,13 +13,13 @@ pub fn built() -> Result<(), Unavailable> {
     Kernel::load().map(drop)
 }
 
-/// Each embedded program with the instructions that the verifier followed.
+/// Each embedded program with the instructions that the verifier followed, or why it was refused.
 ///
 /// # Errors
-/// There is none, or the kernel refuses one.
-pub fn programs() -> Result<Vec<(String, u32)>, Unavailable> {
+/// There is none, or nothing can be loaded at all.
+pub fn programs() -> Result<Vec<(String, Result<u32, Unavailable>)>, Unavailable> {
     #[cfg(all(feature = "ebpf", target_os = "linux"))]
-    return Ok(Kernel::load()?.verify()?.into_iter().map(|own| (own.name, own.verified)).collect());
+    return Ok(Kernel::load()?.verify().into_iter().map(|own| (own.name, own.verdict)).collect());
     #[cfg(not(all(feature = "ebpf", target_os = "linux")))]
     match Kernel::load()? {}
 }
