@@ -2,8 +2,6 @@
 
 #![cfg(target_os = "linux")]
 
-mod killed;
 mod programs;
 mod signals;
 mod sk_msg;
-mod sockmap;

@@ -128,6 +128,11 @@ impl Drop for Proxied {
         if let Some(relay) = self.relay
             && !std::thread::panicking()
         {
+            let metrics = self.process.metrics();
+            let of =
+                |name| metrics.maybe(&format!("lemonade_frontend_relay_{name}_total"), &[("relay", relay)]);
+            let counters = ["promoted", "kept", "demoted", "resumed", "bytes"].map(|name| (name, of(name)));
+            println!("relay {relay}: {counters:?}");
             assert!(self.promoted(relay) > 0, "blocked: relay {relay} carried no connection of this case");
         }
     }

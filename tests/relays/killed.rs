@@ -1,6 +1,5 @@
 //! What is left when the process dies with connections in the kernel, and how it serves where bpf(2) is refused.
 
-use std::fs;
 use std::net::TcpStream;
 use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
@@ -72,8 +71,8 @@ fn a_killed_process_leaves_nothing_that_acts_and_the_next_one_sweeps() {
     let said = String::from_utf8_lossy(&swept.stdout).into_owned();
     assert!(swept.status.success(), "{said}{}", String::from_utf8_lossy(&swept.stderr));
     let left = left.expect("the last one was killed");
+    // Another test that starts meanwhile may have been quicker.
     assert!(!left.exists(), "cleanup left {}: {said}", left.display());
-    assert!(said.contains(&left.display().to_string()), "{said}");
 }
 
 #[test]
@@ -106,5 +105,4 @@ fn where_bpf_is_refused_userspace_serves_and_says_so_once() {
     assert_eq!(lines, 1, "{}", lemonade.output());
     let group = lemonade.pid();
     rustix::process::kill_process_group(group, Signal::KILL).expect("the group is ours");
-    let _ = fs::metadata(lemonade.folder());
 }
