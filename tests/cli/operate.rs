@@ -135,7 +135,8 @@ fn why_tells_the_way_of_a_live_connection_and_of_one_that_ended() {
 
 #[test]
 fn why_and_trace_tell_the_reason_of_a_refusal() {
-    let lemonade = Lemonade::start(&Setup::single(&[refusing_address()]));
+    let setup = Setup::single(&[refusing_address()]).pool(&["when_all_down = \"try_all\""]);
+    let lemonade = Lemonade::start(&setup);
     let web = lemonade.address("web");
     let traced = std::thread::scope(|scope| {
         let trace = scope.spawn(|| told(&lemonade, &["trace", "-n", "1", "--kind", "refusal"]));
@@ -210,10 +211,19 @@ fn history_tells_who_changed_what_and_a_reload_its_outcome() {
     std::fs::write(lemonade.config(), text.replace("pool = \"web\"", "pool = \"wbe\"")).expect("writable");
     let why = refused(&lemonade, 2, &["reload"]);
     assert!(why.contains("wbe") && why.contains("lemonade.toml:"), "{why}");
-    std::fs::write(lemonade.config(), text.replace("name = \"b\"", "name = \"b\"\nweight = 4"))
-        .expect("writable");
+    std::fs::write(
+        lemonade.config(),
+        text.replace("name = \"b\"", "name = \"b\"\nweight = 4")
+            .replace("level = \"info\"", "level = \"warn\""),
+    )
+    .expect("writable");
     let done = told(&lemonade, &["reload"]);
     assert!(done.contains("in force as version"), "{done}");
+    // The watch on the file may have been quicker than the command.
+    let history = told(&lemonade, &["history", "--what", "config"]);
+    for words in ["web/b: weight 1 -> 4", "log.level info -> warn", "refused"] {
+        assert!(history.contains(words), "{words} is missing in\n{history}");
+    }
     assert_eq!(lemonade.status().backend("web", "b")["weight"], 4);
     refused(&lemonade, 2, &["history", "--since", "noon"]);
     refused(&lemonade, 2, &["log-level", "debgu"]);

@@ -12,6 +12,8 @@ use tokio::sync::oneshot;
 use super::AdminWiring;
 use super::routes::{Wiring, json};
 use super::serve::Peer;
+use super::status::rfc3339;
+use crate::control::Reload;
 use crate::control::journal::{Entry, Kind};
 use crate::control::order::{Done, Order, Refused, RefusedKind};
 use crate::control::overrides::{Change, MAX_WEIGHT};
@@ -99,7 +101,14 @@ pub(super) async fn reload(State(wiring): Wiring, Extension(peer): Extension<Pee
 async fn reloaded(wiring: &Arc<AdminWiring>, peer: Peer) -> Response {
     let _turn = wiring.reloading.lock().await;
     let mut control = wiring.control.clone();
-    let before = control.borrow_and_update().decided.0;
+    let (before, since) = {
+        let state = control.borrow_and_update();
+        let Reload { version, at, cause } = &state.accepted;
+        (
+            state.decided.0,
+            format!("nothing changed: in force since {} as version {version} ({cause})", rfc3339(*at)),
+        )
+    };
     let cause = peer.uid.map_or_else(|| "admin".to_owned(), |uid| format!("admin (uid {uid})"));
     if wiring.reloads.try_send(cause.clone()).is_err() {
         let why = "other reloads are waiting; try again".to_owned();
@@ -116,7 +125,7 @@ async fn reloaded(wiring: &Arc<AdminWiring>, peer: Peer) -> Response {
             let last = wiring.journal.tail(8).into_iter().rev().find(|line| line.version == version);
             let mut lines = last.map(|line| line.diff).unwrap_or_default();
             if lines.is_empty() {
-                lines.push("nothing changed".to_owned());
+                lines.push(since);
             }
             lines.extend(state.pending_restart.iter().map(|key| format!("waits for the next start: {key}")));
             json(StatusCode::OK, &Outcome { version, lines })

@@ -26,15 +26,14 @@ pub(super) fn explain(client: String, frontend: Option<String>, json: bool, inst
     Ok(print(text.as_bytes())?)
 }
 
-const STANDING: [Column; 8] = [
+const STANDING: [Column; 7] = [
     Column::text("  BACKEND"),
     Column::text("ADDRESS"),
     Column::number("WEIGHT"),
     Column::number("LIVE"),
     Column::number("COST"),
     Column::number("SHARE"),
-    Column::text("MAY BE PICKED"),
-    Column::text("HEALTH"),
+    Column::text("PICKED"),
 ];
 
 fn explained(client: &str, own: &ExplainedFrontend) -> String {
@@ -53,11 +52,10 @@ fn explained(client: &str, own: &ExplainedFrontend) -> String {
             count(backend.live),
             backend.cost.map_or_else(|| "-".to_owned(), |cost| format!("{cost:.2}")),
             format!("{:.0}%", backend.share * 100.0),
-            backend.why.clone(),
-            backend.health.clone(),
+            if backend.eligible { "yes" } else { "no" }.to_owned(),
         ],
         bad: false,
-        note: None,
+        note: Some(format!("    {}; {}", backend.why, backend.health)),
     });
     table(&STANDING, rows.collect(), false, &mut text);
     text

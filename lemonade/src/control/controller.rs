@@ -12,7 +12,7 @@ use super::compile::{commit_cells, compile, open_cells};
 use super::journal::{Entry, Journal, Kind};
 use super::order::{Done, Order, Refused, effect};
 use super::overrides::{self, Overrides};
-use super::plan::plan;
+use super::plan::{plan, process_changes};
 use super::table::{BackendId, DispatchTable};
 use super::{ControlState, Refusal, Reload};
 use crate::config::needs_restart;
@@ -340,6 +340,9 @@ pub fn diff(previous: &DispatchTable, next: &DispatchTable) -> Vec<String> {
     match news.count() {
         0 => {}
         more => lines.push(format!("and {more} more")),
+    }
+    if let (Some(before), Some(after)) = (&previous.config, &next.config) {
+        lines.extend(process_changes(before, after));
     }
     lines
 }

@@ -2,6 +2,8 @@
 
 mod words;
 
+pub use words::process_changes;
+
 #[cfg(test)]
 mod tests;
 

@@ -23,13 +23,18 @@ pub(super) struct Recent {
 struct Last {
     room: usize,
     connections: VecDeque<Connection>,
+    /// Connections that made room: the number of the first that is left.
+    gone: usize,
 }
+
+/// Connections that are copied before the worker may go on.
+const GLANCE: usize = 64;
 
 impl Recent {
     /// Room for this worker's share of what `workers` keep together.
     pub(super) fn share_of(workers: usize) -> Self {
         let last = |all: usize| {
-            Mutex::new(Last { room: (all / workers.max(1)).max(1), connections: VecDeque::new() })
+            Mutex::new(Last { room: (all / workers.max(1)).max(1), connections: VecDeque::new(), gone: 0 })
         };
         Self { served: last(SERVED), refused: last(REFUSED) }
     }
@@ -39,6 +44,7 @@ impl Recent {
         let refused = matches!(connection.end, Some((End::Refused(_), _)));
         let mut last = lock(if refused { &self.refused } else { &self.served });
         let oldest = if last.connections.len() < last.room { None } else { last.connections.pop_front() };
+        last.gone += usize::from(oldest.is_some());
         last.connections.push_back(connection);
         drop(last);
         drop(oldest);
@@ -46,8 +52,22 @@ impl Recent {
 
     /// All of them, refused ones last.
     pub(super) fn all(&self) -> Vec<Connection> {
-        let mut all: Vec<Connection> = lock(&self.served).connections.iter().cloned().collect();
-        all.extend(lock(&self.refused).connections.iter().cloned());
+        let mut all = Vec::new();
+        for kind in [&self.served, &self.refused] {
+            let mut next = 0;
+            loop {
+                all.reserve(GLANCE);
+                let last = lock(kind);
+                let from = (next.max(last.gone) - last.gone).min(last.connections.len());
+                let glance = last.connections.range(from..).take(GLANCE);
+                let before = all.len();
+                all.extend(glance.cloned());
+                if all.len() == before {
+                    break;
+                }
+                next = last.gone + from + all.len() - before;
+            }
+        }
         all
     }
 }
@@ -103,5 +123,9 @@ pub(super) mod tests {
             recent.keep(ended_with(id, End::Refused(Reason::QueueFull)));
         }
         assert_eq!(recent.all().len(), 10, "each kind has its room");
+        let recent = Recent::share_of(1);
+        (0..SERVED as u64 + 100).for_each(|id| recent.keep(ended(id)));
+        let ids: Vec<u64> = recent.all().iter().map(|connection| connection.id).collect();
+        assert_eq!(ids, (100..SERVED as u64 + 100).collect::<Vec<_>>(), "each once, over many glances");
     }
 }

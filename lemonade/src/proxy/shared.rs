@@ -41,6 +41,16 @@ pub(super) struct Shared {
     pub(super) sockmap: OnceLock<Arc<Relay>>,
 }
 
+/// Where the data plane tells what it does.
+pub(super) struct Outlets {
+    /// Takes access records.
+    pub(super) recorder: Arc<dyn Recorder>,
+    /// Takes passive health signals.
+    pub(super) signals: mpsc::Sender<Signal>,
+    /// Takes what happens to connections, while somebody reads it.
+    pub(super) tap: Tap,
+}
+
 /// A listener of one worker, until its accept queue was served to the end.
 pub(super) struct Accepting(Arc<Shared>);
 
@@ -61,9 +71,7 @@ impl Drop for Accepting {
 impl Shared {
     pub(super) fn new(
         process: Arc<ProcessCell>,
-        recorder: Arc<dyn Recorder>,
-        signals: mpsc::Sender<Signal>,
-        tap: Tap,
+        Outlets { recorder, signals, tap }: Outlets,
         clock: Clock,
         seed: u64,
         sampler: Sampler,

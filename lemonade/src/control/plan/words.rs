@@ -4,7 +4,8 @@ use std::fmt::{self, Display, Formatter};
 use std::time::Duration;
 
 use crate::control::table::{BackendEntry, FrontendEntry, PoolEntry};
-use crate::model::config::{Status, WhenAllDown};
+use crate::model::Config;
+use crate::model::config::{AccessLog, Status, WhenAllDown};
 
 use super::MapOp;
 
@@ -104,6 +105,25 @@ impl Changes {
     fn done(self) -> String {
         self.0.join(", ")
     }
+}
+
+/// What changes of the process at once, a sentence each; what waits for the next start is told elsewhere.
+pub fn process_changes(before: &Config, after: &Config) -> Vec<String> {
+    let (was, is) = (&before.runtime, &after.runtime);
+    let mut changes = Changes::default();
+    changes.note("runtime.drain_timeout", &was.drain_timeout, &is.drain_timeout, time);
+    changes.note("runtime.lame_duck", &was.lame_duck, &is.lame_duck, time);
+    changes.note("runtime.max_connections", &was.max_connections, &is.max_connections, |limit| {
+        limit.map_or_else(|| "auto".into(), |limit| limit.to_string())
+    });
+    changes.note("runtime.probes_per_second", &was.probes_per_second, &is.probes_per_second, u32::to_string);
+    changes.note("log.level", &before.log.level, &after.log.level, String::clone);
+    changes.note("log.access", &before.log.access, &after.log.access, |access| match access {
+        AccessLog::On => "on".into(),
+        AccessLog::Off => "off".into(),
+        AccessLog::File(path) => path.display().to_string(),
+    });
+    changes.0
 }
 
 fn backend_changes(before: &BackendEntry, after: &BackendEntry) -> String {

@@ -25,7 +25,7 @@ use crate::proxy::port::{Capabilities, Connection, DrainScope, PlaneCounters, Pr
 use crate::proxy::relay::sockmap::Relay;
 use crate::proxy::sample::Sampler;
 use crate::proxy::seat::Workers;
-use crate::proxy::shared::{Accepting, Shared};
+use crate::proxy::shared::{Accepting, Outlets, Shared};
 use crate::proxy::socket::{Liveness, listen, probe_address};
 use crate::proxy::tap::Tap;
 use crate::proxy::udp::{self, Group};
@@ -170,9 +170,7 @@ impl TokioProxy {
     pub fn start(settings: PlaneSettings) -> io::Result<Self> {
         let shared = Arc::new(Shared::new(
             settings.process,
-            settings.recorder,
-            settings.signals,
-            settings.tap,
+            Outlets { recorder: settings.recorder, signals: settings.signals, tap: settings.tap },
             settings.clock,
             settings.seed,
             Sampler::new(settings.told),
