@@ -11,7 +11,8 @@ use crate::{backends, setup};
 #[test]
 fn a_session_whose_backend_is_gone_goes_to_another_with_its_next_datagram() {
     let (mut echoes, addresses) = backends(2);
-    let lemonade = Lemonade::start(&setup(&addresses));
+    // Once it counted as down, sessions would leave it without finding out for themselves.
+    let lemonade = Lemonade::start(&setup(&addresses).health(&["kind = \"off\"", "fall = 1000"]));
     let mut clients: Vec<Client> = (0..10).map(|_| Client::of(lemonade.address("web"))).collect();
     let homes: Vec<char> = clients.iter_mut().map(|client| client.ask(50)).collect();
     drop(echoes.remove(0));
@@ -28,7 +29,18 @@ fn a_session_whose_backend_is_gone_goes_to_another_with_its_next_datagram() {
         assert_eq!(client.ask(50), 'b');
         assert_eq!(client.ask(50), 'b', "and stays there");
     }
-    // Three unreachable ports in a row take a backend without probes down.
+}
+
+#[test]
+fn three_unreachable_ports_in_a_row_take_a_backend_without_probes_down() {
+    let (mut echoes, addresses) = backends(2);
+    let lemonade = Lemonade::start(&setup(&addresses));
+    let mut clients: Vec<Client> = (0..6).map(|_| Client::of(lemonade.address("web"))).collect();
+    let homes: Vec<char> = clients.iter_mut().map(|client| client.ask(50)).collect();
+    drop(echoes.remove(0));
+    for (client, _) in clients.iter_mut().zip(&homes).filter(|(_, home)| **home == 'a') {
+        client.say(50);
+    }
     wait::until("it is down", wait::SOON, || lemonade.status().backend("web", "a")["status"] == "down");
     assert_eq!(Client::of(lemonade.address("web")).ask(50), 'b');
 }

@@ -63,7 +63,7 @@ fn a_change_of_a_pool_of_datagrams_is_held_to_the_same_rules() {
 fn what_is_in_force_is_told_so_that_it_can_be_read_back() {
     let texts = [file("protocol = 'udp'", "", ""), format!("{BOTH}{POOL}retries = 1\n{BACKEND}")];
     for text in texts {
-        let config = check(&text).expect("valid");
+        let config = check(&format!("{text}name = 'a'\n")).expect("valid");
         let told = toml::to_string(&written(&config)).expect("TOML");
         assert_eq!(check(&told).expect("what is in force can be read"), config, "{told}");
     }
