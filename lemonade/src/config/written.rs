@@ -155,9 +155,11 @@ fn health(own: &Health) -> Value {
 }
 
 fn backend(own: &Backend) -> Value {
+    let address = own.target.to_string();
     let said = json!({
-        "name": own.name,
-        "address": own.target.to_string(),
+        // An address is the name that stands for none, and cannot be given.
+        "name": (own.name.as_str() != address).then_some(&own.name),
+        "address": address,
         "weight": own.weight,
         "max_connections": own.max_connections,
         "enabled": own.enabled,
@@ -235,7 +237,7 @@ rise = 4
 fall = 5
 initial = "down"
 port = 81
-method = "HEAD"
+method = "OPTIONS"
 path = "/up"
 host = "example"
 expect = [200, "204-299"]

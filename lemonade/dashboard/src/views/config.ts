@@ -93,7 +93,7 @@ function content({ title, keys, schema }: Section, root: Schema): Node[] {
 }
 
 function label(item: Json, number: number): string {
-  const name = typeof item === "object" && item !== null && !Array.isArray(item) ? item["name"] : undefined;
+  const name = typeof item === "object" && item !== null && !Array.isArray(item) ? (item["name"] ?? item["address"]) : undefined;
   return typeof name === "string" ? name : String(number + 1);
 }
 
