@@ -57,10 +57,7 @@ fn type_line((name, support): (&'static str, Result<bool, Unavailable>)) -> Line
 }
 
 /// What the verifier said of each program; without privileges it was not asked.
-fn program_lines(
-    verified: Result<Vec<(String, Result<u32, Unavailable>)>, Unavailable>,
-    may_load: bool,
-) -> Vec<Line> {
+fn program_lines(verified: Result<probe::Verdicts, Unavailable>, may_load: bool) -> Vec<Line> {
     let refused = |name: &str, Unavailable { why, cure }: &Unavailable| {
         if probe::built().is_ok() && may_load {
             let cure = "see what fails above; if nothing does, this is a bug: report it with `lemonade doctor --json`";

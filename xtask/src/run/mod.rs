@@ -180,13 +180,15 @@ mod tests {
     #[cfg(unix)]
     #[test]
     fn a_runner_gets_its_words_and_then_lemonades() {
-        let folder = tempfile::tempdir().unwrap();
-        let (script, seen) = (folder.path().join("stand-in"), folder.path().join("seen"));
+        let folder = std::env::temp_dir().join(format!("lemonade-runner-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        let (script, seen) = (folder.join("stand-in"), folder.join("seen"));
         std::fs::write(&script, format!("printf '%s\\n' \"$@\" > {}", seen.display())).unwrap();
         let runner = format!("sh {} -E", script.display());
         let mut command = started(Some(&runner), Path::new("/a b/lemonade"));
         assert!(command.args(["--config", "my own.toml"]).status().unwrap().success());
         let seen = std::fs::read_to_string(seen).unwrap();
+        std::fs::remove_dir_all(&folder).unwrap();
         assert_eq!(seen, "-E\n/a b/lemonade\nrun\n--config\nmy own.toml\n");
     }
 }

@@ -1,5 +1,7 @@
 //! Reads a whole hash map in few calls: `BPF_MAP_LOOKUP_BATCH`, which aya 0.14 does not have.
 
+#![cfg(target_os = "linux")]
+
 use std::io;
 use std::os::fd::{AsFd as _, AsRawFd as _};
 

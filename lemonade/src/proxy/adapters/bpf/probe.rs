@@ -13,11 +13,14 @@ pub fn built() -> Result<(), Unavailable> {
     Kernel::load().map(drop)
 }
 
+/// Programs by name, each with the instructions that the verifier followed, or why it was refused.
+pub type Verdicts = Vec<(String, Result<u32, Unavailable>)>;
+
 /// Each embedded program with the instructions that the verifier followed, or why it was refused.
 ///
 /// # Errors
 /// There is none, or nothing can be loaded at all.
-pub fn programs() -> Result<Vec<(String, Result<u32, Unavailable>)>, Unavailable> {
+pub fn programs() -> Result<Verdicts, Unavailable> {
     #[cfg(all(feature = "ebpf", target_os = "linux"))]
     return Ok(Kernel::load()?.verify().into_iter().map(|own| (own.name, own.verdict)).collect());
     #[cfg(not(all(feature = "ebpf", target_os = "linux")))]
