@@ -46,9 +46,16 @@ impl FlowKey {
             protocol,
         }
     }
+
+    /// Key of what is sent in answer.
+    #[must_use]
+    pub const fn reversed(&self) -> Self {
+        Self { src: self.dst, dst: self.src, sport: self.dport, dport: self.sport, protocol: self.protocol }
+    }
 }
 
-const fn mapped(ip: IpAddr) -> [u8; 16] {
+/// Address as [`FlowKey`] holds it.
+pub const fn mapped(ip: IpAddr) -> [u8; 16] {
     match ip {
         IpAddr::V4(v4) => v4.to_ipv6_mapped().octets(),
         IpAddr::V6(v6) => v6.octets(),
