@@ -1,7 +1,8 @@
 //! What becomes of a packet: the one decision that the programs in the kernel and the model in tests share.
 
-use core::sync::atomic::Ordering;
+use core::cell::Cell;
 
+use crate::csum;
 use crate::flow::{FlowKey, TCP};
 use crate::forward::{
     ANSWERED, BY_SOURCE, DOWN, FIN_DOWN, FIN_UP, Flow, PASS_FRAGMENTS, RESET, Service, ServiceKey, Target,
@@ -20,6 +21,7 @@ pub const LINGER: u64 = 1_000_000_000;
 
 /// What an insertion came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
 pub enum Inserted {
     /// It is there now.
     Done,
@@ -38,11 +40,11 @@ pub trait TableView {
     /// Takes an entry away; says whether it was there.
     fn remove(&self, key: &FlowKey) -> bool;
     /// What is served at an address.
-    fn service(&self, key: &ServiceKey) -> Option<Service>;
+    fn service(&self, key: &ServiceKey) -> Option<&Service>;
     /// Index of the backend in a slot of a ring.
     fn slot(&self, ring: u32, slot: u32) -> Option<u32>;
     /// Where a backend is.
-    fn target(&self, backend: u32) -> Option<Target>;
+    fn target(&self, backend: u32) -> Option<&Target>;
     /// Seed of the flow hash.
     fn seed(&self) -> u64;
 }
@@ -58,6 +60,17 @@ pub enum Verdict<'t> {
     Forward(&'t Flow, PacketReason),
 }
 
+/// Where, when and how large a packet arrived.
+#[derive(Clone, Copy, Debug)]
+pub struct Arrival {
+    /// Bytes with its Ethernet header.
+    pub length: u64,
+    /// Nanoseconds of CLOCK_MONOTONIC.
+    pub now: u64,
+    /// Interface.
+    pub interface: u32,
+}
+
 /// What becomes of a packet that names no flow: it is the host's to judge.
 #[inline(always)]
 pub const fn without_flow(why: NoFlow) -> PacketReason {
@@ -69,15 +82,9 @@ pub const fn without_flow(why: NoFlow) -> PacketReason {
     }
 }
 
-/// Decides on a packet of `length` bytes that arrived on `interface` at `now`, in nanoseconds of CLOCK_MONOTONIC.
+/// Decides on a packet that has arrived.
 #[inline(always)]
-pub fn decide<'t, T: TableView>(
-    table: &'t T,
-    packet: &Packet,
-    length: u64,
-    interface: u32,
-    now: u64,
-) -> Verdict<'t> {
+pub fn decide<'t, T: TableView>(table: &'t T, packet: &Packet, arrival: &Arrival) -> Verdict<'t> {
     if packet.tagged {
         return Verdict::Pass(PacketReason::Tagged);
     }
@@ -92,11 +99,10 @@ pub fn decide<'t, T: TableView>(
             return Verdict::Drop(PacketReason::HopLimit);
         }
         if !reopens(packet, flow) {
-            note(table, packet, flow, length, now);
+            note(table, packet, flow, arrival);
             return Verdict::Forward(flow, PacketReason::Forwarded);
         }
-        table.remove(&flow.leaves().reversed());
-        table.remove(&packet.key);
+        forget(table, &packet.key, flow);
     } else if packet.kind == Kind::IcmpError {
         return Verdict::Pass(PacketReason::OtherProtocol);
     }
@@ -116,103 +122,147 @@ pub fn decide<'t, T: TableView>(
     if packet.key.protocol == TCP && packet.flags & (SYN | ACK | RST | FIN) != SYN {
         return Verdict::Pass(PacketReason::UnknownFlow);
     }
-    open(table, packet, &service, length, interface, now)
+    match open(table, packet, service, arrival) {
+        reason @ PacketReason::NoBackend => Verdict::Pass(reason),
+        reason @ (PacketReason::PortsExhausted | PacketReason::TableFull) => Verdict::Drop(reason),
+        reason => match table.flow(&packet.key) {
+            Some(flow) => Verdict::Forward(flow, reason),
+            None => Verdict::Drop(PacketReason::TableFull),
+        },
+    }
 }
 
-/// Opens a flow: the ring names the backend, a port is taken for it, and both directions are written down.
-#[inline(always)]
-fn open<'t, T: TableView>(
-    table: &'t T,
-    packet: &Packet,
-    service: &Service,
-    length: u64,
-    interface: u32,
-    now: u64,
-) -> Verdict<'t> {
+/// Opens a flow: the ring names the backend, a port is taken for it, and both directions are written down. Says what
+/// it came to; the entry is found by the packet's key.
+// This and what it calls have frames of their own: programs in the kernel have 512 bytes of stack in all.
+#[inline(never)]
+fn open<T: TableView>(table: &T, packet: &Packet, service: &Service, arrival: &Arrival) -> PacketReason {
     let key = &packet.key;
     let seed = table.seed();
     let hash = flow_hash(key, seed);
     let slot = maglev::slot(if service.flags & BY_SOURCE == 0 { hash } else { source_hash(key, seed) });
-    let backend = table.slot(service.ring, slot).filter(|backend| *backend != maglev::EMPTY);
-    let Some((backend, target)) = backend.and_then(|backend| Some((backend, table.target(backend)?))) else {
-        return Verdict::Pass(PacketReason::NoBackend);
+    let Some(backend) = table.slot(service.ring, slot).filter(|backend| *backend != maglev::EMPTY) else {
+        return PacketReason::NoBackend;
     };
-    let mut leaves = FlowKey {
-        src: target.snat,
-        dst: target.address,
-        sport: [0; 2],
-        dport: if target.port == [0; 2] { key.dport } else { target.port },
+    let Some(target) = table.target(backend) else {
+        return PacketReason::NoBackend;
+    };
+    let mut opening = Opening {
+        interface: arrival.interface,
+        backend,
+        frontend: service.frontend,
+        entropy: hash as u32,
+        state: u64::from(DOWN),
+        now: arrival.now,
+        bytes: 0,
+    };
+    // The entry of the answers has the port that is taken in its key.
+    let mut taken = FlowKey {
+        src: target.address,
+        dst: target.snat,
+        sport: if target.port == [0; 2] { key.dport } else { target.port },
+        dport: [0; 2],
         protocol: key.protocol,
     };
-    if let Err(reason) = claim(table, key, &mut leaves, &target, hash as u32, |flow| {
-        (flow.interface, flow.backend, flow.frontend) = (interface, backend, service.frontend);
-        flow.state.store(DOWN, Ordering::Relaxed);
-        flow.seen.store(now, Ordering::Relaxed);
-    }) {
-        return Verdict::Drop(reason);
+    match claim(table, &mut taken, key, target, &opening) {
+        Inserted::Done => {}
+        Inserted::Exists => return PacketReason::PortsExhausted,
+        Inserted::Full => return PacketReason::TableFull,
     }
-    let mut flow = Flow::new(key, &leaves);
-    (flow.interface, flow.backend, flow.frontend) = (target.interface, backend, service.frontend);
-    flow.seen.store(now, Ordering::Relaxed);
-    flow.packets.store(1, Ordering::Relaxed);
-    flow.bytes.store(length, Ordering::Relaxed);
-    let inserted = table.insert(key, &flow);
-    if inserted != Inserted::Done {
+    (opening.interface, opening.state, opening.bytes) = (target.interface, 0, arrival.length);
+    match put(table, key, &taken, &opening) {
+        Inserted::Done => PacketReason::Opened,
         // Full, or another core was faster with the same packet: its entry holds.
-        table.remove(&leaves.reversed());
-    }
-    match table.flow(key) {
-        Some(flow) if inserted == Inserted::Done => Verdict::Forward(flow, PacketReason::Opened),
-        Some(flow) => Verdict::Forward(flow, PacketReason::Forwarded),
-        None => Verdict::Drop(PacketReason::TableFull),
+        other => {
+            table.remove(&taken);
+            if other == Inserted::Full { PacketReason::TableFull } else { PacketReason::Forwarded }
+        }
     }
 }
 
-/// Takes a port towards the target by putting the entry of the answers where there is none; completes `leaves` with it.
-#[inline(always)]
+/// What is not addresses and ports in the entries of a new flow.
+struct Opening {
+    interface: u32,
+    backend: u32,
+    frontend: u32,
+    entropy: u32,
+    state: u64,
+    now: u64,
+    bytes: u64,
+}
+
+/// Takes a port towards the target by putting the entry of the answers where there is none; completes its key.
+#[inline(never)]
 fn claim<T: TableView>(
     table: &T,
+    taken: &mut FlowKey,
     key: &FlowKey,
-    leaves: &mut FlowKey,
     target: &Target,
-    entropy: u32,
-    complete: impl Fn(&mut Flow),
-) -> Result<(), PacketReason> {
-    let now_of = |flow: &Flow| flow.seen.load(Ordering::Relaxed);
+    opening: &Opening,
+) -> Inserted {
     let first = u32::from(u16::from_be_bytes(target.first_port));
-    let answers = key.reversed();
     for attempt in 0..PORT_TRIES {
         // Steps by a prime that divides no usual number of ports.
-        let at = entropy.wrapping_add(attempt.wrapping_mul(7_919));
+        let at = opening.entropy.wrapping_add(attempt.wrapping_mul(7_919));
         let offset = ((u64::from(at.wrapping_mul(0x9e37_79b1)) * u64::from(target.ports)) >> 32) as u32;
-        leaves.sport = ((first + offset) as u16).to_be_bytes();
-        let taken = leaves.reversed();
-        let mut flow = Flow::new(&taken, &answers);
-        complete(&mut flow);
-        match table.insert(&taken, &flow) {
-            Inserted::Done => return Ok(()),
-            Inserted::Full => return Err(PacketReason::TableFull),
-            Inserted::Exists => {}
+        taken.dport = ((first + offset) as u16).to_be_bytes();
+        let mut inserted = put(table, taken, key, opening);
+        // When ports are scarce, those of a flow that ended a while ago may serve again.
+        if inserted == Inserted::Exists && attempt >= PORT_TRIES / 2 && left(table, taken, opening.now) {
+            inserted = put(table, taken, key, opening);
         }
-        if attempt < PORT_TRIES / 2 {
-            continue;
-        }
-        // The ports are scarce: those of a flow that ended a while ago may serve again.
-        let Some(other) = table.flow(&taken) else { continue };
-        if !ended(other.state()) || now_of(other) + LINGER > now_of(&flow) {
-            continue;
-        }
-        table.remove(&other.leaves().reversed());
-        // Of two cores one takes it away.
-        if table.remove(&taken) && table.insert(&taken, &flow) == Inserted::Done {
-            return Ok(());
+        if inserted != Inserted::Exists {
+            return inserted;
         }
     }
-    Err(PacketReason::PortsExhausted)
+    Inserted::Exists
+}
+
+/// Takes away the flow that has a port if it ended a while ago; of two cores one does.
+#[inline(never)]
+fn left<T: TableView>(table: &T, taken: &FlowKey, now: u64) -> bool {
+    let Some(other) = table.flow(taken) else { return false };
+    if !ended(other.state()) || other.seen.get() + LINGER > now {
+        return false;
+    }
+    table.remove(&other.leaves().reversed());
+    table.remove(taken)
+}
+
+/// Takes both directions of a flow away.
+#[inline(never)]
+fn forget<T: TableView>(table: &T, key: &FlowKey, flow: &Flow) {
+    table.remove(&flow.leaves().reversed());
+    table.remove(key);
+}
+
+/// Puts one direction of a new flow: that of packets with the key `from`, whose answers arrive with the key `answers`.
+#[inline(never)]
+fn put<T: TableView>(table: &T, from: &FlowKey, answers: &FlowKey, opening: &Opening) -> Inserted {
+    // Written once as a whole: what is changed afterwards costs a copy on the stack.
+    let flow = Flow {
+        src: answers.dst,
+        dst: answers.src,
+        sport: answers.dport,
+        dport: answers.sport,
+        interface: opening.interface,
+        backend: opening.backend,
+        frontend: opening.frontend,
+        address_delta: csum::address_delta(&from.src, &answers.dst)
+            + csum::address_delta(&from.dst, &answers.src),
+        port_delta: csum::delta(&from.sport, &answers.dport) + csum::delta(&from.dport, &answers.sport),
+        protocol: from.protocol,
+        reserved: 0,
+        state: Cell::new(opening.state),
+        seen: Cell::new(opening.now),
+        packets: Cell::new(u64::from(opening.bytes != 0)),
+        bytes: Cell::new(opening.bytes),
+    };
+    table.insert(from, &flow)
 }
 
 /// Hash of a client's address alone.
-#[inline(always)]
+#[inline(never)]
 pub fn source_hash(key: &FlowKey, seed: u64) -> u64 {
     flow_hash(&FlowKey { src: key.src, dst: [0; 16], sport: [0; 2], dport: [0; 2], protocol: 0 }, seed)
 }
@@ -225,10 +275,10 @@ fn reopens(packet: &Packet, flow: &Flow) -> bool {
 
 /// Writes down that a packet passed, and what it says of the flow's state.
 #[inline(always)]
-fn note<T: TableView>(table: &T, packet: &Packet, flow: &Flow, length: u64, now: u64) {
-    flow.seen.store(now, Ordering::Relaxed);
-    flow.packets.store(flow.packets.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
-    flow.bytes.store(flow.bytes.load(Ordering::Relaxed) + length, Ordering::Relaxed);
+fn note<T: TableView>(table: &T, packet: &Packet, flow: &Flow, arrival: &Arrival) {
+    flow.seen.set(arrival.now);
+    flow.packets.set(flow.packets.get() + 1);
+    flow.bytes.set(flow.bytes.get() + arrival.length);
     let state = flow.state();
     let down = state & DOWN != 0;
     let mut now = if down { ANSWERED } else { 0 };
@@ -239,10 +289,16 @@ fn note<T: TableView>(table: &T, packet: &Packet, flow: &Flow, length: u64, now:
         now |= RESET;
     }
     if now & !state != 0 {
-        flow.mark(now);
-        if let Some(other) = table.flow(&flow.leaves().reversed()) {
-            other.mark(now);
-        }
+        mark(table, flow, now);
+    }
+}
+
+/// Adds to the state of both directions.
+#[inline(never)]
+fn mark<T: TableView>(table: &T, flow: &Flow, state: u32) {
+    flow.mark(state);
+    if let Some(other) = table.flow(&flow.leaves().reversed()) {
+        other.mark(state);
     }
 }
 

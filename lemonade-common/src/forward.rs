@@ -1,8 +1,7 @@
 //! What the forward plane keeps in maps: services, targets and flows. All words are native-endian unless they are bytes.
 
-use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use core::cell::Cell;
 
-use crate::csum;
 use crate::flow::FlowKey;
 
 /// Address, port and protocol that clients use: key of the map `SERVICES`.
@@ -37,7 +36,7 @@ pub const BY_SOURCE: u32 = 1;
 /// Flag of a service whose fragments go to the host instead of nowhere.
 pub const PASS_FRAGMENTS: u32 = 2;
 
-/// One backend of a service: value of the map `TARGETS`, whose key is the index of the backend.
+/// One backend of a service: value of the map `BACKEND_TARGETS`, whose key is the index of the backend.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Target {
@@ -55,7 +54,10 @@ pub struct Target {
     pub interface: u32,
 }
 
-/// One direction of a flow: value of the map `FLOWS`, whose key is the flow as it arrives in that direction.
+/// One direction of a flow: value of the map `CONNECTIONS`, whose key is the flow as it arrives in that direction.
+///
+/// What changes after insertion is in cells: several cores may write them at once, and the last one counts. The
+/// compiler for programs in the kernel has no atomics that would say so.
 #[derive(Debug, Default)]
 #[repr(C)]
 pub struct Flow {
@@ -77,16 +79,18 @@ pub struct Flow {
     pub address_delta: u32,
     /// What checksums change by for the ports.
     pub port_delta: u32,
-    /// Sum of [`DOWN`], [`ANSWERED`], [`FIN_UP`], [`FIN_DOWN`] and [`RESET`].
-    pub state: AtomicU32,
     /// Protocol of the flow.
     pub protocol: u32,
+    /// Zero.
+    pub reserved: u32,
+    /// Sum of [`DOWN`], [`ANSWERED`], [`FIN_UP`], [`FIN_DOWN`] and [`RESET`].
+    pub state: Cell<u64>,
     /// Time of the last packet in nanoseconds of CLOCK_MONOTONIC.
-    pub seen: AtomicU64,
+    pub seen: Cell<u64>,
     /// Packets in this direction; segments that the network card cuts later count as one.
-    pub packets: AtomicU64,
+    pub packets: Cell<u64>,
     /// Bytes in this direction, with Ethernet headers.
-    pub bytes: AtomicU64,
+    pub bytes: Cell<u64>,
 }
 
 /// State of the entry whose direction is from the backend to the client.
@@ -103,7 +107,7 @@ pub const RESET: u32 = 16;
 const _: () = assert!(size_of::<ServiceKey>() == 20 && align_of::<ServiceKey>() == 1);
 const _: () = assert!(size_of::<Service>() == 16);
 const _: () = assert!(size_of::<Target>() == 44);
-const _: () = assert!(size_of::<Flow>() == 88);
+const _: () = assert!(size_of::<Flow>() == 96);
 
 /// Whether a flow in this state has ended, so that its ports may serve another before long.
 pub const fn ended(state: u32) -> bool {
@@ -154,21 +158,6 @@ impl Target {
 }
 
 impl Flow {
-    /// A direction that turns packets with the key `from` into packets with the key `into`.
-    #[inline(always)]
-    pub fn new(from: &FlowKey, into: &FlowKey) -> Self {
-        Self {
-            src: into.src,
-            dst: into.dst,
-            sport: into.sport,
-            dport: into.dport,
-            protocol: into.protocol,
-            address_delta: csum::delta(&from.src, &into.src) + csum::delta(&from.dst, &into.dst),
-            port_delta: csum::delta(&from.sport, &into.sport) + csum::delta(&from.dport, &into.dport),
-            ..Self::default()
-        }
-    }
-
     /// Key of the packets that leave.
     #[inline(always)]
     pub const fn leaves(&self) -> FlowKey {
@@ -184,13 +173,13 @@ impl Flow {
     /// Its state now.
     #[inline(always)]
     pub fn state(&self) -> u32 {
-        self.state.load(Ordering::Relaxed)
+        self.state.get() as u32
     }
 
     /// Adds to its state. Two cores that do so at once may lose one; the next packet of its kind adds it again.
     #[inline(always)]
     pub fn mark(&self, state: u32) {
-        self.state.store(self.state() | state, Ordering::Relaxed);
+        self.state.set(u64::from(self.state() | state));
     }
 
     /// Reads the bytes of the map.
@@ -204,7 +193,7 @@ impl Flow {
         let long = |at: usize| {
             let mut long = [0; 8];
             long.copy_from_slice(&bytes[at..at + 8]);
-            AtomicU64::new(u64::from_ne_bytes(long))
+            Cell::new(u64::from_ne_bytes(long))
         };
         Self {
             src: address(0),
@@ -216,11 +205,12 @@ impl Flow {
             frontend: word(44),
             address_delta: word(48),
             port_delta: word(52),
-            state: AtomicU32::new(word(56)),
-            protocol: word(60),
-            seen: long(64),
-            packets: long(72),
-            bytes: long(80),
+            protocol: word(56),
+            reserved: 0,
+            state: long(64),
+            seen: long(72),
+            packets: long(80),
+            bytes: long(88),
         }
     }
 }

@@ -111,12 +111,39 @@ pub struct Packet {
     pub odd: Option<Oddity>,
 }
 
+impl Packet {
+    /// A packet of which nothing is known, to be read into.
+    pub const BLANK: Self = Self {
+        key: FlowKey { src: [0; 16], dst: [0; 16], sport: [0; 2], dport: [0; 2], protocol: 0 },
+        kind: Kind::Flow,
+        family: Family::V4,
+        network: 0,
+        transport: 0,
+        ttl: 0,
+        flags: 0,
+        checksum: [0; 2],
+        tagged: false,
+        odd: None,
+    };
+}
+
 /// Reads a packet from its Ethernet header on.
 ///
 /// # Errors
 /// Why it names no flow.
-#[inline(always)]
 pub fn parse<B: Bytes + ?Sized>(bytes: &B) -> Result<Packet, NoFlow> {
+    let mut packet = Packet::BLANK;
+    read(bytes, &mut packet)?;
+    Ok(packet)
+}
+
+/// As [`parse`], into a packet that lies elsewhere: programs in the kernel have 512 bytes of stack.
+///
+/// # Errors
+/// Why it names no flow; then what is in `packet` says nothing.
+// A frame of its own, for the same reason.
+#[inline(never)]
+pub fn read<B: Bytes + ?Sized>(bytes: &B, packet: &mut Packet) -> Result<(), NoFlow> {
     let ethernet: [u8; ETHERNET] = bytes.load(0).ok_or(NoFlow::Torn)?;
     let mut network = ETHERNET;
     let mut kind = [ethernet[12], ethernet[13]];
@@ -128,17 +155,17 @@ pub fn parse<B: Bytes + ?Sized>(bytes: &B) -> Result<Packet, NoFlow> {
             network += 4;
         }
     }
-    let mut packet = match kind {
-        [0x08, 0x00] => v4(bytes, network)?,
-        [0x86, 0xdd] => v6(bytes, network)?,
+    match kind {
+        [0x08, 0x00] => v4(bytes, network, packet)?,
+        [0x86, 0xdd] => v6(bytes, network, packet)?,
         _ => return Err(NoFlow::NotIp),
-    };
+    }
     packet.tagged = network != ETHERNET;
-    Ok(packet)
+    Ok(())
 }
 
 #[inline(always)]
-fn v4<B: Bytes + ?Sized>(bytes: &B, network: usize) -> Result<Packet, NoFlow> {
+fn v4<B: Bytes + ?Sized>(bytes: &B, network: usize, packet: &mut Packet) -> Result<(), NoFlow> {
     let header: [u8; 20] = bytes.load(network).ok_or(NoFlow::Torn)?;
     let words = usize::from(header[0] & 0x0f);
     if header[0] >> 4 != 4 || words < 5 {
@@ -159,7 +186,7 @@ fn v4<B: Bytes + ?Sized>(bytes: &B, network: usize) -> Result<Packet, NoFlow> {
     } else if words != 5 {
         odd = Some(Oddity::Options);
     }
-    let mut packet = Packet {
+    *packet = Packet {
         key: FlowKey {
             src: mapped([header[12], header[13], header[14], header[15]]),
             dst: mapped([header[16], header[17], header[18], header[19]]),
@@ -177,12 +204,11 @@ fn v4<B: Bytes + ?Sized>(bytes: &B, network: usize) -> Result<Packet, NoFlow> {
         tagged: false,
         odd,
     };
-    transport(bytes, &mut packet)?;
-    Ok(packet)
+    transport(bytes, packet)
 }
 
 #[inline(always)]
-fn v6<B: Bytes + ?Sized>(bytes: &B, network: usize) -> Result<Packet, NoFlow> {
+fn v6<B: Bytes + ?Sized>(bytes: &B, network: usize, packet: &mut Packet) -> Result<(), NoFlow> {
     let header: [u8; 40] = bytes.load(network).ok_or(NoFlow::Torn)?;
     if header[0] >> 4 != 6 {
         return Err(NoFlow::Torn);
@@ -197,7 +223,7 @@ fn v6<B: Bytes + ?Sized>(bytes: &B, network: usize) -> Result<Packet, NoFlow> {
     let [mut src, mut dst] = [[0; 16]; 2];
     src.copy_from_slice(&header[8..24]);
     dst.copy_from_slice(&header[24..40]);
-    let mut packet = Packet {
+    *packet = Packet {
         key: FlowKey { src, dst, sport: [0; 2], dport: [0; 2], protocol: u32::from(next) },
         kind: Kind::Flow,
         family: Family::V6,
@@ -209,8 +235,7 @@ fn v6<B: Bytes + ?Sized>(bytes: &B, network: usize) -> Result<Packet, NoFlow> {
         tagged: false,
         odd,
     };
-    transport(bytes, &mut packet)?;
-    Ok(packet)
+    transport(bytes, packet)
 }
 
 /// Protocol and place of what follows the extension headers.

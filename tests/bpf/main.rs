@@ -2,6 +2,7 @@
 
 #![cfg(target_os = "linux")]
 
+mod forward;
 mod killed;
 mod programs;
 mod signals;

@@ -12,7 +12,7 @@ use lemonade_common::packet::{ACK, FIN, RST, SYN};
 use lemonade_tests::packets::{self, Shape, icmp_error, translated};
 use lemonade_tests::tables::{Tables, rewritten};
 
-use crate::world::{
+use lemonade_tests::world::{
     INSIDE, OUTSIDE, PORTS, VIP4, VIP6, any_shape, backend, balancer, decided, parse_address, read,
     service_key, target, world,
 };

@@ -2,4 +2,3 @@
 
 mod deciding;
 mod reading;
-mod world;

@@ -8,7 +8,7 @@ use lemonade_common::flow::mapped;
 use lemonade_common::packet::{Kind, NoFlow, Oddity, parse};
 use lemonade_tests::packets::{Shape, icmp_error};
 
-use crate::world::{any_shape, parse_address};
+use lemonade_tests::world::{any_shape, parse_address};
 
 fn key(from: SocketAddr, to: SocketAddr, protocol: u8) -> FlowKey {
     FlowKey {

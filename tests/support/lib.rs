@@ -19,3 +19,4 @@ pub mod trace;
 pub mod transfer;
 pub mod view;
 pub mod wait;
+pub mod world;

@@ -168,11 +168,13 @@ pub struct Said {
 /// What is wrong with it.
 pub fn read(bytes: &[u8]) -> Result<Said, String> {
     let ip = bytes.get(14..).ok_or("no IP header")?;
+    let field = |at: usize, length: usize| ip.get(at..at + length).ok_or("it ends in its IP header");
+    let word = |at: usize| field(at, 2).map(|two| usize::from(u16::from_be_bytes([two[0], two[1]])));
     let (from, to, ttl, protocol, segment): (IpAddr, IpAddr, u8, u8, &[u8]) = match bytes[12..14] {
         [0x08, 0x00] => {
-            let header = usize::from(ip[0] & 15) * 4;
-            let total = usize::from(u16::from_be_bytes([ip[2], ip[3]]));
-            if ip[0] >> 4 != 4 || header < 20 || total > ip.len() {
+            let header = usize::from(field(0, 20)?[0] & 15) * 4;
+            let total = word(2)?;
+            if ip[0] >> 4 != 4 || header < 20 || header > total || total > ip.len() {
                 return Err(format!("an IPv4 header of {header} bytes, {total} of {} in all", ip.len()));
             }
             if checksum(&ip[..header]) != [0, 0] {
@@ -182,20 +184,29 @@ pub fn read(bytes: &[u8]) -> Result<Said, String> {
             (address(12), address(16), ip[8], ip[9], &ip[header..total])
         }
         [0x86, 0xdd] => {
-            let payload = usize::from(u16::from_be_bytes([ip[4], ip[5]]));
-            if ip[0] >> 4 != 6 || 40 + payload > ip.len() {
-                return Err(format!("{payload} bytes after an IPv6 header, of {} in all", ip.len()));
+            let end = 40 + word(4)?;
+            if field(0, 40)?[0] >> 4 != 6 || end > ip.len() {
+                return Err(format!("{end} bytes of IPv6, of {} in all", ip.len()));
             }
             let address = |at: usize| IpAddr::from(<[u8; 16]>::try_from(&ip[at..at + 16]).expect("16 bytes"));
             let (mut next, mut at) = (ip[6], 40);
             while next == 60 || next == 0 {
-                (next, at) = (ip[at], at + 8 + usize::from(ip[at + 1]) * 8);
+                let head = field(at, 2)?;
+                (next, at) = (head[0], at + 8 + usize::from(head[1]) * 8);
             }
-            (address(8), address(24), ip[7], next, &ip[at..40 + payload])
+            let segment = ip.get(at..end).ok_or("extension headers beyond its end")?;
+            (address(8), address(24), ip[7], next, segment)
         }
         _ => return Err("not IP".to_owned()),
     };
-    let at = if protocol == 6 { 16 } else { 6 };
+    let (at, least) = match protocol {
+        6 => (16, 20),
+        17 => (6, 8),
+        _ => return Err(format!("protocol {protocol}")),
+    };
+    if segment.len() < least {
+        return Err(format!("{} bytes of protocol {protocol}", segment.len()));
+    }
     let bare = protocol == 17 && segment[at..at + 2] == [0, 0];
     if !bare && checksum(&pseudo(from, to, protocol, segment)) != [0, 0] {
         return Err(format!("the checksum of protocol {protocol} is wrong"));

@@ -46,16 +46,16 @@ impl TableView for Tables {
         self.flows.borrow_mut().remove(key).is_some()
     }
 
-    fn service(&self, key: &ServiceKey) -> Option<Service> {
-        self.services.get(key).copied()
+    fn service(&self, key: &ServiceKey) -> Option<&Service> {
+        self.services.get(key)
     }
 
     fn slot(&self, ring: u32, slot: u32) -> Option<u32> {
         self.rings.get(ring as usize)?.get(slot as usize).copied()
     }
 
-    fn target(&self, backend: u32) -> Option<Target> {
-        self.targets.get(&backend).copied()
+    fn target(&self, backend: u32) -> Option<&Target> {
+        self.targets.get(&backend)
     }
 
     fn seed(&self) -> u64 {
@@ -70,20 +70,15 @@ pub fn bytes_of(flow: &Flow) -> [u8; size_of::<Flow>()] {
     bytes[16..32].copy_from_slice(&flow.dst);
     bytes[32..34].copy_from_slice(&flow.sport);
     bytes[34..36].copy_from_slice(&flow.dport);
-    let words = [
-        flow.interface,
-        flow.backend,
-        flow.frontend,
-        flow.address_delta,
-        flow.port_delta,
-        flow.state(),
-        flow.protocol,
-    ];
-    for (place, word) in bytes[36..64].chunks_exact_mut(4).zip(words) {
+    let words =
+        [flow.interface, flow.backend, flow.frontend, flow.address_delta, flow.port_delta, flow.protocol];
+    for (place, word) in bytes[36..60].chunks_exact_mut(4).zip(words) {
         place.copy_from_slice(&word.to_ne_bytes());
     }
-    for (place, long) in bytes[64..].chunks_exact_mut(8).zip([&flow.seen, &flow.packets, &flow.bytes]) {
-        place.copy_from_slice(&long.load(std::sync::atomic::Ordering::Relaxed).to_ne_bytes());
+    for (place, long) in
+        bytes[64..].chunks_exact_mut(8).zip([&flow.state, &flow.seen, &flow.packets, &flow.bytes])
+    {
+        place.copy_from_slice(&long.get().to_ne_bytes());
     }
     bytes
 }

@@ -3,16 +3,18 @@
 use std::collections::HashMap;
 use std::net::SocketAddr;
 
+use crate::packets::Shape;
+use crate::tables::Tables;
 use fastrand::Rng;
-use lemonade_common::decide::{Verdict, decide};
+use lemonade_common::decide::{Arrival, Verdict, decide};
 use lemonade_common::flow::mapped;
 use lemonade_common::forward::{Service, ServiceKey, Target};
 use lemonade_common::maglev::SLOTS;
 use lemonade_common::packet::{Packet, parse};
-use lemonade_tests::packets::Shape;
-use lemonade_tests::tables::Tables;
 
+/// The service of IPv4.
 pub const VIP4: &str = "192.0.2.10:80";
+/// The service of IPv6.
 pub const VIP6: &str = "[2001:db8::10]:80";
 /// First port and number of ports for the balancer's own address.
 pub const PORTS: (u16, u32) = (20_000, 10_000);
@@ -21,10 +23,12 @@ pub const INSIDE: u32 = 7;
 /// Interface towards clients.
 pub const OUTSIDE: u32 = 3;
 
+/// Reads an address.
 pub fn parse_address(text: &str) -> SocketAddr {
     text.parse().expect("an address and a port")
 }
 
+/// Key of a service.
 pub fn service_key(vip: &str, protocol: u8) -> ServiceKey {
     let vip = parse_address(vip);
     ServiceKey { address: mapped(vip.ip()), port: vip.port().to_be_bytes(), protocol: [0, protocol] }
@@ -35,11 +39,13 @@ pub fn backend(n: u32, v6: bool) -> SocketAddr {
     parse_address(&if v6 { format!("[fd00::{}]:8080", n + 1) } else { format!("10.0.0.{}:8080", n + 1) })
 }
 
+/// The balancer's own address towards backends.
 pub fn balancer(v6: bool, port: u16) -> SocketAddr {
     let ip = if v6 { "[fd00::ff]:0" } else { "10.0.0.254:0" };
     SocketAddr::new(parse_address(ip).ip(), port)
 }
 
+/// What is known of a backend.
 pub fn target(n: u32) -> Target {
     let v6 = n >= 3;
     let address = backend(n, v6);
@@ -72,13 +78,15 @@ pub fn world() -> Tables {
     }
 }
 
+/// Reads a packet of a flow.
 pub fn read(bytes: &[u8]) -> Packet {
     parse(bytes).expect("a packet of a flow")
 }
 
 /// Decides on a packet from outside.
 pub fn decided<'t>(tables: &'t Tables, bytes: &[u8], now: u64) -> Verdict<'t> {
-    decide(tables, &read(bytes), bytes.len() as u64, OUTSIDE, now)
+    let arrival = Arrival { length: bytes.len() as u64, now, interface: OUTSIDE };
+    decide(tables, &read(bytes), &arrival)
 }
 
 /// A packet of any kind that is carried, between addresses that no service has.
