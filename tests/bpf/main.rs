@@ -3,6 +3,7 @@
 #![cfg(target_os = "linux")]
 
 mod forward;
+mod forwarding;
 mod killed;
 mod programs;
 mod signals;
