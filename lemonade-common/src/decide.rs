@@ -122,13 +122,16 @@ pub fn decide<'t, T: TableView>(table: &'t T, packet: &Packet, arrival: &Arrival
     if packet.key.protocol == TCP && packet.flags & (SYN | ACK | RST | FIN) != SYN {
         return Verdict::Pass(PacketReason::UnknownFlow);
     }
-    match open(table, packet, service, arrival) {
-        reason @ PacketReason::NoBackend => Verdict::Pass(reason),
-        reason @ (PacketReason::PortsExhausted | PacketReason::TableFull) => Verdict::Drop(reason),
-        reason => match table.flow(&packet.key) {
-            Some(flow) => Verdict::Forward(flow, reason),
-            None => Verdict::Drop(PacketReason::TableFull),
-        },
+    let reason = open(table, packet, service, arrival);
+    if reason == PacketReason::NoBackend {
+        return Verdict::Pass(reason);
+    }
+    if matches!(reason, PacketReason::PortsExhausted | PacketReason::TableFull) {
+        return Verdict::Drop(reason);
+    }
+    match table.flow(&packet.key) {
+        Some(flow) => Verdict::Forward(flow, reason),
+        None => Verdict::Drop(PacketReason::TableFull),
     }
 }
 
@@ -173,7 +176,7 @@ fn open<T: TableView>(table: &T, packet: &Packet, service: &Service, arrival: &A
     match put(table, key, &taken, &opening) {
         Inserted::Done => PacketReason::Opened,
         // Full, or another core was faster with the same packet: its entry holds.
-        other => {
+        other @ (Inserted::Exists | Inserted::Full) => {
             table.remove(&taken);
             if other == Inserted::Full { PacketReason::TableFull } else { PacketReason::Forwarded }
         }
@@ -254,6 +257,7 @@ fn put<T: TableView>(table: &T, from: &FlowKey, answers: &FlowKey, opening: &Ope
         protocol: from.protocol,
         reserved: 0,
         state: Cell::new(opening.state),
+        told: Cell::new(0),
         seen: Cell::new(opening.now),
         packets: Cell::new(u64::from(opening.bytes != 0)),
         bytes: Cell::new(opening.bytes),
@@ -293,12 +297,13 @@ fn note<T: TableView>(table: &T, packet: &Packet, flow: &Flow, arrival: &Arrival
     }
 }
 
-/// Adds to the state of both directions.
+/// Adds to the state of a direction, and tells the other.
 #[inline(never)]
 fn mark<T: TableView>(table: &T, flow: &Flow, state: u32) {
-    flow.mark(state);
+    let state = u64::from(state);
+    flow.state.set(flow.state.get() | state);
     if let Some(other) = table.flow(&flow.leaves().reversed()) {
-        other.mark(state);
+        other.told.set(other.told.get() | state);
     }
 }
 

@@ -83,8 +83,11 @@ pub struct Flow {
     pub protocol: u32,
     /// Zero.
     pub reserved: u32,
-    /// Sum of [`DOWN`], [`ANSWERED`], [`FIN_UP`], [`FIN_DOWN`] and [`RESET`].
+    /// Sum of [`DOWN`], [`ANSWERED`], [`FIN_UP`], [`FIN_DOWN`] and [`RESET`], as packets of this direction say.
     pub state: Cell<u64>,
+    /// The same as packets of the other direction say. Apart, since the two directions are often on two cores, and a FIN
+    /// that one core overwrites does not come again.
+    pub told: Cell<u64>,
     /// Time of the last packet in nanoseconds of CLOCK_MONOTONIC.
     pub seen: Cell<u64>,
     /// Packets in this direction; segments that the network card cuts later count as one.
@@ -107,7 +110,7 @@ pub const RESET: u32 = 16;
 const _: () = assert!(size_of::<ServiceKey>() == 20 && align_of::<ServiceKey>() == 1);
 const _: () = assert!(size_of::<Service>() == 16);
 const _: () = assert!(size_of::<Target>() == 44);
-const _: () = assert!(size_of::<Flow>() == 96);
+const _: () = assert!(size_of::<Flow>() == 104);
 
 /// Whether a flow in this state has ended, so that its ports may serve another before long.
 pub const fn ended(state: u32) -> bool {
@@ -170,16 +173,10 @@ impl Flow {
         }
     }
 
-    /// Its state now.
+    /// Its state now, as both directions say.
     #[inline(always)]
     pub fn state(&self) -> u32 {
-        self.state.get() as u32
-    }
-
-    /// Adds to its state. Two cores that do so at once may lose one; the next packet of its kind adds it again.
-    #[inline(always)]
-    pub fn mark(&self, state: u32) {
-        self.state.set(u64::from(self.state() | state));
+        (self.state.get() | self.told.get()) as u32
     }
 
     /// Reads the bytes of the map.
@@ -208,9 +205,10 @@ impl Flow {
             protocol: word(56),
             reserved: 0,
             state: long(64),
-            seen: long(72),
-            packets: long(80),
-            bytes: long(88),
+            told: long(72),
+            seen: long(80),
+            packets: long(88),
+            bytes: long(96),
         }
     }
 }

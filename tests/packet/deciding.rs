@@ -4,8 +4,10 @@ use std::collections::HashMap;
 
 use fastrand::Rng;
 use lemonade_common::PacketReason as Reason;
-use lemonade_common::decide::{LINGER, Verdict};
-use lemonade_common::forward::{BY_SOURCE, PASS_FRAGMENTS, Service, Target};
+use lemonade_common::decide::{LINGER, TableView as _, Verdict};
+use lemonade_common::forward::{
+    ANSWERED, BY_SOURCE, DOWN, FIN_DOWN, FIN_UP, PASS_FRAGMENTS, Service, Target,
+};
 use lemonade_common::hash::flow_hash;
 use lemonade_common::maglev::{EMPTY, SLOTS, slot};
 use lemonade_common::packet::{ACK, FIN, RST, SYN};
@@ -191,6 +193,29 @@ fn a_client_may_use_its_port_again_after_the_end() {
     assert_eq!(forwarded(&tables, &last, 6).2, Reason::Forwarded, "the last ACK still arrives");
     assert_eq!(forwarded(&tables, &syn.build(), 7).2, Reason::Opened);
     assert_eq!(tables.flows.borrow().len(), 2);
+}
+
+#[test]
+fn each_direction_writes_words_of_its_own() {
+    // The two directions are often on two cores: a word that both wrote lost one of two FINs that came at once.
+    let tables = world();
+    let syn = Shape::tcp("10.9.9.9:5000", VIP4, SYN);
+    let (out, ..) = forwarded(&tables, &syn.build(), 1);
+    let said = packets::read(&out).expect("well-formed");
+    let answer = Shape { from: said.to, to: said.from, flags: FIN | ACK, ..syn.clone() }.build();
+    let words = || {
+        let of = |bytes: &[u8]| {
+            let flow = tables.flow(&read(bytes).key).expect("it is there");
+            (flow.state.get() & !u64::from(DOWN), flow.told.get())
+        };
+        (of(&syn.build()), of(&answer))
+    };
+    forwarded(&tables, &Shape { flags: FIN | ACK, ..syn.clone() }.build(), 2);
+    let up = u64::from(FIN_UP);
+    assert_eq!(words(), ((up, 0), (0, up)));
+    forwarded(&tables, &answer, 3);
+    let down = u64::from(FIN_DOWN | ANSWERED);
+    assert_eq!(words(), ((up, down), (down, up)));
 }
 
 #[test]

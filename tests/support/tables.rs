@@ -76,7 +76,7 @@ pub fn bytes_of(flow: &Flow) -> [u8; size_of::<Flow>()] {
         place.copy_from_slice(&word.to_ne_bytes());
     }
     for (place, long) in
-        bytes[64..].chunks_exact_mut(8).zip([&flow.state, &flow.seen, &flow.packets, &flow.bytes])
+        bytes[64..].chunks_exact_mut(8).zip([&flow.state, &flow.told, &flow.seen, &flow.packets, &flow.bytes])
     {
         place.copy_from_slice(&long.get().to_ne_bytes());
     }

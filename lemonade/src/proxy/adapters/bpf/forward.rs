@@ -66,7 +66,7 @@ impl Forward {
 
     /// Sends the program through the verifier and lets it go again.
     pub fn verify() -> Verified {
-        let followed = || {
+        let followed = || -> Result<u32, Unavailable> {
             let mut own = Self::load(1, 1, 0)?;
             let info = own.program()?.info().map_err(|error| refused(&error))?;
             Ok(info.verified_instruction_count().unwrap_or(0))
