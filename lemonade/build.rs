@@ -7,7 +7,8 @@ use std::path::PathBuf;
 const FOLDER: &str = "LEMONADE_BPF_OBJECTS";
 
 /// Objects with the variables that tell their places to the code.
-const OBJECTS: [(&str, &str); 2] = [("proxy", "LEMONADE_BPF_PROXY"), ("sk_msg", "LEMONADE_BPF_SK_MSG")];
+const OBJECTS: [(&str, &str); 3] =
+    [("proxy", "LEMONADE_BPF_PROXY"), ("sk_msg", "LEMONADE_BPF_SK_MSG"), ("forward", "LEMONADE_BPF_FORWARD")];
 
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");

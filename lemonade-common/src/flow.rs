@@ -46,9 +46,41 @@ impl FlowKey {
             protocol,
         }
     }
+
+    /// The bytes as they stand in a map.
+    pub fn to_bytes(&self) -> [u8; size_of::<Self>()] {
+        let mut bytes = [0; size_of::<Self>()];
+        bytes[..16].copy_from_slice(&self.src);
+        bytes[16..32].copy_from_slice(&self.dst);
+        bytes[32..34].copy_from_slice(&self.sport);
+        bytes[34..36].copy_from_slice(&self.dport);
+        bytes[36..].copy_from_slice(&self.protocol.to_ne_bytes());
+        bytes
+    }
+
+    /// Reads the bytes of a map.
+    pub fn from_bytes(bytes: &[u8; size_of::<Self>()]) -> Self {
+        let (mut src, mut dst) = ([0; 16], [0; 16]);
+        src.copy_from_slice(&bytes[..16]);
+        dst.copy_from_slice(&bytes[16..32]);
+        Self {
+            src,
+            dst,
+            sport: [bytes[32], bytes[33]],
+            dport: [bytes[34], bytes[35]],
+            protocol: u32::from_ne_bytes([bytes[36], bytes[37], bytes[38], bytes[39]]),
+        }
+    }
+
+    /// Key of what is sent in answer.
+    #[must_use]
+    pub const fn reversed(&self) -> Self {
+        Self { src: self.dst, dst: self.src, sport: self.dport, dport: self.sport, protocol: self.protocol }
+    }
 }
 
-const fn mapped(ip: IpAddr) -> [u8; 16] {
+/// Address as [`FlowKey`] holds it.
+pub const fn mapped(ip: IpAddr) -> [u8; 16] {
     match ip {
         IpAddr::V4(v4) => v4.to_ipv6_mapped().octets(),
         IpAddr::V6(v6) => v6.octets(),

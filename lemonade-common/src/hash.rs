@@ -6,6 +6,8 @@ use crate::flow::FlowKey;
 ///
 /// Each 64-bit word of the key is folded in with the finaliser of SplitMix64
 /// (Steele, Lea and Flood, "Fast Splittable Pseudorandom Number Generators", 2014), which needs no table.
+// A frame of its own: programs in the kernel have 512 bytes of stack.
+#[inline(never)]
 pub fn flow_hash(key: &FlowKey, seed: u64) -> u64 {
     let mut state = seed;
     for half in [&key.src, &key.dst] {

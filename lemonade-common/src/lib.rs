@@ -1,4 +1,5 @@
-//! What every data plane of Lemonade shares: ids, flow keys, the flow hash and the reasons for a verdict.
+//! What every data plane of Lemonade shares: ids, flow keys, the flow hash, reasons, and the packet core of the
+//! forward plane.
 //!
 //! Nothing here allocates, reads a clock or performs I/O, so the same code can run in the kernel.
 
@@ -6,12 +7,18 @@
 #![forbid(unsafe_code)]
 
 pub mod abi;
+pub mod csum;
+pub mod decide;
 pub mod flow;
+pub mod forward;
 pub mod hash;
 pub mod ids;
+pub mod maglev;
+pub mod packet;
+pub mod rewrite;
 pub mod sk_msg;
 pub mod verdict;
 
 pub use flow::FlowKey;
 pub use ids::{BackendIx, FrontendIx};
-pub use verdict::Reason;
+pub use verdict::{PacketReason, Reason};

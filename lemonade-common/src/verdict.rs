@@ -1,4 +1,4 @@
-//! Why a connection was refused; each reason is a counter index.
+//! Why a connection was refused, and what became of a packet; each reason is a counter index.
 
 /// Reason for which a connection got no backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -74,6 +74,109 @@ impl Reason {
     }
 }
 
+/// What became of a packet in the forward plane.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(u8)]
+pub enum PacketReason {
+    /// It belongs to a flow and was sent on.
+    Forwarded,
+    /// It opened a flow and was sent on.
+    Opened,
+    /// It is an ICMP error about a flow and was sent on to the one who must know.
+    IcmpError,
+    /// It is for no frontend: the host has it.
+    NotOurs,
+    /// It is neither IPv4 nor IPv6: the host has it.
+    NotIp,
+    /// It is neither TCP nor UDP, nor an ICMP error about a flow: the host has it.
+    OtherProtocol,
+    /// It is a fragment without ports: the host has it.
+    LaterFragment,
+    /// It ends before its ports or contradicts itself: the host has it.
+    Torn,
+    /// It has a VLAN tag: the host has it.
+    Tagged,
+    /// It is for a frontend, but neither opens a flow nor belongs to one: the host has it, and resets what it does not know.
+    UnknownFlow,
+    /// No backend of the frontend's pool is up: the host has it, and refuses.
+    NoBackend,
+    /// It is a fragment for a frontend: dropped, or the host has it, as the frontend says.
+    Fragment,
+    /// It has IP options or a routing header: dropped.
+    Options,
+    /// Its lengths contradict each other: dropped.
+    BadLength,
+    /// Its time to live ends here: dropped.
+    HopLimit,
+    /// It is larger than the way to its destination takes: dropped.
+    TooBig,
+    /// No port is left towards the backend: dropped.
+    PortsExhausted,
+    /// The connection table is full: dropped.
+    TableFull,
+    /// The kernel did not take the change: dropped.
+    NotSent,
+}
+
+impl PacketReason {
+    /// Every reason, in the order of its index.
+    pub const ALL: [Self; 19] = [
+        Self::Forwarded,
+        Self::Opened,
+        Self::IcmpError,
+        Self::NotOurs,
+        Self::NotIp,
+        Self::OtherProtocol,
+        Self::LaterFragment,
+        Self::Torn,
+        Self::Tagged,
+        Self::UnknownFlow,
+        Self::NoBackend,
+        Self::Fragment,
+        Self::Options,
+        Self::BadLength,
+        Self::HopLimit,
+        Self::TooBig,
+        Self::PortsExhausted,
+        Self::TableFull,
+        Self::NotSent,
+    ];
+
+    /// Number of reasons, the size of a counter array.
+    pub const COUNT: usize = Self::ALL.len();
+
+    /// Counter index.
+    #[inline(always)]
+    pub const fn index(self) -> usize {
+        self as usize
+    }
+
+    /// Stable name, used in metrics and status.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Forwarded => "forwarded",
+            Self::Opened => "opened",
+            Self::IcmpError => "icmp_error",
+            Self::NotOurs => "not_ours",
+            Self::NotIp => "not_ip",
+            Self::OtherProtocol => "other_protocol",
+            Self::LaterFragment => "later_fragment",
+            Self::Torn => "torn",
+            Self::Tagged => "tagged",
+            Self::UnknownFlow => "unknown_flow",
+            Self::NoBackend => "no_backend",
+            Self::Fragment => "fragment",
+            Self::Options => "options",
+            Self::BadLength => "bad_length",
+            Self::HopLimit => "hop_limit",
+            Self::TooBig => "too_big",
+            Self::PortsExhausted => "ports_exhausted",
+            Self::TableFull => "table_full",
+            Self::NotSent => "not_sent",
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -83,6 +186,14 @@ mod tests {
         for (i, reason) in Reason::ALL.into_iter().enumerate() {
             assert_eq!(reason.index(), i);
             assert_eq!(Reason::ALL.iter().filter(|other| other.as_str() == reason.as_str()).count(), 1);
+        }
+    }
+
+    #[test]
+    fn each_packet_reason_sits_at_its_index_with_a_name_of_its_own() {
+        for (i, reason) in PacketReason::ALL.into_iter().enumerate() {
+            assert_eq!(reason.index(), i);
+            assert_eq!(PacketReason::ALL.iter().filter(|other| other.as_str() == reason.as_str()).count(), 1);
         }
     }
 }

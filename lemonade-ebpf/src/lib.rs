@@ -5,6 +5,7 @@
 
 #[cfg(feature = "faults")]
 pub mod faults;
+pub mod forward;
 pub mod maps;
 pub mod signals;
 pub mod sk_msg;

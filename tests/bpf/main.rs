@@ -2,6 +2,8 @@
 
 #![cfg(target_os = "linux")]
 
+mod forward;
+mod forwarding;
 mod programs;
 mod signals;
 mod sk_msg;

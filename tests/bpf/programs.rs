@@ -1,8 +1,8 @@
-//! Every program of the object goes through the verifier.
+//! Every program of the proxy's and of the forward plane's object goes through the verifier.
 
 use std::collections::BTreeMap;
 
-use lemonade::proxy::adapters::bpf::Kernel;
+use lemonade::proxy::adapters::bpf::{Forward, Kernel};
 
 /// Instructions that the verifier may follow at most, by program; docs/guide/kernel.md tells of it.
 const BOUNDS: &str = include_str!("verified.txt");
@@ -10,8 +10,9 @@ const BOUNDS: &str = include_str!("verified.txt");
 #[test]
 fn every_program_passes_the_verifier_within_its_bound() {
     let mut kernel = Kernel::load().expect("the object is loaded");
-    let programs = kernel.verify();
+    let mut programs = kernel.verify();
     assert!(!programs.is_empty(), "the object has no program");
+    programs.push(Forward::verify());
     let mut bounds: BTreeMap<&str, u32> = BOUNDS
         .lines()
         .filter(|line| !line.starts_with('#'))

@@ -1,6 +1,7 @@
 //! How a backend is picked: the port, and the five strategies.
 
 pub mod adapters;
+pub mod maglev;
 pub mod port;
 
 #[cfg(test)]

@@ -166,7 +166,7 @@ pub(super) fn refused(error: &(dyn std::error::Error + 'static)) -> Unavailable 
         cause = error.source();
     }
     let (why, cure) = match code {
-        Some(libc::EPERM | libc::EACCES) => (
+        Some(libc::EPERM) => (
             "bpf(2) is not permitted".to_owned(),
             "run as root, or with CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON".to_owned(),
         ),

@@ -9,6 +9,8 @@ mod batch;
 #[cfg(all(feature = "ebpf", target_os = "linux"))]
 mod cgroup;
 #[cfg(all(feature = "ebpf", target_os = "linux"))]
+mod forward;
+#[cfg(all(feature = "ebpf", target_os = "linux"))]
 mod layout;
 #[cfg(all(feature = "ebpf", target_os = "linux"))]
 mod loader;
@@ -25,6 +27,8 @@ mod sockmap;
 pub use absent::{Kernel, Sockmap, cleanup};
 #[cfg(all(feature = "ebpf", target_os = "linux"))]
 pub use cgroup::cleanup;
+#[cfg(all(feature = "ebpf", target_os = "linux"))]
+pub use forward::{Forward, Trial};
 #[cfg(all(feature = "ebpf", target_os = "linux"))]
 pub use loader::{Kernel, Verified};
 pub use sk_msg::SkMsg;

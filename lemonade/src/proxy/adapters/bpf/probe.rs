@@ -22,7 +22,11 @@ pub type Verdicts = Vec<(String, Result<u32, Unavailable>)>;
 /// There is none, or nothing can be loaded at all.
 pub fn programs() -> Result<Verdicts, Unavailable> {
     #[cfg(all(feature = "ebpf", target_os = "linux"))]
-    return Ok(Kernel::load()?.verify().into_iter().map(|own| (own.name, own.verdict)).collect());
+    {
+        let mut programs = Kernel::load()?.verify();
+        programs.push(super::Forward::verify());
+        Ok(programs.into_iter().map(|own| (own.name, own.verdict)).collect())
+    }
     #[cfg(not(all(feature = "ebpf", target_os = "linux")))]
     match Kernel::load()? {}
 }

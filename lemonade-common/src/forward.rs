@@ -1,0 +1,214 @@
+//! What the forward plane keeps in maps: services, targets and flows. All words are native-endian unless they are bytes.
+
+use core::cell::Cell;
+
+use crate::flow::FlowKey;
+
+/// Address, port and protocol that clients use: key of the map `SERVICES`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(C)]
+pub struct ServiceKey {
+    /// IPv6 address, or an IPv4 address mapped into one.
+    pub address: [u8; 16],
+    /// Port, big-endian.
+    pub port: [u8; 2],
+    /// IP protocol number, big-endian.
+    pub protocol: [u8; 2],
+}
+
+/// Where new flows to a [`ServiceKey`] go.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Service {
+    /// Index of its frontend.
+    pub frontend: u32,
+    /// Which of the rings in the map `RINGS` is its pool's.
+    pub ring: u32,
+    /// Sum of [`BY_SOURCE`] and [`PASS_FRAGMENTS`].
+    pub flags: u32,
+    /// Zero.
+    pub reserved: u32,
+}
+
+/// Flag of a service whose clients each keep to one backend, whatever their port.
+pub const BY_SOURCE: u32 = 1;
+
+/// Flag of a service whose fragments go to the host instead of nowhere.
+pub const PASS_FRAGMENTS: u32 = 2;
+
+/// One backend of a service: value of the map `BACKEND_TARGETS`, whose key is the index of the backend.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Target {
+    /// Where it is: IPv6 address, or an IPv4 address mapped into one.
+    pub address: [u8; 16],
+    /// The balancer's own address on the way there.
+    pub snat: [u8; 16],
+    /// Port, big-endian; zero takes the port that the client used.
+    pub port: [u8; 2],
+    /// First port for [`Self::snat`], big-endian.
+    pub first_port: [u8; 2],
+    /// How many ports there are from there on.
+    pub ports: u32,
+    /// Interface towards it.
+    pub interface: u32,
+}
+
+/// One direction of a flow: value of the map `CONNECTIONS`, whose key is the flow as it arrives in that direction.
+///
+/// What changes after insertion is in cells: several cores may write them at once, and the last one counts. The
+/// compiler for programs in the kernel has no atomics that would say so.
+#[derive(Debug, Default)]
+#[repr(C)]
+pub struct Flow {
+    /// Source address as it leaves.
+    pub src: [u8; 16],
+    /// Destination address as it leaves.
+    pub dst: [u8; 16],
+    /// Source port as it leaves, big-endian.
+    pub sport: [u8; 2],
+    /// Destination port as it leaves, big-endian.
+    pub dport: [u8; 2],
+    /// Interface by which it leaves.
+    pub interface: u32,
+    /// Index of the backend.
+    pub backend: u32,
+    /// Index of the frontend.
+    pub frontend: u32,
+    /// What checksums change by for the addresses.
+    pub address_delta: u32,
+    /// What checksums change by for the ports.
+    pub port_delta: u32,
+    /// Protocol of the flow.
+    pub protocol: u32,
+    /// Zero.
+    pub reserved: u32,
+    /// Sum of [`DOWN`], [`ANSWERED`], [`FIN_UP`], [`FIN_DOWN`] and [`RESET`], as packets of this direction say.
+    pub state: Cell<u64>,
+    /// The same as packets of the other direction say. Apart, since the two directions are often on two cores, and a FIN
+    /// that one core overwrites does not come again.
+    pub told: Cell<u64>,
+    /// Time of the last packet in nanoseconds of CLOCK_MONOTONIC.
+    pub seen: Cell<u64>,
+    /// Packets in this direction; segments that the network card cuts later count as one.
+    pub packets: Cell<u64>,
+    /// Bytes in this direction, with Ethernet headers.
+    pub bytes: Cell<u64>,
+}
+
+/// State of the entry whose direction is from the backend to the client.
+pub const DOWN: u32 = 1;
+/// State of a flow that the backend has answered.
+pub const ANSWERED: u32 = 2;
+/// State of a flow whose client has sent FIN.
+pub const FIN_UP: u32 = 4;
+/// State of a flow whose backend has sent FIN.
+pub const FIN_DOWN: u32 = 8;
+/// State of a flow that one side has reset.
+pub const RESET: u32 = 16;
+
+const _: () = assert!(size_of::<ServiceKey>() == 20 && align_of::<ServiceKey>() == 1);
+const _: () = assert!(size_of::<Service>() == 16);
+const _: () = assert!(size_of::<Target>() == 44);
+const _: () = assert!(size_of::<Flow>() == 104);
+
+/// Whether a flow in this state has ended, so that its ports may serve another before long.
+pub const fn ended(state: u32) -> bool {
+    state & RESET != 0 || state & (FIN_UP | FIN_DOWN) == FIN_UP | FIN_DOWN
+}
+
+impl ServiceKey {
+    /// Service that a packet with this key is for.
+    #[inline(always)]
+    pub const fn of(key: &FlowKey) -> Self {
+        Self { address: key.dst, port: key.dport, protocol: [0, key.protocol as u8] }
+    }
+
+    /// The bytes as they stand in the map.
+    pub fn to_bytes(self) -> [u8; size_of::<Self>()] {
+        let mut bytes = [0; size_of::<Self>()];
+        bytes[..16].copy_from_slice(&self.address);
+        bytes[16..18].copy_from_slice(&self.port);
+        bytes[18..].copy_from_slice(&self.protocol);
+        bytes
+    }
+}
+
+impl Service {
+    /// The bytes as they stand in the map.
+    pub fn to_bytes(self) -> [u8; size_of::<Self>()] {
+        let mut bytes = [0; size_of::<Self>()];
+        let words = [self.frontend, self.ring, self.flags, self.reserved];
+        for (place, word) in bytes.chunks_exact_mut(4).zip(words) {
+            place.copy_from_slice(&word.to_ne_bytes());
+        }
+        bytes
+    }
+}
+
+impl Target {
+    /// The bytes as they stand in the map.
+    pub fn to_bytes(self) -> [u8; size_of::<Self>()] {
+        let mut bytes = [0; size_of::<Self>()];
+        bytes[..16].copy_from_slice(&self.address);
+        bytes[16..32].copy_from_slice(&self.snat);
+        bytes[32..34].copy_from_slice(&self.port);
+        bytes[34..36].copy_from_slice(&self.first_port);
+        bytes[36..40].copy_from_slice(&self.ports.to_ne_bytes());
+        bytes[40..].copy_from_slice(&self.interface.to_ne_bytes());
+        bytes
+    }
+}
+
+impl Flow {
+    /// Key of the packets that leave.
+    #[inline(always)]
+    pub const fn leaves(&self) -> FlowKey {
+        FlowKey {
+            src: self.src,
+            dst: self.dst,
+            sport: self.sport,
+            dport: self.dport,
+            protocol: self.protocol,
+        }
+    }
+
+    /// Its state now, as both directions say.
+    #[inline(always)]
+    pub fn state(&self) -> u32 {
+        (self.state.get() | self.told.get()) as u32
+    }
+
+    /// Reads the bytes of the map.
+    pub fn from_bytes(bytes: &[u8; size_of::<Self>()]) -> Self {
+        let address = |at: usize| {
+            let mut address = [0; 16];
+            address.copy_from_slice(&bytes[at..at + 16]);
+            address
+        };
+        let word = |at: usize| u32::from_ne_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
+        let long = |at: usize| {
+            let mut long = [0; 8];
+            long.copy_from_slice(&bytes[at..at + 8]);
+            Cell::new(u64::from_ne_bytes(long))
+        };
+        Self {
+            src: address(0),
+            dst: address(16),
+            sport: [bytes[32], bytes[33]],
+            dport: [bytes[34], bytes[35]],
+            interface: word(36),
+            backend: word(40),
+            frontend: word(44),
+            address_delta: word(48),
+            port_delta: word(52),
+            protocol: word(56),
+            reserved: 0,
+            state: long(64),
+            told: long(72),
+            seen: long(80),
+            packets: long(88),
+            bytes: long(96),
+        }
+    }
+}

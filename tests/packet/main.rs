@@ -1,0 +1,4 @@
+//! The packet core against a model of its own: reading, deciding, rewriting.
+
+mod deciding;
+mod reading;

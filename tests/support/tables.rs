@@ -1,0 +1,105 @@
+//! The tables of the forward plane in memory, and its rewriting on a slice.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+
+use lemonade_common::decide::{Inserted, TableView};
+use lemonade_common::forward::{Flow, Service, ServiceKey, Target};
+use lemonade_common::packet::{Family, Packet};
+use lemonade_common::{FlowKey, rewrite};
+
+/// Tables in memory.
+#[derive(Default)]
+pub struct Tables {
+    /// Flows; leaked, since a decision lends them for as long as the table lives.
+    pub flows: RefCell<HashMap<FlowKey, &'static Flow>>,
+    /// Flows at most.
+    pub room: usize,
+    /// Services.
+    pub services: HashMap<ServiceKey, Service>,
+    /// Rings, by number.
+    pub rings: Vec<Vec<u32>>,
+    /// Targets, by index of the backend.
+    pub targets: HashMap<u32, Target>,
+    /// Seed of the hash.
+    pub seed: u64,
+}
+
+impl TableView for Tables {
+    fn flow(&self, key: &FlowKey) -> Option<&Flow> {
+        self.flows.borrow().get(key).copied()
+    }
+
+    fn insert(&self, key: &FlowKey, flow: &Flow) -> Inserted {
+        let mut flows = self.flows.borrow_mut();
+        if flows.contains_key(key) {
+            return Inserted::Exists;
+        }
+        if flows.len() >= self.room {
+            return Inserted::Full;
+        }
+        flows.insert(*key, Box::leak(Box::new(Flow::from_bytes(&bytes_of(flow)))));
+        Inserted::Done
+    }
+
+    fn remove(&self, key: &FlowKey) -> bool {
+        self.flows.borrow_mut().remove(key).is_some()
+    }
+
+    fn service(&self, key: &ServiceKey) -> Option<&Service> {
+        self.services.get(key)
+    }
+
+    fn slot(&self, ring: u32, slot: u32) -> Option<u32> {
+        self.rings.get(ring as usize)?.get(slot as usize).copied()
+    }
+
+    fn target(&self, backend: u32) -> Option<&Target> {
+        self.targets.get(&backend)
+    }
+
+    fn seed(&self) -> u64 {
+        self.seed
+    }
+}
+
+/// A flow as it stands in the map.
+pub fn bytes_of(flow: &Flow) -> [u8; size_of::<Flow>()] {
+    let mut bytes = [0; size_of::<Flow>()];
+    bytes[..16].copy_from_slice(&flow.src);
+    bytes[16..32].copy_from_slice(&flow.dst);
+    bytes[32..34].copy_from_slice(&flow.sport);
+    bytes[34..36].copy_from_slice(&flow.dport);
+    let words =
+        [flow.interface, flow.backend, flow.frontend, flow.address_delta, flow.port_delta, flow.protocol];
+    for (place, word) in bytes[36..60].chunks_exact_mut(4).zip(words) {
+        place.copy_from_slice(&word.to_ne_bytes());
+    }
+    for (place, long) in
+        bytes[64..].chunks_exact_mut(8).zip([&flow.state, &flow.told, &flow.seen, &flow.packets, &flow.bytes])
+    {
+        place.copy_from_slice(&long.get().to_ne_bytes());
+    }
+    bytes
+}
+
+/// Rewrites a packet as the entry says.
+pub fn rewritten(bytes: &[u8], packet: &Packet, flow: &Flow) -> Vec<u8> {
+    let mut out = bytes.to_vec();
+    let (network, transport) = (usize::from(packet.network), usize::from(packet.transport));
+    match packet.family {
+        Family::V4 => {
+            let at = network + rewrite::V4_AT;
+            out[at..at + 12].copy_from_slice(&rewrite::v4(packet, flow));
+        }
+        Family::V6 => {
+            let at = network + rewrite::V6_AT;
+            out[at..at + 33].copy_from_slice(&rewrite::v6(packet, flow));
+        }
+    }
+    out[transport..transport + 4].copy_from_slice(&rewrite::ports(flow));
+    let at = transport + rewrite::checksum_at(flow.protocol);
+    let sum = rewrite::checksum([out[at], out[at + 1]], flow);
+    out[at..at + 2].copy_from_slice(&sum);
+    out
+}
