@@ -2,8 +2,6 @@
 
 #![cfg(target_os = "linux")]
 
-#[path = "../conformance/backend_failure.rs"]
-mod backend_failure;
 #[path = "../conformance/early_bytes.rs"]
 mod early_bytes;
 #[path = "../conformance/half_close.rs"]
@@ -82,6 +80,4 @@ on_sockmap! {
     slow_reader::a_trickling_reader_gets_every_byte,
     urgent::an_urgent_byte_from_the_client_is_one_of_the_stream,
     urgent::an_urgent_byte_from_the_backend_is_one_of_the_stream,
-    backend_failure::a_backend_killed_while_it_sends_ends_as_it_does_directly,
-    backend_failure::a_backend_killed_with_bytes_unread_ends_as_it_does_directly,
 }
