@@ -1,5 +1,6 @@
 //! The tools that people already run read what Lemonade writes.
 
 mod access;
+mod openapi;
 mod package;
 mod prometheus;

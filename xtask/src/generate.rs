@@ -12,8 +12,11 @@ use crate::{bpf, workspace};
 pub const SHELLS: [&str; 3] = ["bash", "zsh", "fish"];
 
 /// Documents that `lemonade schema` prints, with the files that keep them.
-pub const SCHEMAS: [(&str, &str); 2] =
-    [("config", "config/schema.json"), ("access", "config/access.schema.json")];
+pub const SCHEMAS: [(&str, &str); 3] = [
+    ("config", "config/schema.json"),
+    ("access", "config/access.schema.json"),
+    ("admin", "docs/openapi.json"),
+];
 
 /// Writes the files of [`SCHEMAS`].
 pub fn write_schemas() -> anyhow::Result<()> {
