@@ -16,6 +16,7 @@ use std::sync::Arc;
 use anyhow::Context as _;
 use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
 
+use crate::admin::openapi;
 use crate::app::{self, Settings};
 use crate::config::adapters::notify::FileConfig;
 use crate::config::port::ConfigService;
@@ -98,6 +99,8 @@ enum Document {
     Config,
     /// A line of the access log
     Access,
+    /// The admin API, as OpenAPI
+    Admin,
 }
 
 /// Runs the command line of the process.
@@ -108,6 +111,7 @@ pub fn main() -> ExitCode {
         Command::Check { file } => return check(&file),
         Command::Schema { of: Document::Config } => print(config::schema().as_bytes()),
         Command::Schema { of: Document::Access } => print(access_format::schema().as_bytes()),
+        Command::Schema { of: Document::Admin } => print(openapi::document().as_bytes()),
         Command::Operate(command) => {
             return match command.run() {
                 Ok(()) => ExitCode::SUCCESS,

@@ -18,9 +18,10 @@ done
 value() { sed -n "s/^$1 //p" "$context/Containerfile"; }
 list() { value "$1" | tr -d '[],"'; }
 user=$(value USER)
-run() { env -i $(value ENV) chroot --userspec="$user" "$root" "$@"; }
+run() { env -i "PATH=$PATH" $(value ENV) chroot --userspec="$user" "$root" "$@"; }
+# Not through the function: what a signal is sent to must be the program, not a shell around it.
 # shellcheck disable=SC2046
-run $(list ENTRYPOINT) $(list CMD) &
+env -i "PATH=$PATH" $(value ENV) chroot --userspec="$user" "$root" $(list ENTRYPOINT) $(list CMD) &
 pid=$!
 for _ in $(seq 200); do
 	if run /lemonade status --admin /run/lemonade/admin.sock >"$folder/status" 2>/dev/null; then

@@ -1,5 +1,7 @@
 //! The tools that people already run read what Lemonade writes.
 
 mod access;
+mod guide;
+mod openapi;
 mod package;
 mod prometheus;

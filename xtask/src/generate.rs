@@ -1,5 +1,7 @@
 //! Files that `lemonade` itself generates.
 
+mod reference;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -12,10 +14,24 @@ use crate::{bpf, workspace};
 pub const SHELLS: [&str; 3] = ["bash", "zsh", "fish"];
 
 /// Documents that `lemonade schema` prints, with the files that keep them.
-pub const SCHEMAS: [(&str, &str); 2] =
-    [("config", "config/schema.json"), ("access", "config/access.schema.json")];
+pub const SCHEMAS: [(&str, &str); 3] = [
+    ("config", "config/schema.json"),
+    ("access", "config/access.schema.json"),
+    ("admin", "docs/openapi.json"),
+];
 
-/// Writes the files of [`SCHEMAS`].
+/// Where the configuration reference of the guides is kept.
+pub const REFERENCE: &str = "docs/guide/reference.md";
+
+/// The configuration reference, made from the schema that this binary prints.
+pub fn reference(lemonade: &Path) -> anyhow::Result<String> {
+    let schema = serde_json::from_str(&schema(lemonade, "config")?)?;
+    let missing = reference::missing(&schema);
+    ensure!(missing.is_empty(), "{missing:?} have no section: add them to SECTIONS in generate/reference.rs");
+    Ok(reference::page(&schema))
+}
+
+/// Writes the files of [`SCHEMAS`] and the [`REFERENCE`].
 pub fn write_schemas() -> anyhow::Result<()> {
     let lemonade = build()?;
     for (document, file) in SCHEMAS {
@@ -24,6 +40,9 @@ pub fn write_schemas() -> anyhow::Result<()> {
             .with_context(|| format!("cannot write {}", path.display()))?;
         println!("wrote {}", path.display());
     }
+    let path = workspace::root().join(REFERENCE);
+    fs::write(&path, reference(&lemonade)?).with_context(|| format!("cannot write {}", path.display()))?;
+    println!("wrote {}", path.display());
     Ok(())
 }
 

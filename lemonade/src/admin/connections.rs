@@ -19,7 +19,7 @@ pub const MAX_PAGE: usize = 1_000;
 const PAGE: usize = 100;
 
 /// One connection.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Row {
     /// Number, unique in the process.
     pub id: u64,
@@ -30,8 +30,10 @@ pub struct Row {
     /// Pool of that frontend.
     pub pool: String,
     /// Client.
+    #[schema(value_type = String)]
     pub client: SocketAddr,
     /// Address that the client used.
+    #[schema(value_type = String)]
     pub local: SocketAddr,
     /// Data plane.
     pub plane: String,
@@ -56,11 +58,12 @@ pub struct Row {
 }
 
 /// Where a connection went and why.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct RouteRow {
     /// Backend.
     pub backend: String,
     /// Address connected to.
+    #[schema(value_type = String)]
     pub address: SocketAddr,
     /// Strategy that picked it.
     pub strategy: String,
@@ -79,7 +82,7 @@ pub struct RouteRow {
 }
 
 /// A page of connections.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Page {
     /// Connections that exist, or the ended ones that are remembered.
     pub total: usize,
@@ -90,8 +93,9 @@ pub struct Page {
 }
 
 /// What to list.
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize, utoipa::IntoParams)]
 #[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
 pub struct Query {
     /// Rows, 1,000 at most.
     pub limit: Option<usize>,
@@ -107,6 +111,7 @@ pub struct Query {
     pub backend: Option<String>,
     /// Whether to list those that ended instead.
     #[serde(default)]
+    #[param(required = false)]
     pub ended: bool,
 }
 

@@ -76,10 +76,7 @@ pub(super) fn routes() -> Router<Arc<AdminWiring>> {
     });
     pages
         .route("/api/v1/config", get(config_in_force))
-        .route(
-            "/api/v1/schema",
-            get(async || ([(header::CONTENT_TYPE, "application/json")], config::schema())),
-        )
+        .route("/api/v1/schema", get(schema))
         .route("/api/v1/doctor", get(doctor_report))
 }
 
@@ -131,7 +128,18 @@ impl Asset {
     }
 }
 
-async fn config_in_force(State(wiring): Wiring) -> Response {
+/// The JSON schema of the configuration.
+#[utoipa::path(get, path = "/api/v1/schema", tag = "reads", responses((status = 200, description = "The schema", body = Object)))]
+pub(super) async fn schema() -> Response {
+    ([(header::CONTENT_TYPE, "application/json")], config::schema()).into_response()
+}
+
+/// The configuration in force, every key with its value.
+#[utoipa::path(get, path = "/api/v1/config", tag = "reads", responses(
+    (status = 200, description = "File, version and configuration", body = Object),
+    (status = 503, description = "No configuration applied yet", body = String, content_type = "text/plain"),
+))]
+pub(super) async fn config_in_force(State(wiring): Wiring) -> Response {
     let (table, version) = {
         let control = wiring.control.borrow();
         (Arc::clone(&control.table), control.accepted.version)
@@ -156,7 +164,8 @@ fn tried(wiring: &AdminWiring) -> doctor::Tried {
 }
 
 /// What `lemonade doctor --config FILE --json` prints, of this process.
-async fn doctor_report(State(wiring): Wiring) -> Response {
+#[utoipa::path(get, path = "/api/v1/doctor", tag = "reads", responses((status = 200, description = "The report", body = Object)))]
+pub(super) async fn doctor_report(State(wiring): Wiring) -> Response {
     /// Programs are loaded to see whether the kernel takes them: once, whoever asks.
     static HOST: OnceLock<Report> = OnceLock::new();
     let examined = tokio::task::spawn_blocking(move || {

@@ -33,8 +33,9 @@ const SIGN_OF_LIFE: Duration = Duration::from_secs(5);
 const RATE: (u32, u32) = (1_000, 10_000);
 
 /// What a reader wants to hear of.
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize, utoipa::IntoParams)]
 #[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
 pub struct Wanted {
     /// `decision`, `refusal` or `end`; several separated by commas.
     pub kind: Option<String>,

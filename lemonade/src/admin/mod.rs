@@ -6,6 +6,7 @@ mod dashboard;
 mod dump;
 pub mod events;
 pub mod foresee;
+pub mod openapi;
 mod place;
 pub mod reads;
 pub mod report;

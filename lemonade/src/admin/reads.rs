@@ -30,6 +30,11 @@ fn bad(why: impl std::fmt::Display) -> Response {
     (StatusCode::BAD_REQUEST, format!("{why}\n")).into_response()
 }
 
+/// Connections that exist, or the ended ones that are remembered.
+#[utoipa::path(get, path = "/api/v1/connections", tag = "reads", params(connections::Query), responses(
+    (status = 200, description = "A page of them", body = connections::Page),
+    (status = 400, description = "What is wrong with the query", body = String, content_type = "text/plain"),
+))]
 pub(super) async fn connections(State(wiring): Wiring, asked: Asked<connections::Query>) -> Response {
     let Query(query) = match asked {
         Ok(query) => query,
@@ -44,13 +49,20 @@ pub(super) async fn connections(State(wiring): Wiring, asked: Asked<connections:
 }
 
 /// A connection that is asked about.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, utoipa::IntoParams)]
 #[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
 pub(super) struct WhyQuery {
+    /// Its number, `CLIENT:PORT`, `CLIENT:PORT->ADDRESS:PORT`, or a client for its newest.
     connection: String,
 }
 
-/// The newest connection that is meant, living ones first.
+/// The newest connection that is meant, living ones first, with the decision about it.
+#[utoipa::path(get, path = "/api/v1/why", tag = "reads", params(WhyQuery), responses(
+    (status = 200, description = "The connection", body = Row),
+    (status = 400, description = "What is wrong with the query", body = String, content_type = "text/plain"),
+    (status = 404, description = "There is none", body = String, content_type = "text/plain"),
+))]
 pub(super) async fn why(State(wiring): Wiring, asked: Asked<WhyQuery>) -> Response {
     let Query(WhyQuery { connection }) = match asked {
         Ok(query) => query,
@@ -77,26 +89,35 @@ pub(super) async fn why(State(wiring): Wiring, asked: Asked<WhyQuery>) -> Respon
 }
 
 /// Which lines of the journal.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, utoipa::IntoParams)]
 #[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
 pub(super) struct JournalQuery {
+    /// Lines, 1,000 at most.
     limit: Option<usize>,
     /// RFC 3339; lines from then on.
     since: Option<String>,
     /// RFC 3339; lines until then.
     until: Option<String>,
+    /// What the lines are about.
+    #[param(inline)]
     what: Option<Kind>,
     /// Text that a sentence of the line contains.
     filter: Option<String>,
 }
 
 /// Lines of the journal, oldest first.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Lines {
     /// Lines.
     pub entries: Vec<Entry>,
 }
 
+/// What was changed, when, by whom and with what result.
+#[utoipa::path(get, path = "/api/v1/journal", tag = "reads", params(JournalQuery), responses(
+    (status = 200, description = "The lines", body = Lines),
+    (status = 400, description = "What is wrong with the query", body = String, content_type = "text/plain"),
+))]
 pub(super) async fn journal(State(wiring): Wiring, asked: Asked<JournalQuery>) -> Response {
     let Query(query) = match asked {
         Ok(query) => query,
@@ -124,15 +145,18 @@ pub(super) async fn journal(State(wiring): Wiring, asked: Asked<JournalQuery>) -
     json(StatusCode::OK, &Lines { entries })
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, utoipa::IntoParams)]
 #[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
 pub(super) struct SeriesQuery {
+    /// Seconds.
     last: Option<usize>,
+    /// Only this one, exactly.
     frontend: Option<String>,
 }
 
 /// The time series, a sample a second, oldest first.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct AllSeries {
     /// When it was read.
     pub at: String,
@@ -145,7 +169,7 @@ pub struct AllSeries {
 }
 
 /// Samples of one frontend.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct FrontendSeries {
     /// Frontend.
     pub name: String,
@@ -153,6 +177,11 @@ pub struct FrontendSeries {
     pub samples: Vec<Sample>,
 }
 
+/// The time series of the process, its frontends and its backends.
+#[utoipa::path(get, path = "/api/v1/series", tag = "reads", params(SeriesQuery), responses(
+    (status = 200, description = "The samples", body = AllSeries),
+    (status = 400, description = "What is wrong with the query", body = String, content_type = "text/plain"),
+))]
 pub(super) async fn series(State(wiring): Wiring, asked: Asked<SeriesQuery>) -> Response {
     let Query(query) = match asked {
         Ok(query) => query,
@@ -182,6 +211,12 @@ fn cut<T>(samples: &mut Vec<T>, last: usize) {
     samples.drain(..samples.len().saturating_sub(last));
 }
 
+/// What happens to connections, as server-sent events until the reader goes.
+#[utoipa::path(get, path = "/api/v1/events", tag = "reads", params(Wanted), responses(
+    (status = 200, description = "The stream", body = String, content_type = "text/event-stream"),
+    (status = 400, description = "What is wrong with the query", body = String, content_type = "text/plain"),
+    (status = 503, description = "Too many readers", body = String, content_type = "text/plain"),
+))]
 pub(super) async fn events(
     State(wiring): Wiring,
     Extension(streaming): Extension<Streaming>,

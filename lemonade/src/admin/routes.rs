@@ -42,9 +42,10 @@ pub(super) fn router(wiring: Arc<AdminWiring>, door: Door) -> Router {
         Door::Tcp(_) => dashboard::shared_status(),
     };
     let reads = Router::new()
-        .route("/healthz", get(async || "alive\n"))
+        .route("/healthz", get(healthz))
         .route("/readyz", get(readyz))
         .route("/metrics", get(metrics))
+        .route("/api/v1/openapi.json", get(openapi))
         .route("/api/v1/status", status)
         .route("/api/v1/dump", get(dump_all))
         .route("/api/v1/connections", get(reads::connections))
@@ -111,6 +112,23 @@ fn is_own_name(headers: &HeaderMap, address: SocketAddr) -> bool {
     })
 }
 
+/// Whether the process answers at all.
+#[utoipa::path(get, path = "/healthz", tag = "reads", responses((status = 200, description = "It does", body = String, content_type = "text/plain")))]
+async fn healthz() -> &'static str {
+    "alive\n"
+}
+
+/// The description of this interface.
+#[utoipa::path(get, path = "/api/v1/openapi.json", tag = "reads", responses((status = 200, description = "An OpenAPI document", body = Object)))]
+async fn openapi() -> Response {
+    ([(header::CONTENT_TYPE, "application/json")], super::openapi::document()).into_response()
+}
+
+/// Whether it is running with its first table applied.
+#[utoipa::path(get, path = "/readyz", tag = "reads", responses(
+    (status = 200, description = "Ready", body = String, content_type = "text/plain"),
+    (status = 503, description = "Not ready, with the phase", body = String, content_type = "text/plain"),
+))]
 async fn readyz(State(wiring): Wiring) -> Response {
     let phase = *wiring.phase.borrow();
     let applied = wiring.control.borrow().table.config.is_some();
@@ -138,6 +156,11 @@ pub(super) const fn phase_words(phase: Phase) -> &'static str {
     }
 }
 
+/// Counters for Prometheus: OpenMetrics 1.0 to readers that ask for it, text 0.0.4 to others.
+#[utoipa::path(get, path = "/metrics", tag = "reads", responses((status = 200, description = "The metrics", content(
+    (String = "text/plain"),
+    (String = "application/openmetrics-text"),
+))))]
 async fn metrics(State(wiring): Wiring, headers: HeaderMap) -> Response {
     let accept = headers.get(header::ACCEPT).and_then(|accept| accept.to_str().ok());
     let phase = *wiring.phase.borrow();
@@ -146,10 +169,14 @@ async fn metrics(State(wiring): Wiring, headers: HeaderMap) -> Response {
     ([(header::CONTENT_TYPE, format.content_type())], text).into_response()
 }
 
+/// The state of the process.
+#[utoipa::path(get, path = "/api/v1/status", tag = "reads", responses((status = 200, description = "The status", body = Status)))]
 async fn status(State(wiring): Wiring) -> Response {
     json(StatusCode::OK, &Status::read(&wiring, SystemTime::now()))
 }
 
+/// Everything at one moment, for a bug report; no secrets. Its shape changes between versions.
+#[utoipa::path(get, path = "/api/v1/dump", tag = "reads", responses((status = 200, description = "The dump", body = Object)))]
 async fn dump_all(State(wiring): Wiring) -> Response {
     json(StatusCode::OK, &dump(&wiring, SystemTime::now()))
 }

@@ -8,6 +8,7 @@ use std::time::{Duration, SystemTime};
 
 use lemonade_common::{BackendIx, Reason};
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use super::AdminWiring;
 use crate::control::ControlState;
@@ -28,7 +29,7 @@ use crate::shutdown::Phase;
 const OUTCOMES: usize = 5;
 
 /// The process.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Status {
     /// Version of the program.
     pub version: String,
@@ -63,7 +64,7 @@ pub struct Status {
 }
 
 /// The configuration.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct ConfigStatus {
     /// File.
     pub file: String,
@@ -82,7 +83,7 @@ pub struct ConfigStatus {
 }
 
 /// A configuration that was refused.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct RefusalStatus {
     /// When.
     pub at: String,
@@ -93,7 +94,7 @@ pub struct RefusalStatus {
 }
 
 /// Traffic per second over a time.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Rates {
     /// Connections accepted.
     pub opened_per_second: f64,
@@ -106,13 +107,15 @@ pub struct Rates {
 }
 
 /// One frontend.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct FrontendStatus {
     /// Name.
     pub name: String,
     /// Addresses in the configuration.
+    #[schema(value_type = Vec<String>)]
     pub configured: Vec<SocketAddr>,
     /// Addresses it accepts on, with real ports.
+    #[schema(value_type = Vec<String>)]
     pub listening: Vec<SocketAddr>,
     /// What clients speak.
     pub protocol: String,
@@ -147,7 +150,7 @@ pub struct FrontendStatus {
 }
 
 /// One pool.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct PoolStatus {
     /// Name.
     pub name: String,
@@ -166,13 +169,14 @@ pub struct PoolStatus {
 }
 
 /// One address of one backend.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct BackendStatus {
     /// Name.
     pub name: String,
     /// Address.
     pub address: String,
     /// Whether it is up.
+    #[schema(inline)]
     pub status: Up,
     /// Why, in words.
     pub why: String,
@@ -205,7 +209,7 @@ pub struct BackendStatus {
 }
 
 /// One outcome.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct OutcomeStatus {
     /// When.
     pub at: String,

@@ -22,7 +22,7 @@ use crate::control::overrides::{Change, MAX_WEIGHT};
 pub const RELOAD_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A change of one backend.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct BackendChange {
     /// `pool/backend`, or a name that only one pool has.
@@ -35,7 +35,7 @@ pub struct BackendChange {
 }
 
 /// What came of a change.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Outcome {
     /// Configuration version in force.
     pub version: u64,
@@ -43,6 +43,19 @@ pub struct Outcome {
     pub lines: Vec<String>,
 }
 
+/// Drains, disables, enables or weighs a backend.
+#[utoipa::path(post, path = "/api/v1/backend", tag = "changes",
+    request_body(content = BackendChange, content_type = "application/json"),
+    responses(
+        (status = 200, description = "What changed", body = Outcome),
+        (status = 400, description = "The change cannot be read", body = Outcome),
+        (status = 403, description = "Changes go through the unix socket only", body = String, content_type = "text/plain"),
+        (status = 404, description = "No such backend", body = Outcome),
+        (status = 412, description = "The configuration has another version", body = Outcome),
+        (status = 413, description = "The body is larger than 64 KiB", body = String, content_type = "text/plain"),
+        (status = 422, description = "It cannot be put in force", body = Outcome),
+        (status = 503, description = "Other changes are waiting, or Lemonade is stopping", body = Outcome),
+    ))]
 pub(super) async fn backend(
     State(wiring): Wiring,
     Extension(peer): Extension<Peer>,
@@ -90,6 +103,13 @@ pub(super) async fn backend(
 }
 
 /// Reads the file again and waits for what comes of it. One at a time, so that each outcome is that of its own asking.
+#[utoipa::path(post, path = "/api/v1/reload", tag = "changes", responses(
+    (status = 200, description = "What changed", body = Outcome),
+    (status = 403, description = "Changes go through the unix socket only", body = String, content_type = "text/plain"),
+    (status = 422, description = "The file is wrong; the last good one stays in force", body = Outcome),
+    (status = 503, description = "Other reloads are waiting, or Lemonade is stopping", body = Outcome),
+    (status = 504, description = "No outcome within 30 s", body = Outcome),
+))]
 pub(super) async fn reload(State(wiring): Wiring, Extension(peer): Extension<Peer>) -> Response {
     let done = tokio::time::timeout(RELOAD_TIMEOUT, reloaded(&wiring, peer)).await;
     done.unwrap_or_else(|_| {
@@ -141,6 +161,15 @@ fn refused(code: StatusCode, wiring: &AdminWiring, why: String) -> Response {
     json(code, &Outcome { version: wiring.control.borrow().accepted.version, lines: vec![why] })
 }
 
+/// Changes the filter of the log until the next change, or until `[log] level` changes in the file.
+#[utoipa::path(put, path = "/api/v1/log-filter", tag = "changes",
+    request_body(content = String, content_type = "text/plain", description = "A filter such as `info,lemonade::health=debug`"),
+    responses(
+        (status = 200, description = "The filter in force", body = String, content_type = "text/plain"),
+        (status = 400, description = "What is wrong with it", body = String, content_type = "text/plain"),
+        (status = 403, description = "Changes go through the unix socket only", body = String, content_type = "text/plain"),
+        (status = 413, description = "The body is larger than 64 KiB", body = String, content_type = "text/plain"),
+    ))]
 pub(super) async fn log_filter(
     State(wiring): Wiring,
     Extension(peer): Extension<Peer>,

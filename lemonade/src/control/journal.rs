@@ -22,7 +22,7 @@ pub const KEPT: u32 = 3;
 const TAIL_BYTES: u64 = 256 * 1024;
 
 /// One line.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Entry {
     /// When, RFC 3339 in UTC.
     pub time: String,
@@ -42,7 +42,7 @@ pub struct Entry {
 }
 
 /// What a line is about.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Kind {
     /// A configuration was accepted or refused.

@@ -17,7 +17,7 @@ const LISTED: usize = 20;
 pub const MAX_WEIGHT: u32 = 65_535;
 
 /// What to do with a backend.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Change {
     /// No new connection; those that exist go on, and probes too.

@@ -147,7 +147,7 @@ pub trait Recorder: Send + Sync {
 }
 
 /// One second of a time series.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Sample {
     /// Connections live at its end.
     pub live: u64,
@@ -169,7 +169,7 @@ pub struct Series {
 }
 
 /// One second of a backend's time series.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct BackendSample {
     /// Connections live at its end.
     pub live: u32,
@@ -184,7 +184,7 @@ pub struct BackendSample {
 }
 
 /// Time series of one address of one backend, oldest first, a second apart, 10 minutes at most.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct BackendSeries {
     /// Pool.
     pub pool: String,

@@ -30,7 +30,7 @@ pub struct MetricsSnapshot {
 }
 
 /// Whether a relay in the kernel may be used, and how that was found out.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct RelaySnapshot {
     /// Which.
     pub relay: KernelRelay,
@@ -43,7 +43,7 @@ pub struct RelaySnapshot {
 }
 
 /// Counters of the process; see [`ProcessCell`](crate::model::ProcessCell).
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 #[expect(missing_docs, reason = "fields mirror ProcessCell, documented there")]
 pub struct ProcessCounters {
     pub live: u64,

@@ -6,7 +6,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use serde::{Deserialize, Serialize};
 
 /// A relay whose bytes pass through programs in the kernel.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum KernelRelay {
     /// `sk_skb/stream_verdict` between an accepted client and its backend.
@@ -37,7 +37,7 @@ impl KernelRelay {
 }
 
 /// One behavioural self-test and how it went.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct SelfTest {
     /// What it tries.
     pub name: String,
@@ -50,7 +50,7 @@ pub struct SelfTest {
 }
 
 /// How it was found out whether a relay may be used.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Findings {
     /// Why it may or may not, in words.
     pub why: String,
@@ -114,7 +114,7 @@ pub struct RelayCell {
 }
 
 /// A [`RelayCell`] at one moment.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[expect(missing_docs, reason = "fields mirror RelayCell, documented there")]
 pub struct RelayCounters {
     pub live: u64,

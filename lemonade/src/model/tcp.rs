@@ -64,7 +64,7 @@ pub struct TcpCounts {
 }
 
 /// A [`TcpCell`] at one moment.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize, utoipa::ToSchema)]
 pub struct TcpCounters {
     /// Who told.
     pub source: TcpSource,

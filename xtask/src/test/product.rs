@@ -23,6 +23,7 @@ pub fn check(objects: Option<&Objects>) -> anyhow::Result<Tally> {
     for (document, file) in generate::SCHEMAS {
         total.add(counted("schema", schema_is_current(&lemonade, document, file)));
     }
+    total.add(counted("reference", reference_is_current(&lemonade)));
     total.add(counted("completions and man page", generate::assets(&lemonade).map(drop)));
     Ok(total)
 }
@@ -47,6 +48,17 @@ fn configs() -> anyhow::Result<Vec<PathBuf>> {
 
 fn accepted(lemonade: &Path, config: &Path) -> anyhow::Result<()> {
     workspace::output(Command::new(lemonade).arg("check").arg(config)).map(drop)
+}
+
+fn reference_is_current(lemonade: &Path) -> anyhow::Result<()> {
+    let file = generate::REFERENCE;
+    let kept =
+        fs::read_to_string(workspace::root().join(file)).with_context(|| format!("cannot read {file}"))?;
+    ensure!(
+        kept == generate::reference(lemonade)?,
+        "{file} is not what the schema says; run `cargo xtask schema` and commit it"
+    );
+    Ok(())
 }
 
 fn schema_is_current(lemonade: &Path, document: &str, file: &str) -> anyhow::Result<()> {
