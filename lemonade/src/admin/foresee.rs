@@ -35,15 +35,18 @@ pub const MAX_FILE: usize = 4 * 1024 * 1024;
 /// Frontends explained when none is named.
 const FRONTENDS: usize = 20;
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, utoipa::IntoParams)]
 #[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
 pub(super) struct ExplainQuery {
+    /// Address of the client, with or without a port.
     client: String,
+    /// Frontend; all of them otherwise, the first 20.
     frontend: Option<String>,
 }
 
 /// The next pick of a client.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Explained {
     /// Version of the table.
     pub table_version: u64,
@@ -54,7 +57,7 @@ pub struct Explained {
 }
 
 /// The next pick of a client of one frontend.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct ExplainedFrontend {
     /// Frontend.
     pub frontend: String,
@@ -71,7 +74,7 @@ pub struct ExplainedFrontend {
 }
 
 /// How a backend stands.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct ExplainedBackend {
     /// Backend.
     pub name: String,
@@ -93,6 +96,11 @@ pub struct ExplainedBackend {
     pub share: f64,
 }
 
+/// The next pick of a client, without making it.
+#[utoipa::path(get, path = "/api/v1/explain", tag = "reads", params(ExplainQuery), responses(
+    (status = 200, description = "What would be picked, and why", body = Explained),
+    (status = 400, description = "What is wrong with the query", body = String, content_type = "text/plain"),
+))]
 pub(super) async fn explain(
     State(wiring): Wiring,
     asked: Result<Query<ExplainQuery>, QueryRejection>,
@@ -217,7 +225,7 @@ fn without_backend(entry: &FrontendEntry) -> String {
 }
 
 /// What a configuration would change.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Planned {
     /// Version of the configuration in force.
     pub version: u64,
@@ -236,7 +244,7 @@ pub struct Planned {
 }
 
 /// The share of picks of one backend.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct PlannedShare {
     /// `pool/backend`.
     pub backend: String,
@@ -246,13 +254,24 @@ pub struct PlannedShare {
     pub after: Option<f64>,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, utoipa::IntoParams)]
 #[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
 pub(super) struct PlanQuery {
     /// Name of the file in errors.
     file: Option<String>,
 }
 
+/// What a configuration would change, without changing it.
+#[utoipa::path(post, path = "/api/v1/plan", tag = "changes", params(PlanQuery),
+    request_body(content = String, content_type = "text/plain", description = "The configuration, TOML"),
+    responses(
+        (status = 200, description = "What it would change", body = Planned),
+        (status = 400, description = "The query or the text cannot be read", body = String, content_type = "text/plain"),
+        (status = 403, description = "Over TCP", body = String, content_type = "text/plain"),
+        (status = 413, description = "The text is larger than 4 MiB", body = String, content_type = "text/plain"),
+        (status = 422, description = "Every error of the configuration", body = Outcome),
+    ))]
 pub(super) async fn plan(
     State(wiring): Wiring,
     Query(PlanQuery { file }): Query<PlanQuery>,

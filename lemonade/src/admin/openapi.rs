@@ -2,7 +2,7 @@
 
 use utoipa::OpenApi;
 
-use super::{dashboard, reads, routes, steer};
+use super::{dashboard, foresee, reads, routes, steer};
 
 #[derive(OpenApi)]
 #[openapi(
@@ -30,6 +30,8 @@ use super::{dashboard, reads, routes, steer};
         reads::journal,
         reads::series,
         reads::events,
+        foresee::explain,
+        foresee::plan,
         steer::backend,
         steer::reload,
         steer::log_filter,

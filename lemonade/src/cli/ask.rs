@@ -71,7 +71,7 @@ impl Instance {
     }
 
     /// `GET path`.
-    pub(super) fn get<T: DeserializeOwned>(&self, path: &str) -> Answer<T> {
+    pub(super) fn read<T: DeserializeOwned>(&self, path: &str) -> Answer<T> {
         read(&self.bytes_of(path)?)
     }
 

@@ -13,7 +13,7 @@ use super::print;
 
 pub(super) fn explain(client: String, frontend: Option<String>, json: bool, instance: &Instance) -> Answer {
     let pairs = [("client", Some(client.clone())), ("frontend", frontend)];
-    let found: Explained = instance.get(&query("/api/v1/explain", &pairs))?;
+    let found: Explained = instance.read(&query("/api/v1/explain", &pairs))?;
     if json {
         return print_json(&found);
     }

@@ -32,7 +32,7 @@ pub(super) fn status(instance: &Instance, json: bool, watch: bool) -> Answer {
         return Ok(print(&instance.bytes_of(PATH)?)?);
     }
     loop {
-        let mut text = report::report(&instance.get::<Status>(PATH)?, terminal);
+        let mut text = report::report(&instance.read::<Status>(PATH)?, terminal);
         if !watch {
             return Ok(print(text.as_bytes())?);
         }
@@ -53,7 +53,7 @@ pub(super) fn connections(asked: &Connections) -> Answer {
         ("backend", asked.backend.clone()),
         ("ended", asked.ended.then(|| "true".to_owned())),
     ];
-    let page: Page = asked.instance.get(&query("/api/v1/connections", &pairs))?;
+    let page: Page = asked.instance.read(&query("/api/v1/connections", &pairs))?;
     if asked.json {
         return print_json(&page);
     }
@@ -106,7 +106,7 @@ pub(super) fn age(seconds: f64) -> String {
 
 pub(super) fn why(connection: &str, json: bool, instance: &Instance) -> Answer {
     let path = query("/api/v1/why", &[("connection", Some(connection.to_owned()))]);
-    let row: Row = instance.get(&path)?;
+    let row: Row = instance.read(&path)?;
     if json { print_json(&row) } else { Ok(print(explain(&row).as_bytes())?) }
 }
 
@@ -156,7 +156,7 @@ pub(super) fn history(asked: &History) -> Answer {
         ("filter", asked.filter.clone()),
         ("limit", Some(asked.limit.to_string())),
     ];
-    let lines: Lines = asked.instance.get(&query("/api/v1/journal", &pairs))?;
+    let lines: Lines = asked.instance.read(&query("/api/v1/journal", &pairs))?;
     if asked.json {
         return print_json(&lines);
     }

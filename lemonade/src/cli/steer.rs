@@ -34,7 +34,7 @@ fn tell(outcome: &Outcome) -> Answer {
 pub(super) fn log_level(filter: Option<String>, instance: &Instance) -> Answer {
     let answer = match filter {
         Some(filter) => instance.send("PUT", "/api/v1/log-filter", filter.into_bytes(), TIMEOUT)?,
-        None => format!("{}\n", instance.get::<Status>("/api/v1/status")?.log_filter).into_bytes(),
+        None => format!("{}\n", instance.read::<Status>("/api/v1/status")?.log_filter).into_bytes(),
     };
     Ok(print(&answer)?)
 }

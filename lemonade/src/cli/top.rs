@@ -73,9 +73,9 @@ fn look(instance: &Instance, state: &State) -> Answer<Seen> {
         ("filter", state.filter().map(str::to_owned)),
     ];
     Ok(Seen {
-        status: instance.get("/api/v1/status")?,
-        series: instance.get("/api/v1/series?last=60")?,
-        page: instance.get(&query("/api/v1/connections", &pairs))?,
+        status: instance.read("/api/v1/status")?,
+        series: instance.read("/api/v1/series?last=60")?,
+        page: instance.read(&query("/api/v1/connections", &pairs))?,
     })
 }
 

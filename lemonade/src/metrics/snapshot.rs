@@ -79,7 +79,7 @@ pub struct FrontendCounters {
 }
 
 /// Datagrams of one frontend; see [`FrontendCell`](crate::model::FrontendCell).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[expect(missing_docs, reason = "fields mirror FrontendCell, documented there")]
 pub struct DatagramCounters {
     pub up: u64,

@@ -15,7 +15,9 @@ pub const STANDS: Duration = Duration::from_secs(5);
 pub const SPACING: Duration = Duration::from_millis(250);
 
 /// Who told.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize, utoipa::ToSchema,
+)]
 #[serde(rename_all = "snake_case")]
 pub enum TcpSource {
     /// A program in the kernel, of every connection.
@@ -51,7 +53,9 @@ pub struct TcpCell {
 }
 
 /// Connections as a program in the kernel counted them.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize, utoipa::ToSchema,
+)]
 pub struct TcpCounts {
     /// Newest handshake, microseconds.
     pub connect_us: u32,
