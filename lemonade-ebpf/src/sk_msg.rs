@@ -77,15 +77,12 @@ static WRITE_SEQ: u32 = 0;
 #[unsafe(no_mangle)]
 static RMEM_ALLOC: u32 = 0;
 
-/// Offset of `sk_shutdown` in `struct sock`.
+/// Offset of `sk_user_data` in `struct sock`.
 #[unsafe(no_mangle)]
-static SHUTDOWN: u32 = 0;
+static USER_DATA: u32 = 0;
 
 /// `AF_INET`
 const INET: u32 = 2;
-
-/// `SHUTDOWN_MASK`: both directions, as close() leaves it.
-const CLOSED: u8 = 3;
 
 /// The first 13 bytes of `::ffff:127.0.0.0/104`, and `::1`.
 const LOOPBACK: ([u8; 13], [u8; 16]) =
@@ -153,10 +150,12 @@ pub fn changed(ctx: &SockOpsContext) {
     let end = seen(ctx);
     // SAFETY: the entry is this socket's own, and is written once.
     let Some(socket) = (unsafe { ENDS.get(&end) }).copied() else { return };
+    // close() takes a socket out of its maps, and its user data away, before it says FIN; shutdown() does not, and what
+    // is unread then can still be read. What came by TCP is gone by now, and the kernel has looked at it itself.
     // SAFETY: these are offsets in the structures of this kernel, and the socket is alive: it is the context's.
-    let (shutdown, unread) =
-        unsafe { (word::<u8>(socket.address, &SHUTDOWN), word::<u32>(socket.address, &RMEM_ALLOC)) };
-    if shutdown == CLOSED && unread > 0 {
+    let (user_data, unread) =
+        unsafe { (word::<u64>(socket.address, &USER_DATA), word::<u32>(socket.address, &RMEM_ALLOC)) };
+    if user_data == 0 && unread > 0 {
         let _ = UNREAD.insert(&end.reverse(), &1, 0);
     }
 }

@@ -14,10 +14,10 @@ use crate::admin::{self, AdminSockets, AdminWiring};
 use crate::config::port::ConfigService;
 use crate::control::controller::{Controller, Effects, Inbox, Outbox};
 use crate::control::journal::Journal;
-#[cfg(target_os = "linux")]
-use crate::control::relays;
 use crate::control::table::DispatchTable;
 use crate::control::{ControlState, resolve, signals};
+#[cfg(target_os = "linux")]
+use crate::control::{relays, short_way};
 use crate::health::adapters::backend::BackendHealth;
 use crate::health::adapters::probe::TcpProber;
 use crate::health::port::{HealthService, HealthWiring};
@@ -277,9 +277,13 @@ impl Bound {
         if let Some(kernel) = kernel {
             #[cfg(target_os = "linux")]
             let relays = {
+                let (own, listening) = (Arc::clone(&plane), Arc::clone(&plane));
+                let offer = Box::new(move |relay| own.take_short_way(relay));
+                let listeners = Box::new(move || listening.observe().listeners);
+                let short_ways = short_way::ShortWays::new(Arc::clone(&process), listeners, offer);
                 let plane = Arc::clone(&plane);
                 let offer = Box::new(move |relay| plane.take_relay(relay));
-                relays::Relays::new(process, offer, config.runtime.relay_buffer)
+                (relays::Relays::new(process, offer, config.runtime.relay_buffer), short_ways)
             };
             let signals = signals::run(
                 kernel,

@@ -6,4 +6,3 @@ mod forward;
 mod forwarding;
 mod programs;
 mod signals;
-mod sk_msg;

@@ -1,13 +1,12 @@
 //! Slow readers: the sender is pressed back, memory stays bounded, and no byte is lost when reading goes on.
 
-use std::io::Read;
 use std::net::TcpStream;
 use std::time::Duration;
 
 use lemonade_tests::plane::Plane;
 use lemonade_tests::skip::full;
-use lemonade_tests::stream;
 use lemonade_tests::trace::{Event, Length, finish, read_to_end, write_exactly, write_until_blocked};
+use lemonade_tests::{socket, stream};
 
 use crate::stages::{DOWN, Side, Stage};
 
@@ -85,7 +84,7 @@ pub(crate) fn a_trickling_reader_gets_every_byte(plane: &dyn Plane) {
         let mut at = 0;
         loop {
             let want = random.usize(1..buffer.len());
-            match client.read(&mut buffer[..want]).expect("the backend sends") {
+            match socket::read(&mut client, &mut buffer[..want]).expect("the backend sends") {
                 0 => break,
                 n => stream::check(DOWN, at, &buffer[..n]).map(|()| at += n as u64).expect("every byte"),
             }

@@ -1,6 +1,7 @@
 //! Shared support of the process-level tests: the process under test, backends, clients and what they saw.
 
 pub mod backend;
+pub mod cgroup;
 pub mod datagrams;
 pub mod http;
 pub mod lemonade;

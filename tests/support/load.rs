@@ -308,7 +308,7 @@ fn flow(
     }
     let reset = |_| io::Error::new(io::ErrorKind::ConnectionReset, "reset before its end");
     stream.shutdown(Shutdown::Write).map_err(reset)?;
-    match stream.read(&mut [0; 1])? {
+    match socket::read(&mut stream, &mut [0; 1])? {
         0 => Ok(at),
         _ => Err(io::Error::new(io::ErrorKind::InvalidData, "bytes after the last echo")),
     }

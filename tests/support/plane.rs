@@ -108,6 +108,36 @@ impl Plane for Sockmap {
     }
 }
 
+/// Lemonade's proxy with the `sk_msg` relay; clients and backends are this process, in a cgroup of its own.
+pub struct SkMsg;
+
+impl Plane for SkMsg {
+    fn name(&self) -> &'static str {
+        "sk_msg"
+    }
+
+    fn balances(&self) -> bool {
+        true
+    }
+
+    /// Waits until the relay has passed its self-tests and sees this process.
+    fn start(&self, setup: &Setup) -> Box<dyn Served> {
+        let cgroup = format!("accelerate_cgroup = {:?}", crate::cgroup::own());
+        let process = Lemonade::start(&setup.clone().frontend(&["relay = \"sk_msg\"", &cgroup]));
+        let address = process.address("web");
+        wait::until("the relay sk_msg is on", wait::SOON, || {
+            let relays = process.status().0["relays"].clone();
+            let own = relays.as_array().into_iter().flatten().find(|own| own["relay"] == "sk_msg").cloned();
+            let own = own.expect("the status names the relay");
+            let why = own["findings"]["why"].as_str().unwrap_or_default();
+            assert!(own["usable"] == true || why.is_empty(), "the relay sk_msg is off: {own:#}");
+            // Its words tell of messages from when it serves on.
+            own["usable"] == true && why.contains("messages")
+        });
+        Box::new(Proxied { process, address, relay: Some("sk_msg") })
+    }
+}
+
 struct Proxied {
     process: Lemonade,
     address: SocketAddr,
@@ -150,6 +180,13 @@ impl Served for Proxied {
     /// Exchanges bytes until the relay has taken the connection over.
     fn settle(&self, client: &mut TcpStream, backend: &mut TcpStream) {
         let Some(relay) = self.relay else { return };
+        if relay == "sk_msg" {
+            // It takes every connection when it is made.
+            wait::until("the kernel carries the connection", wait::SOON, || self.promoted(relay) > 0);
+            let kept =
+                self.process.metrics().maybe("lemonade_frontend_relay_kept_total", &[("relay", relay)]);
+            return assert_eq!(kept, 0, "connections that the relay did not take");
+        }
         let before = self.promoted(relay);
         let mut byte = [0];
         for _ in 0..TURNS {

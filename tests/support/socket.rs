@@ -1,6 +1,6 @@
 //! Small things done to sockets: resets, aborts noticed without reading, backends that do not answer.
 
-use std::io;
+use std::io::{self, Read as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
@@ -25,6 +25,24 @@ pub fn bounded(stream: &TcpStream) -> io::Result<()> {
     stream.set_read_timeout(Some(SILENCE))?;
     stream.set_write_timeout(Some(SILENCE))?;
     stream.set_nodelay(true)
+}
+
+/// Reads once, for as long as the socket is bounded to.
+///
+/// The kernel lets a blocking read of a socket that is in a sockmap return "would block" before its time, when something
+/// else wakes it, such as the acknowledgement of a FIN; see docs/guide/kernel.md. A program that polls meets none of it.
+///
+/// # Errors
+/// As recv(2).
+pub fn read(stream: &mut TcpStream, buffer: &mut [u8]) -> io::Result<usize> {
+    let bound = stream.read_timeout()?.unwrap_or(Duration::MAX);
+    let began = Instant::now();
+    loop {
+        match stream.read(buffer) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock && began.elapsed() < bound => {}
+            done => return done,
+        }
+    }
 }
 
 /// Accepts one connection within [`SILENCE`].

@@ -1,6 +1,6 @@
 //! What an endpoint saw of its connection, in a form that two planes can be compared by.
 
-use std::io::{self, ErrorKind, Read, Write};
+use std::io::{self, ErrorKind, Write};
 use std::net::{Shutdown, TcpStream};
 
 use crate::stream;
@@ -70,7 +70,7 @@ pub fn read_on(stream: &mut TcpStream, seed: u64, from: u64, limit: u64) -> (u64
     let mut at = from;
     while at < limit {
         let want = buffer.len().min(usize::try_from(limit - at).unwrap_or(usize::MAX));
-        match stream.read(&mut buffer[..want]) {
+        match crate::socket::read(stream, &mut buffer[..want]) {
             Ok(0) => return (at, Some(Event::Fin)),
             Ok(n) => {
                 if let Err(mismatch) = stream::check(seed, at, &buffer[..n]) {

@@ -1,6 +1,8 @@
-//! Relay `sockmap` in the process of the test: its self-tests, that they catch programs with faults, and what stays out.
+//! Relays `sockmap` and `sk_msg` in the process of the test: their self-tests, that they catch programs with faults, and what stays out.
 
 #![cfg(target_os = "linux")]
+
+mod sk_msg;
 
 use std::io::{Read as _, Write as _};
 use std::net::{Shutdown, SocketAddr, TcpStream};

@@ -338,12 +338,18 @@ fn relay_of(asked: RelayChoice, relays: &[RelaySnapshot]) -> (&'static str, Stri
     let Some(relay) = asked.kernel() else {
         let why = match asked {
             RelayChoice::Auto => "auto: the best relay that this build and host offer",
-            RelayChoice::Copy | RelayChoice::Sockmap => "asked for in the configuration",
+            RelayChoice::Copy | RelayChoice::Sockmap | RelayChoice::SkMsg => "asked for in the configuration",
         };
         return ("copy", why.to_owned());
     };
     match relays.iter().find(|own| own.relay == relay) {
-        Some(own) if own.usable => (relay.as_str(), "asked for; connections that last go there".to_owned()),
+        Some(own) if own.usable => {
+            let which = match relay {
+                KernelRelay::Sockmap => "connections that last go there",
+                KernelRelay::SkMsg => "connections of the named cgroup take the short way",
+            };
+            (relay.as_str(), format!("asked for; {which}"))
+        }
         Some(own) if own.findings.why.is_empty() => {
             ("copy", format!("{} is asked for; its self-tests have not run yet", relay.as_str()))
         }

@@ -139,7 +139,7 @@ pub(super) struct RawFrontend {
     pub(super) fallback: Fallback,
     /// Only with protocol = "tcp": how the proxy moves the bytes of a connection.
     pub(super) relay: Relay,
-    /// Reserved for kernel relays; empty in this build.
+    /// Folder of the cgroup v2 of local clients and backends whose sockets `sk_msg` may touch; empty: none.
     pub(super) accelerate_cgroup: String,
     /// Connections, or sessions of datagrams, at most; 0 is only the total limit, of which sessions get half.
     pub(super) max_connections: u32,
@@ -211,6 +211,8 @@ pub(super) enum Relay {
     Copy,
     /// Copy at first; a program in the kernel (sk_skb) for connections that last.
     Sockmap,
+    /// Copy, whose hops within this host skip TCP (sk_msg); needs `accelerate_cgroup`.
+    SkMsg,
 }
 
 /// Backends with their strategy and health policy.
@@ -407,6 +409,7 @@ impl From<Relay> for model::config::RelayChoice {
             Relay::Auto => Self::Auto,
             Relay::Copy => Self::Copy,
             Relay::Sockmap => Self::Sockmap,
+            Relay::SkMsg => Self::SkMsg,
         }
     }
 }

@@ -5,6 +5,7 @@ mod pool;
 mod process;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -91,6 +92,7 @@ fn frontend(
     listeners: &mut Listeners,
     spot: &mut Spot<'_, '_>,
 ) -> Frontend {
+    let accelerate_cgroup = relay(&raw, spot);
     let protocol = raw.protocol.into();
     let listen = listen::expand(name, raw.listen, protocol, listeners, spot);
     let pool = match raw.pool {
@@ -105,19 +107,6 @@ fn frontend(
             pool
         }
     };
-    if !raw.accelerate_cgroup.is_empty()
-        && let Some((message, hint)) = wording::later("accelerate_cgroup", "")
-    {
-        spot.wrong("accelerate_cgroup", message, hint);
-    }
-    // Which programs a build has does not depend on the host; what the host allows is found out when it runs.
-    if raw.relay == Relay::Sockmap && !cfg!(all(feature = "ebpf", target_os = "linux")) {
-        spot.wrong(
-            "relay",
-            "\"sockmap\" needs kernel programs, which this build does not have",
-            "write \"auto\" or \"copy\", or build with `cargo xtask run` on Linux",
-        );
-    }
     let keepalive = raw.keepalive.0.map(|Period(period)| {
         if !(Duration::from_secs(1)..=Duration::from_secs(32_767)).contains(&period) {
             spot.wrong("keepalive", "is not from 1 to 32767 seconds", "write such as \"60s\", or \"off\"");
@@ -135,6 +124,7 @@ fn frontend(
         protocol,
         pool: Name::new(pool),
         relay: raw.relay.into(),
+        accelerate_cgroup,
         max_connections: raw.max_connections,
         connect_timeout: positive("connect_timeout", raw.connect_timeout, "\"1s\"", spot),
         hedge_after: raw
@@ -173,6 +163,45 @@ fn refuse_keys_of_tcp(spot: &mut Spot<'_, '_>) {
             spot.wrong(key, message, "remove it, or write protocol = \"tcp\"");
         }
     }
+}
+
+/// Checks what a relay in the kernel needs; tells the cgroup that it may touch.
+fn relay(raw: &RawFrontend, spot: &mut Spot<'_, '_>) -> Option<PathBuf> {
+    let named = (!raw.accelerate_cgroup.is_empty()).then(|| PathBuf::from(&raw.accelerate_cgroup));
+    let own = match raw.relay {
+        Relay::Auto | Relay::Copy => None,
+        Relay::Sockmap => Some("sockmap"),
+        Relay::SkMsg => Some("sk_msg"),
+    };
+    // Which programs a build has does not depend on the host; what the host allows is found out when it runs.
+    if let Some(own) = own
+        && !cfg!(all(feature = "ebpf", target_os = "linux"))
+    {
+        spot.wrong(
+            "relay",
+            format!("{own:?} needs kernel programs, which this build does not have"),
+            "write \"auto\" or \"copy\", or build with `cargo xtask run` on Linux",
+        );
+    }
+    match (&named, raw.relay) {
+        (None, Relay::SkMsg) => spot.wrong(
+            "relay",
+            "\"sk_msg\" reaches the sockets of local clients and backends only in a cgroup that you name",
+            "write accelerate_cgroup = \"/sys/fs/cgroup/...\", the folder of their cgroup; docs/guide/kernel.md says what that means for them",
+        ),
+        (Some(_), Relay::Auto | Relay::Copy | Relay::Sockmap) => spot.wrong(
+            "accelerate_cgroup",
+            "is used by relay = \"sk_msg\" only",
+            "write relay = \"sk_msg\", or remove it",
+        ),
+        (Some(path), Relay::SkMsg) if !path.is_absolute() => spot.wrong(
+            "accelerate_cgroup",
+            "is no absolute path",
+            "write the folder of a cgroup v2, such as \"/sys/fs/cgroup/web.slice\"",
+        ),
+        _ => {}
+    }
+    named
 }
 
 /// A duration of at least a millisecond.

@@ -5,14 +5,12 @@ use std::ops::Range;
 use super::report::Step;
 
 /// Keys and words that later builds bring: what they are and what to write in this one.
-const LATER: [(&str, &str, &str); 7] = [
+const LATER: [(&str, &str, &str); 5] = [
     ("data_plane", "forward", "write \"proxy\""),
     ("fallback", "refuse", "write \"proxy\""),
-    ("relay", "sk_msg", "write \"auto\" or \"copy\""),
     ("relay", "splice", "write \"auto\" or \"copy\""),
     ("strategy", "source_hash", "write one of the strategies of this build, such as \"least_connections\""),
     ("forward", "", "remove this table; the proxy needs no such settings"),
-    ("accelerate_cgroup", "", "write \"\" or remove it"),
 ];
 
 /// "not in this build yet", for a key or a value of a later build.

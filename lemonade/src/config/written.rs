@@ -104,6 +104,7 @@ fn frontend(own: &Frontend) -> Value {
         "protocol": own.protocol,
         "pool": own.pool,
         "relay": own.relay,
+        "accelerate_cgroup": own.accelerate_cgroup.clone().unwrap_or_default(),
         "max_connections": own.max_connections,
         "connect_timeout": Period(own.connect_timeout),
         "hedge_after": or("off", own.hedge_after.map(Period)),

@@ -11,6 +11,8 @@ pub mod preview;
 #[cfg(target_os = "linux")]
 pub mod relays;
 pub mod resolve;
+#[cfg(target_os = "linux")]
+pub mod short_way;
 pub mod signals;
 pub mod table;
 

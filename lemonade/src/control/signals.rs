@@ -15,6 +15,8 @@ use tokio_util::sync::CancellationToken;
 
 #[cfg(target_os = "linux")]
 use super::relays::Relays;
+#[cfg(target_os = "linux")]
+use super::short_way::ShortWays;
 use super::table::{BackendEntry, DispatchTable};
 use crate::health::port::{Signal, SignalKind};
 use crate::model::Moment;
@@ -42,7 +44,7 @@ pub struct Reader {
 /// Reads until `stop`, then takes everything out of the kernel.
 pub async fn run(
     Reader { mut kernel, health, clock }: Reader,
-    #[cfg(target_os = "linux")] mut relays: Relays,
+    #[cfg(target_os = "linux")] (mut relays, mut short_ways): (Relays, ShortWays),
     tables: watch::Receiver<Arc<DispatchTable>>,
     stop: CancellationToken,
 ) {
@@ -57,7 +59,10 @@ pub async fn run(
         }
         let table = tables.borrow().clone();
         #[cfg(target_os = "linux")]
-        relays.follow(&mut kernel, &table, &stop);
+        {
+            relays.follow(&mut kernel, &table, &stop);
+            short_ways.follow(&kernel, &table);
+        }
         let signals = match kernel.signals() {
             Ok(signals) => signals.into_iter().collect(),
             Err(error) => {

@@ -194,6 +194,11 @@ fn route(frontend: &Frontend, tests: &[Line]) -> Route {
             "connections begin with copy; those that last pass to the kernel",
             "nothing: no command and no setting gives a better one in this version",
         ),
+        (Protocol::Tcp, RelayChoice::SkMsg) => (
+            "sk_msg",
+            "hops within this host skip TCP for processes of the named cgroup while its self-tests pass, as `lemonade status` says",
+            "nothing: no command and no setting gives a better one in this version",
+        ),
         (Protocol::Tcp, RelayChoice::Copy) => (
             "copy",
             "the configuration asks for this one",

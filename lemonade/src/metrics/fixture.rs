@@ -135,6 +135,7 @@ fn frontend(own: &str) -> Arc<Frontend> {
         protocol: Protocol::Tcp,
         pool: name("web"),
         relay: RelayChoice::Auto,
+        accelerate_cgroup: None,
         max_connections: 0,
         connect_timeout: Duration::from_secs(1),
         hedge_after: None,

@@ -142,6 +142,8 @@ pub struct Frontend {
     pub pool: Name,
     /// Relay that the user asks for.
     pub relay: RelayChoice,
+    /// Folder of the cgroup whose sockets relay `sk_msg` may touch besides Lemonade's own.
+    pub accelerate_cgroup: Option<PathBuf>,
     /// Connections at most; 0 is no limit of its own.
     pub max_connections: u32,
     /// Time one connect to a backend may take.
@@ -186,6 +188,8 @@ pub enum RelayChoice {
     Copy,
     /// `sk_skb` in the kernel for connections that last, `copy` for the rest.
     Sockmap,
+    /// `copy`, whose hops within this host skip TCP by `sk_msg`.
+    SkMsg,
 }
 
 impl RelayChoice {
@@ -195,6 +199,7 @@ impl RelayChoice {
             Self::Auto => "auto",
             Self::Copy => "copy",
             Self::Sockmap => "sockmap",
+            Self::SkMsg => "sk_msg",
         }
     }
 
@@ -203,6 +208,7 @@ impl RelayChoice {
         match self {
             Self::Auto | Self::Copy => None,
             Self::Sockmap => Some(KernelRelay::Sockmap),
+            Self::SkMsg => Some(KernelRelay::SkMsg),
         }
     }
 }

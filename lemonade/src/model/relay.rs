@@ -90,6 +90,11 @@ impl RelayState {
         self.usable.store(usable, Ordering::Release);
     }
 
+    /// Says why in other words; whether it may be used, and its self-tests, stay.
+    pub fn explain(&self, why: String) {
+        self.lock().why = why;
+    }
+
     fn lock(&self) -> MutexGuard<'_, Findings> {
         // Nothing inside panics half-way, so a poisoned lock still holds whole findings.
         self.findings.lock().unwrap_or_else(PoisonError::into_inner)

@@ -17,6 +17,8 @@ use super::admit::{Member, enter, leave};
 use super::establish::{Established, Spent, establish};
 use super::flow::{Direction, Flow, Flows};
 use super::relay::copy::Stop;
+#[cfg(target_os = "linux")]
+use super::relay::sk_msg::Ledger;
 use super::relay::{self, State, copy};
 use super::seat::{Seat, Workers};
 use super::shared::Shared;
@@ -26,6 +28,8 @@ use crate::control::table::FrontendEntry;
 use crate::health::port::SignalKind;
 use crate::metrics::port::{AccessRecord, Datagrams, End};
 use crate::model::Moment;
+#[cfg(target_os = "linux")]
+use crate::model::relay::KernelRelay;
 use crate::model::time::micros;
 
 /// Time that bytes already sent get to be acknowledged before a reset discards them.
@@ -156,8 +160,20 @@ fn attempt<'a>(
             let Established { stream, slot, .. } = now_held;
             let backend = slot.backend();
             shared.tap.tell(EventKind::Decision, || flow.view(shared.clock.now()));
-            let meter = Watch::new(shared, flow, now_held);
+            #[cfg_attr(not(target_os = "linux"), expect(unused_mut, reason = "only Linux has a ledger"))]
+            let mut meter = Watch::new(shared, flow, now_held);
+            #[cfg(target_os = "linux")]
+            if let Some(short_way) = shared.sk_msg.get() {
+                let asked = shared.short_way(&flow.frontend).is_some();
+                meter.ledger = Ledger::open(short_way, asked, &flow.frontend, client, stream).map(Box::new);
+                let carries = meter.ledger.as_ref().is_some_and(|ledger| ledger.live());
+                flow.relayed_by(carries.then_some(KernelRelay::SkMsg));
+            }
             let stop = copy::copy(client, stream, &mut state, shared.buffer, &meter).await;
+            #[cfg(target_os = "linux")]
+            if let Some(ledger) = &meter.ledger {
+                ledger.close(stop == Stop::End(End::Closed), client, stream);
+            }
             if stop != Stop::End(End::BackendReset) {
                 return stop;
             }
@@ -172,6 +188,11 @@ fn attempt<'a>(
             shared.signal(backend.ix, SignalKind::Reset);
             if !spent.may_retry_without(&slot.entry().pool, backend.ix, now) {
                 return stop;
+            }
+            #[cfg(target_os = "linux")]
+            if let Some(ledger) = &meter.ledger {
+                // The client goes on, perhaps without the relay.
+                ledger.close(true, client, stream);
             }
             state.restart();
         }
@@ -200,11 +221,21 @@ struct Watch<'a> {
     held: &'a Established,
     /// Moment of the first byte sent; 0 before, `u64::MAX` once answered.
     sent: AtomicU64,
+    /// Kept for a connection that takes the short way between sockets of this host.
+    #[cfg(target_os = "linux")]
+    ledger: Option<Box<Ledger>>,
 }
 
 impl<'a> Watch<'a> {
     fn new(shared: &'a Shared, flow: &'a Flow, held: &'a Established) -> Self {
-        let watch = Self { shared, flow, held, sent: AtomicU64::new(0) };
+        let watch = Self {
+            shared,
+            flow,
+            held,
+            sent: AtomicU64::new(0),
+            #[cfg(target_os = "linux")]
+            ledger: None,
+        };
         // The first backend had been kept alive already.
         if flow.lasts() {
             watch.keep_alive();
@@ -237,12 +268,31 @@ impl copy::Meter for Watch<'_> {
         self.shared.takes_over(self.flow) && self.worth_it()
     }
 
+    #[cfg(target_os = "linux")]
+    fn room(&self, direction: Direction) -> usize {
+        self.ledger.as_ref().map_or(usize::MAX, |ledger| ledger.room(direction))
+    }
+
+    #[cfg(target_os = "linux")]
+    fn settled(&self, direction: Direction) -> bool {
+        self.ledger.as_ref().is_none_or(|ledger| ledger.settled(direction))
+    }
+
+    #[cfg(target_os = "linux")]
+    fn cut_short(&self, direction: Direction) -> bool {
+        self.ledger.as_ref().is_some_and(|ledger| ledger.cut_short(direction))
+    }
+
     fn moved(&self, direction: Direction, bytes: u64) {
         let now = self.shared.clock.now();
         self.flow.moved(direction, bytes, now);
         if direction == Direction::Down {
             let Established { stream, slot, .. } = self.held;
             self.shared.sampler.sample(&slot.backend().cell, stream, &self.flow.resent, now);
+        }
+        #[cfg(target_os = "linux")]
+        if let Some(ledger) = &self.ledger {
+            ledger.sent(direction, bytes);
         }
         match (direction, self.sent.load(Ordering::Relaxed)) {
             (Direction::Up, 0) => self.sent.store(now.0, Ordering::Relaxed),
@@ -354,7 +404,7 @@ mod tests {
     #[test]
     fn a_connection_stays_small() {
         let future = size_of_future(serve);
-        assert!(future <= 592, "the future of a connection has {future} bytes");
+        assert!(future <= 608, "the future of a connection has {future} bytes");
         let flow = size_of::<Flow>();
         assert!(flow <= 256, "a flow has {flow} bytes");
     }

@@ -320,8 +320,10 @@ impl<'a> Dial<'a> {
         let connector = connector(address, source);
         let stream: Pin<Box<dyn Future<Output = _> + Send>> = match connector {
             Ok(socket) => {
-                // One segment less for the backend. Without bytes to send, one that speaks first would wait for it.
-                if has_bytes(client) {
+                let short_way = self.dials_short(&socket);
+                // One segment less for the backend. Without bytes to send, one that speaks first would wait for it; and one of
+                // this host that has no byte yet may take the short way only if it is connected by then.
+                if !short_way && has_bytes(client) {
                     acknowledge_with_data(&socket);
                 }
                 Box::pin(connect(socket, address))
@@ -330,6 +332,17 @@ impl<'a> Dial<'a> {
         };
         let started = self.shared.clock.now();
         Connecting { _undecided: Undecided::count(&slot), slot, basis, started, stream }
+    }
+
+    /// Lets a socket that is about to connect take the short way within this host, if the frontend asks for it.
+    fn dials_short(&self, socket: &socket2::Socket) -> bool {
+        #[cfg(target_os = "linux")]
+        if let Some(short_way) = self.shared.short_way(self.entry) {
+            short_way.dial(socket);
+            return true;
+        }
+        let _ = socket;
+        false
     }
 
     /// Blames the backend for a failed connect, unless this host was at fault.

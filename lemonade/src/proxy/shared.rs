@@ -12,13 +12,16 @@ use tokio::sync::mpsc;
 use super::clock::Clock;
 use super::flow::Flow;
 #[cfg(target_os = "linux")]
+use super::relay::sk_msg::ShortWay;
+#[cfg(target_os = "linux")]
 use super::relay::sockmap::Relay;
 use super::sample::Sampler;
 use super::tap::Tap;
-use crate::control::table::DispatchTable;
+use crate::control::table::{DispatchTable, FrontendEntry};
 use crate::health::port::{Signal, SignalKind};
 use crate::metrics::port::Recorder;
 use crate::model::ProcessCell;
+use crate::model::relay::KernelRelay;
 
 /// The table and the ways out of the data plane.
 pub(super) struct Shared {
@@ -39,6 +42,9 @@ pub(super) struct Shared {
     /// The relay in the kernel, once there is one; whether it may be used says its state.
     #[cfg(target_os = "linux")]
     pub(super) sockmap: OnceLock<Arc<Relay>>,
+    /// The same of relay `sk_msg`.
+    #[cfg(target_os = "linux")]
+    pub(super) sk_msg: OnceLock<Arc<ShortWay>>,
 }
 
 /// Where the data plane tells what it does.
@@ -92,6 +98,8 @@ impl Shared {
             accepting: AtomicUsize::new(0),
             #[cfg(target_os = "linux")]
             sockmap: OnceLock::new(),
+            #[cfg(target_os = "linux")]
+            sk_msg: OnceLock::new(),
         }
     }
 
@@ -119,8 +127,19 @@ impl Shared {
 
     /// Whether a relay in the kernel is asked for by the frontend of `flow` and may be used.
     pub(super) fn takes_over(&self, flow: &Flow) -> bool {
-        let asked = flow.frontend.frontend.relay.kernel();
-        cfg!(target_os = "linux") && asked.is_some_and(|relay| self.process.relays[relay.index()].usable())
+        self.asked(&flow.frontend, KernelRelay::Sockmap)
+    }
+
+    /// Whether the frontend asks for `relay`, and it may be used.
+    fn asked(&self, entry: &FrontendEntry, relay: KernelRelay) -> bool {
+        let asked = entry.frontend.relay.kernel() == Some(relay);
+        cfg!(target_os = "linux") && asked && self.process.relays[relay.index()].usable()
+    }
+
+    /// The short way between sockets of this host, if connections of the frontend may take it.
+    #[cfg(target_os = "linux")]
+    pub(super) fn short_way(&self, entry: &FrontendEntry) -> Option<&Arc<ShortWay>> {
+        self.sk_msg.get().filter(|_| self.asked(entry, KernelRelay::SkMsg))
     }
 
     /// Number for a new connection.

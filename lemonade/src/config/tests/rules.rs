@@ -11,13 +11,14 @@ fn each_rule_is_enforced_in_words() {
         // Words of later builds.
         ("data_plane = 'forward'", "", "", "\"forward\" is not in this build yet; write \"proxy\""),
         ("fallback = 'refuse'", "", "", "\"refuse\" is not in this build yet; write \"proxy\""),
-        ("relay = 'sk_msg'", "", "", "\"sk_msg\" is not in this build yet"),
+        ("relay = 'sk_msg'", "", "", "only in a cgroup that you name; write accelerate_cgroup"),
         (
             "accelerate_cgroup = '/x'",
             "",
             "",
-            "4:21: frontend.web.accelerate_cgroup: \"accelerate_cgroup\" is not in",
+            "4:21: frontend.web.accelerate_cgroup: is used by relay = \"sk_msg\"",
         ),
+        ("relay = 'sk_msg'\naccelerate_cgroup = 'x'", "", "", "accelerate_cgroup: is no absolute path"),
         (
             "[frontend.web.forward]\nhook = 'tc'",
             "",
@@ -281,14 +282,17 @@ fn listeners_that_do_not_meet_are_accepted() {
 
 #[test]
 fn a_relay_in_the_kernel_needs_a_build_with_kernel_programs() {
-    let text = file("relay = 'sockmap'", "", "");
-    if cfg!(all(feature = "ebpf", target_os = "linux")) {
-        check(&text).unwrap_or_else(|error| panic!("{text}\n{error}"));
-    } else {
-        let error = errors(&text);
-        assert!(
-            error.contains("\"sockmap\" needs kernel programs, which this build does not have"),
-            "{error}"
-        );
+    for (name, lines) in [
+        ("sockmap", "relay = 'sockmap'"),
+        ("sk_msg", "relay = 'sk_msg'\naccelerate_cgroup = '/sys/fs/cgroup/web'"),
+    ] {
+        let text = file(lines, "", "");
+        if cfg!(all(feature = "ebpf", target_os = "linux")) {
+            check(&text).unwrap_or_else(|error| panic!("{text}\n{error}"));
+        } else {
+            let error = errors(&text);
+            let expected = format!("{name:?} needs kernel programs, which this build does not have");
+            assert!(error.contains(&expected), "{error}");
+        }
     }
 }

@@ -38,6 +38,7 @@ pub(crate) fn frontend(name: &str, port: u16, pool: &str) -> Frontend {
         protocol: Protocol::Tcp,
         pool: Name::new(pool),
         relay: RelayChoice::Auto,
+        accelerate_cgroup: None,
         max_connections: 0,
         connect_timeout: Duration::from_secs(1),
         hedge_after: None,

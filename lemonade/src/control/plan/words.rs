@@ -163,6 +163,9 @@ fn frontend_changes(before: &FrontendEntry, after: &FrontendEntry) -> String {
     changes.note("pool", &was.pool, &is.pool, ToString::to_string);
     changes.note("protocol", &was.protocol, &is.protocol, |protocol| protocol.as_str().into());
     changes.note("relay", &was.relay, &is.relay, |relay| relay.as_str().into());
+    changes.note("accelerate_cgroup", &was.accelerate_cgroup, &is.accelerate_cgroup, |cgroup| {
+        cgroup.as_ref().map_or_else(|| "none".to_owned(), |path| path.display().to_string())
+    });
     changes.note("max_connections", &was.max_connections, &is.max_connections, u32::to_string);
     changes.note("connect_timeout", &was.connect_timeout, &is.connect_timeout, time);
     changes.note("hedge_after", &was.hedge_after, &is.hedge_after, optional);

@@ -22,6 +22,8 @@ use crate::proxy::error::{ApplyError, ListenError};
 use crate::proxy::flow::{Flow, Flows};
 use crate::proxy::port::{Capabilities, Connection, DrainScope, PlaneCounters, ProxyService, Which};
 #[cfg(target_os = "linux")]
+use crate::proxy::relay::sk_msg::ShortWay;
+#[cfg(target_os = "linux")]
 use crate::proxy::relay::sockmap::Relay;
 use crate::proxy::sample::Sampler;
 use crate::proxy::seat::Workers;
@@ -199,6 +201,12 @@ impl TokioProxy {
     pub fn take_relay(&self, relay: Arc<Relay>) {
         // There is one for the life of the process.
         let _ = self.shared.sockmap.set(relay);
+    }
+
+    /// Takes the short way between sockets of this host; it is used while its state says so.
+    #[cfg(target_os = "linux")]
+    pub fn take_short_way(&self, relay: Arc<ShortWay>) {
+        let _ = self.shared.sk_msg.set(relay);
     }
 
     /// Stops the workers and waits for their threads.

@@ -9,6 +9,7 @@ use std::io::{self, Write};
 use std::net::Shutdown;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use socket2::SockRef;
 use tokio::io::Interest;
@@ -20,6 +21,9 @@ use crate::proxy::buffer;
 use crate::proxy::flow::Direction;
 use crate::proxy::socket::read;
 
+/// Time until a meter is asked again that had no room.
+const PAUSE: Duration = Duration::from_millis(1);
+
 /// Copies per direction before other connections get their turn.
 const TURNS: u32 = 16;
 
@@ -30,6 +34,21 @@ pub trait Meter {
 
     /// The relay runs: something has happened, or the connection's task was woken.
     fn polled(&self) {}
+
+    /// Bytes that may be written in `direction` now; 0 says to ask again in a moment.
+    fn room(&self, _direction: Direction) -> usize {
+        usize::MAX
+    }
+
+    /// Whether FIN may be passed on in `direction`; if not, it is asked again in a moment.
+    fn settled(&self, _direction: Direction) -> bool {
+        true
+    }
+
+    /// Whether what looks like FIN of the source of `direction` was a close with bytes unread, which is a reset.
+    fn cut_short(&self, _direction: Direction) -> bool {
+        false
+    }
 
     /// Whether another relay is to go on with the connection, once nothing of it is held here.
     fn hands_over(&self) -> bool {
@@ -95,7 +114,7 @@ pub fn copy<'a>(
     size: usize,
     meter: &'a impl Meter,
 ) -> impl Future<Output = Stop> {
-    let mut watches = Watches { client: None, backend: None };
+    let mut watches = Watches { client: None, backend: None, pause: None };
     // Not an async fn, which would keep its arguments twice.
     poll_fn(move |cx| poll(cx, client, backend, state, size, meter, &mut watches))
 }
@@ -111,12 +130,10 @@ fn poll<'a>(
 ) -> Poll<Stop> {
     meter.polled();
     let State { up, down } = state;
-    let moved = |bytes| meter.moved(Direction::Up, bytes);
-    if let Poll::Ready(Err(broken)) = transfer(cx, up, down, client, backend, Direction::Up, size, moved) {
+    if let Poll::Ready(Err(broken)) = transfer(cx, up, down, client, backend, Direction::Up, size, meter) {
         return Poll::Ready(Stop::End(broken.end()));
     }
-    let moved = |bytes| meter.moved(Direction::Down, bytes);
-    if let Poll::Ready(Err(broken)) = transfer(cx, down, up, backend, client, Direction::Down, size, moved) {
+    if let Poll::Ready(Err(broken)) = transfer(cx, down, up, backend, client, Direction::Down, size, meter) {
         return Poll::Ready(Stop::End(broken.end()));
     }
     match (up.broken, down.broken) {
@@ -131,6 +148,13 @@ fn poll<'a>(
     ] {
         if idle && let Poll::Ready(error) = watch_errors(cx, watch, stream) {
             return Poll::Ready(Stop::End(Broken::new(side, &error).end()));
+        }
+    }
+    if up.held || down.held {
+        let pause = watches.pause.get_or_insert_with(|| Box::pin(tokio::time::sleep(PAUSE)));
+        if pause.as_mut().poll(cx).is_ready() {
+            watches.pause = None;
+            cx.waker().wake_by_ref();
         }
     }
     // A socket that is not ready said so in its last read: nothing of it is left half-read.
@@ -155,8 +179,9 @@ fn transfer(
     destination: &TcpStream,
     direction: Direction,
     size: usize,
-    moved: impl Fn(u64),
+    meter: &impl Meter,
 ) -> Poll<Result<(), Broken>> {
+    half.held = false;
     let (from, to) = match direction {
         Direction::Up => (Side::Client, Side::Backend),
         Direction::Down => (Side::Backend, Side::Client),
@@ -167,7 +192,7 @@ fn transfer(
                 // Kept for another backend; the end shows in the other direction.
                 return Poll::Pending;
             }
-            if let Err(error) = ready!(flush(cx, half, destination, &moved)) {
+            if let Err(error) = ready!(flush(cx, half, destination, direction, meter)) {
                 if error.kind() == io::ErrorKind::TimedOut {
                     return Poll::Ready(Err(Broken::new(to, &error)));
                 }
@@ -185,6 +210,10 @@ fn transfer(
             return Poll::Ready(Ok(()));
         }
         if half.fin_seen {
+            if !half.broken && !meter.settled(direction) {
+                half.held = true;
+                return Poll::Pending;
+            }
             // The last FIN needs no call of its own: both sockets are closed next.
             if !other.fin_sent && !half.broken {
                 let _ = SockRef::from(destination).shutdown(Shutdown::Write);
@@ -200,7 +229,7 @@ fn transfer(
             }
             Poll::Ready(Ok(0)) => {
                 buffer::put(scratch);
-                if other.broken {
+                if other.broken || meter.cut_short(direction) {
                     // The write that met the reset has taken the error with it: what is left looks like FIN.
                     return Poll::Ready(Err(Broken { side: from, timed_out: false }));
                 }
@@ -229,14 +258,20 @@ fn flush(
     cx: &mut Context<'_>,
     half: &mut Half,
     destination: &TcpStream,
-    moved: &impl Fn(u64),
+    direction: Direction,
+    meter: &impl Meter,
 ) -> Poll<io::Result<()>> {
     while let Some(pending) = half.pending.as_mut().filter(|pending| pending.start < pending.end) {
         let bytes = &pending.buffer[pending.start as usize..pending.end as usize];
-        let count = ready!(poll_write(cx, destination, bytes))?;
+        let room = meter.room(direction).min(bytes.len());
+        if room == 0 {
+            half.held = true;
+            return Poll::Pending;
+        }
+        let count = ready!(poll_write(cx, destination, &bytes[..room]))?;
         pending.start += count as u32;
         half.written += count as u64;
-        moved(count as u64);
+        meter.moved(direction, count as u64);
     }
     half.release();
     Poll::Ready(Ok(()))
@@ -305,6 +340,8 @@ type Watch<'a> = Option<Pin<Box<dyn Future<Output = io::Error> + Send + 'a>>>;
 struct Watches<'a> {
     client: Watch<'a>,
     backend: Watch<'a>,
+    /// Runs while a direction is held.
+    pause: Option<Pin<Box<tokio::time::Sleep>>>,
 }
 
 fn watch_errors<'a>(cx: &mut Context<'_>, watch: &mut Watch<'a>, stream: &'a TcpStream) -> Poll<io::Error> {

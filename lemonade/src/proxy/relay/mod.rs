@@ -40,6 +40,8 @@ pub struct Half {
     pub fin_sent: bool,
     /// The destination has reset: what is read from now on goes nowhere.
     pub broken: bool,
+    /// The meter had no room for the destination; it is asked again in a moment.
+    held: bool,
     pending: Option<Pending>,
 }
 

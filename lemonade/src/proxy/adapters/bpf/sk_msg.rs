@@ -14,7 +14,7 @@ use aya::programs::links::FdLink;
 use aya::programs::{CgroupAttachMode, SkMsg as Program, SockOps};
 use aya::{Ebpf, EbpfLoader};
 use lemonade_common::abi::{ABI_VERSION, ABI_VERSION_AT, Endpoint};
-use lemonade_common::sk_msg::{Count, End};
+use lemonade_common::sk_msg::{Count, End, Socket};
 
 use super::Unavailable;
 use super::layout::Types;
@@ -26,6 +26,9 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("LEMONADE_BPF_SK_MSG"));
 /// Bytes of a key of the maps of sockets.
 const END: usize = size_of::<End>();
 
+/// Bytes of a value of the map `ENDS`.
+const SOCKET: usize = size_of::<Socket>();
+
 /// Bytes of a key of the map `FRONTENDS`.
 const ENDPOINT: usize = size_of::<Endpoint>();
 
@@ -34,6 +37,7 @@ pub struct SkMsg {
     inner: Mutex<Inner>,
     dials: Mutex<HashMap<MapData, u64, u32>>,
     unread: Mutex<HashMap<MapData, [u8; END], u32>>,
+    ends: HashMap<MapData, [u8; END], [u8; SOCKET]>,
 }
 
 struct Inner {
@@ -54,14 +58,14 @@ impl SkMsg {
         let copied_seq = types.offset("tcp_sock", "copied_seq")?;
         let write_seq = types.offset("tcp_sock", "write_seq")?;
         let rmem_alloc = types.offset("sock", "sk_backlog.rmem_alloc")?;
-        let shutdown = types.offset("sock", "sk_shutdown")?;
+        let user_data = types.offset("sock", "sk_user_data")?;
         let netns = netns_cookie().map_err(|error| refused(&error))?;
         let mut ebpf = EbpfLoader::new()
             .override_global("NETNS", &netns, true)
             .override_global("COPIED_SEQ", &copied_seq, true)
             .override_global("WRITE_SEQ", &write_seq, true)
             .override_global("RMEM_ALLOC", &rmem_alloc, true)
-            .override_global("SHUTDOWN", &shutdown, true)
+            .override_global("USER_DATA", &user_data, true)
             .load(OBJECT)
             .map_err(|error| refused(&error))?;
         let mut versions: Array<_, u32> = taken(&mut ebpf, "ABI")?;
@@ -78,11 +82,12 @@ impl SkMsg {
         own_ends.attach(own, CgroupAttachMode::Single).map_err(|error| refused(&error))?;
         let dials = Mutex::new(taken(&mut ebpf, "DIALS")?);
         let unread = Mutex::new(taken(&mut ebpf, "UNREAD")?);
+        let ends = taken(&mut ebpf, "ENDS")?;
         let frontends = taken(&mut ebpf, "FRONTENDS")?;
         let counts = taken(&mut ebpf, "COUNTS")?;
         let (named, cgroups) = (BTreeSet::new(), BTreeMap::new());
         let inner = Mutex::new(Inner { frontends, counts, named, cgroups, ebpf });
-        Ok(Self { inner, dials, unread })
+        Ok(Self { inner, dials, unread, ends })
     }
 
     /// Takes part for local clients of these addresses from now on, and for no others.
@@ -131,6 +136,11 @@ impl SkMsg {
         let Ok(cookie) = rustix::net::sockopt::socket_cookie(socket) else { return };
         // Without the entry the connection goes by TCP.
         let _ = self.dials.lock().unwrap_or_else(PoisonError::into_inner).insert(cookie, 1, 0);
+    }
+
+    /// Whether the socket at `local`, connected to `remote`, takes part.
+    pub fn joined(&self, local: SocketAddr, remote: SocketAddr) -> bool {
+        self.ends.get(&end(local, remote).to_bytes(), 0).is_ok()
     }
 
     /// Whether the other end of this socket was closed with bytes unread, which asks once.

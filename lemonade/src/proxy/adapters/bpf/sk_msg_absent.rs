@@ -35,6 +35,11 @@ impl SkMsg {
     }
 
     /// Never called.
+    pub fn joined(&self, _: SocketAddr, _: SocketAddr) -> bool {
+        match *self {}
+    }
+
+    /// Never called.
     pub fn left_unread(&self, _: SocketAddr, _: SocketAddr) -> bool {
         match *self {}
     }

@@ -22,8 +22,8 @@ const STEP: Duration = Duration::from_secs(2);
 type Outcome = Result<(), String>;
 
 /// Runs all trials in turn; the ends that count as foreign must be in a cgroup that `relay` sees.
-pub fn run(relay: &SkMsg, name: impl Fn(SocketAddr) -> Outcome) -> Vec<SelfTest> {
-    let bench = match Bench::new(relay, name) {
+pub fn run(relay: &SkMsg, unread: &Arc<Unread>, name: impl Fn(SocketAddr) -> Outcome) -> Vec<SelfTest> {
+    let bench = match Bench::new(relay, Arc::clone(unread), name) {
         Ok(bench) => bench,
         Err(error) => return vec![told("sockets on loopback", Instant::now(), Err(error))],
     };
@@ -75,11 +75,14 @@ struct Hop {
 }
 
 impl<'a> Bench<'a> {
-    fn new(relay: &'a SkMsg, name: impl Fn(SocketAddr) -> Outcome) -> Result<Self, String> {
+    fn new(
+        relay: &'a SkMsg,
+        unread: Arc<Unread>,
+        name: impl Fn(SocketAddr) -> Outcome,
+    ) -> Result<Self, String> {
         let listener = TcpListener::bind("127.0.0.1:0").map_err(words)?;
         let address = listener.local_addr().map_err(words)?;
         name(address)?;
-        let unread = Arc::new(Unread::open().map_err(words)?);
         Ok(Self { relay, listener, address, unread })
     }
 
@@ -262,18 +265,33 @@ fn reset(bench: &Bench<'_>) -> Outcome {
 
 /// What TCP would answer with RST: a foreign end that closes and has not read everything.
 fn left_unread(bench: &Bench<'_>) -> Outcome {
-    for unread in [false, true] {
+    let told = |own: &mut TcpStream, ends: (SocketAddr, SocketAddr), expected| {
+        let _ = own.read(&mut [0]);
+        let told = bench.relay.left_unread(ends.0, ends.1);
+        if told == expected { Ok(()) } else { Err(format!("bytes unread: {expected}, told: {told}")) }
+    };
+    for (unread, fin) in [(false, false), (true, false), (false, true), (true, true)] {
         for Hop { mut own, mut foreign } in bench.hops()? {
+            let ends = (own.local_addr().map_err(words)?, own.peer_addr().map_err(words)?);
             own.write_all(&stream_of(5, 1_000)).map_err(words)?;
             let mut got = vec![0; if unread { 999 } else { 1_000 }];
             foreign.read_exact(&mut got).map_err(words)?;
-            drop(foreign);
-            let ends = (own.local_addr().map_err(words)?, own.peer_addr().map_err(words)?);
-            let _ = own.read(&mut [0]);
-            if bench.relay.left_unread(ends.0, ends.1) != unread {
-                return Err(format!("bytes unread: {unread}, told: {}", !unread));
+            if fin {
+                // It stays unread, which is no loss.
+                own.shutdown(Shutdown::Write).map_err(words)?;
             }
+            drop(foreign);
+            told(&mut own, ends, unread)?;
         }
+    }
+    // Half-closed behind the other's FIN, with bytes unread that still can be.
+    for Hop { mut own, mut foreign } in bench.hops()? {
+        let ends = (own.local_addr().map_err(words)?, own.peer_addr().map_err(words)?);
+        own.write_all(&stream_of(5, 1_000)).map_err(words)?;
+        own.shutdown(Shutdown::Write).map_err(words)?;
+        foreign.shutdown(Shutdown::Write).map_err(words)?;
+        told(&mut own, ends, false)?;
+        same(&stream_of(5, 1_000), &to_end(&mut foreign)?)?;
     }
     Ok(())
 }
