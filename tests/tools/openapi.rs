@@ -57,11 +57,15 @@ fn the_served_document_is_the_one_that_is_kept_and_its_reads_answer() {
     assert!(served == kept(), "docs/openapi.json is stale; run `cargo xtask schema`");
     let paths = served["paths"].as_object().expect("paths");
     for (path, operations) in paths {
-        // A stream does not end, and one path wants a connection.
+        // A stream does not end, and two paths want to know of whom.
         if operations.get("get").is_none() || path.ends_with("/events") {
             continue;
         }
-        let query = if path.ends_with("/why") { "?connection=127.0.0.1" } else { "" };
+        let query = match path.rsplit('/').next() {
+            Some("why") => "?connection=127.0.0.1",
+            Some("explain") => "?client=127.0.0.1",
+            _ => "",
+        };
         let answer = http::get(lemonade.admin_address(), &format!("{path}{query}")).expect("it answers");
         assert_eq!(answer.status, 200, "{path}: {}", answer.body);
     }
