@@ -3,6 +3,7 @@
 mod bench;
 mod bpf;
 mod dashboard;
+mod demo;
 mod generate;
 mod package;
 mod run;
@@ -32,6 +33,8 @@ enum Command {
     Run(run::Args),
     /// Run every check and every test, and end with one line of counts
     Test(test::Args),
+    /// Show what a relay in the kernel brings on this machine, against copy in the same run
+    Demo(demo::Args),
     /// Measure Lemonade beside its peers
     Bench(bench::Args),
     /// Check the invariants of ARCHITECTURE.md
@@ -57,6 +60,7 @@ fn main() -> ExitCode {
             }
             Ok(())
         }
+        Command::Demo(args) => demo::main(&args),
         Command::Bench(args) => bench::main(args),
         Command::Dashboard(args) => dashboard::main(&args),
         Command::Tidy => return report(tidy::main()),
