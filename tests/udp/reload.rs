@@ -1,5 +1,6 @@
 //! Reloads and drains: sessions go on where their backend stays, and nobody is handed around.
 
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use lemonade_tests::backend::Backend;
@@ -109,12 +110,21 @@ fn a_removed_frontend_serves_its_sessions_and_takes_no_new_ones_and_can_come_bac
     wait::until("the address is free", wait::SOON, || std::net::UdpSocket::bind(address).is_ok());
 }
 
+/// An address that is free for connections and for datagrams.
+fn port_of_both() -> SocketAddr {
+    let free = || {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").ok()?;
+        let address = listener.local_addr().ok()?;
+        std::net::UdpSocket::bind(address).ok().map(|_| address)
+    };
+    (0..100).find_map(|_| free()).expect("a port that is free for both")
+}
+
 #[test]
 fn a_port_serves_both_protocols_and_a_frontend_can_change_its_own() {
     let (_echoes, addresses) = backends(1);
     let stream = Backend::start("stream");
-    let address =
-        std::net::UdpSocket::bind("127.0.0.1:0").and_then(|socket| socket.local_addr()).expect("a port");
+    let address = port_of_both();
     let mut both = setup(&addresses);
     both.frontends[0].listen = vec![address.to_string()];
     both.frontends.push(Frontend::on("tcp", &address.to_string(), "tcp"));
