@@ -1,6 +1,6 @@
 //! Bytes that come early: from the client before the backend is connected, from the server before it is asked.
 
-use std::io::Write;
+use std::io::{Read as _, Write as _};
 
 use lemonade_tests::backend::Backend;
 use lemonade_tests::plane::{Copy, Plane};
@@ -39,6 +39,12 @@ pub(crate) fn bytes_sent_before_anything_else_arrive(plane: &dyn Plane) {
         });
         assert_eq!(read_to_end(&mut client, DOWN, Length::Exact), [Event::Bytes(0), Event::Fin]);
     }
+    // One that lasts behind its early byte, so that a relay in the kernel has its part in the case.
+    let mut client = connect(served.address()).expect("the plane accepts");
+    client.write_all(&[1]).expect("an open connection");
+    let mut backend = socket::accept(&listener);
+    backend.read_exact(&mut [0]).expect("the early byte");
+    served.settle(&mut client, &mut backend);
 }
 
 pub(crate) fn a_server_that_speaks_first_is_heard(plane: &dyn Plane) {
