@@ -63,11 +63,13 @@ fn the_only_backend_is_tried_again_and_found_when_it_is_back() {
 
 #[test]
 fn a_backend_that_probes_take_down_is_left_by_its_sessions_and_gets_no_new_ones() {
-    let (_echoes, addresses) = backends(2);
-    let probed: Vec<TcpListener> = addresses
-        .iter()
-        .map(|address| TcpListener::bind(address).expect("the port is free for TCP"))
-        .collect();
+    // Probes need a port that is free for connections too.
+    let both = || {
+        let (echoes, addresses) = backends(2);
+        let probed: std::io::Result<Vec<_>> = addresses.iter().map(TcpListener::bind).collect();
+        probed.ok().map(|probed| (echoes, addresses, probed))
+    };
+    let (_echoes, addresses, probed) = (0..100).find_map(|_| both()).expect("ports that are free for both");
     let quick = ["kind = \"tcp\"", "interval = \"100ms\"", "timeout = \"500ms\"", "fall = 2", "rise = 1"];
     let lemonade = Lemonade::start(&setup(&addresses).health(&quick));
     let mut clients: Vec<Client> = (0..6).map(|_| Client::of(lemonade.address("web"))).collect();
