@@ -42,12 +42,14 @@ on_sk_msg! {
     half_close::both_close_at_once_behind_data,
     reset::client_resets_before_the_first_byte,
     reset::client_resets_while_it_sends,
+    reset::client_resets_while_it_receives,
     reset::client_resets_after_its_fin,
     reset::client_resets_after_the_backends_fin,
     reset::client_resets_while_its_data_is_blocked,
     reset::client_resets_while_the_backends_data_is_blocked,
     reset::backend_resets_before_the_first_byte,
     reset::backend_resets_while_it_sends,
+    reset::backend_resets_while_it_receives,
     reset::backend_resets_after_its_fin,
     reset::backend_resets_after_the_clients_fin,
     reset::backend_resets_while_its_data_is_blocked,
@@ -59,18 +61,4 @@ on_sk_msg! {
     urgent::an_urgent_byte_from_the_backend_is_one_of_the_stream,
     backend_failure::a_backend_killed_while_it_sends_ends_as_it_does_directly,
     backend_failure::a_backend_killed_with_bytes_unread_ends_as_it_does_directly,
-}
-
-/// A known difference on either side, listed in docs/guide/kernel.md.
-#[test]
-#[ignore = "a send that meets the close of its receiver may say EPIPE where TCP says ECONNRESET"]
-fn client_resets_while_it_receives() {
-    reset::client_resets_while_it_receives(&lemonade_tests::plane::SkMsg);
-}
-
-/// The same from the other side.
-#[test]
-#[ignore = "a send that meets the close of its receiver may say EPIPE where TCP says ECONNRESET"]
-fn backend_resets_while_it_receives() {
-    reset::backend_resets_while_it_receives(&lemonade_tests::plane::SkMsg);
 }

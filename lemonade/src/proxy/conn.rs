@@ -404,7 +404,7 @@ mod tests {
     #[test]
     fn a_connection_stays_small() {
         let future = size_of_future(serve);
-        assert!(future <= 608, "the future of a connection has {future} bytes");
+        assert!(future <= 592, "the future of a connection has {future} bytes");
         let flow = size_of::<Flow>();
         assert!(flow <= 256, "a flow has {flow} bytes");
     }
