@@ -90,7 +90,8 @@ pub fn cleanup() -> Result<Vec<PathBuf>, Unavailable> {
     Ok(sweep(&own()?))
 }
 
-/// Removes the cgroups of processes that are gone. The kernel removes none that still has a process in it.
+/// Removes the cgroups of processes that are gone, and those inside them: a process that joins twice leaves one in the
+/// other. The kernel removes none that still has a process in it.
 fn sweep(parent: &Path) -> Vec<PathBuf> {
     let mut removed = Vec::new();
     let Ok(entries) = fs::read_dir(parent) else { return removed };
@@ -98,7 +99,11 @@ fn sweep(parent: &Path) -> Vec<PathBuf> {
         let name = entry.file_name();
         let pid = name.to_str().and_then(|name| name.strip_prefix(TAG)).and_then(|id| id.parse::<u32>().ok());
         let Some(pid) = pid else { continue };
-        if !Path::new("/proc").join(pid.to_string()).exists() && fs::remove_dir(entry.path()).is_ok() {
+        if Path::new("/proc").join(pid.to_string()).exists() {
+            continue;
+        }
+        removed.extend(sweep(&entry.path()));
+        if fs::remove_dir(entry.path()).is_ok() {
             removed.push(entry.path());
         }
     }
@@ -149,6 +154,7 @@ mod tests {
         for name in [&*alive, "lemonade-4194305", "lemonade-x", "other-4194305"] {
             fs::create_dir(parent.path().join(name)).unwrap();
         }
+        fs::create_dir(parent.path().join("lemonade-4194305/lemonade-4194305")).unwrap();
         sweep(parent.path());
         let mut left: Vec<_> = fs::read_dir(parent.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
         left.sort();
