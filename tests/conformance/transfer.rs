@@ -29,12 +29,19 @@ pub(crate) fn streams_of_every_size_arrive_exact_in_both_directions(plane: &dyn 
         failures
     });
 
-    assert_eq!(failures, [""; 0], "{} of {connections} transfers failed, seed {seed}", failures.len());
     let truths = || backends.iter().map(Backend::truth);
+    let told = || truths().flat_map(|truth| truth.failures()).collect::<Vec<_>>();
+    assert_eq!(
+        failures,
+        [""; 0],
+        "{} of {connections} transfers failed, seed {seed}; the backends say {:?}",
+        failures.len(),
+        told()
+    );
     wait::until("every connection ended at the backends", wait::SOON, || {
         truths().all(|truth| truth.live.load(std::sync::atomic::Ordering::Relaxed) == 0)
     });
-    assert_eq!(truths().flat_map(|truth| truth.failures()).collect::<Vec<_>>(), [""; 0], "seed {seed}");
+    assert_eq!(told(), [""; 0], "seed {seed}");
     assert_eq!(truths().map(|truth| truth.served()).sum::<u64>(), connections as u64);
     if let Some(process) = served.process() {
         counters_agree(process, &backends, connections as u64);

@@ -62,6 +62,8 @@ struct Shared {
     truth: Truth,
     status: AtomicU16,
     hold: AtomicBool,
+    /// Milliseconds before a call is answered.
+    thinks: AtomicU16,
 }
 
 /// A running backend.
@@ -114,6 +116,7 @@ impl Backend {
             truth: Truth::default(),
             status: AtomicU16::new(200),
             hold: AtomicBool::new(false),
+            thinks: AtomicU16::new(0),
         });
         let (listening, orders) = watch::channel(Listening::Yes);
         let (told, states) = std::sync::mpsc::channel();
@@ -139,6 +142,11 @@ impl Backend {
     /// Leaves HTTP requests without an answer from now on.
     pub fn hold_http(&self, hold: bool) {
         self.shared.hold.store(hold, Ordering::Relaxed);
+    }
+
+    /// Answers calls after so many milliseconds from now on.
+    pub fn think(&self, milliseconds: u16) {
+        self.shared.thinks.store(milliseconds, Ordering::Relaxed);
     }
 
     /// Refuses connections from now on; what was accepted is served to its end.
@@ -274,6 +282,10 @@ async fn request(shared: &Shared, mut stream: TcpStream, header: Header) -> Resu
             let n = stream.read_exact(&mut body).await.map_err(|error| format!("call: {error}"))?;
             truth.count_received(n);
             stream::check(header.seed, 0, &body).map_err(|mismatch| mismatch.to_string())?;
+            let thinks = shared.thinks.load(Ordering::Relaxed);
+            if thinks > 0 {
+                tokio::time::sleep(std::time::Duration::from_millis(thinks.into())).await;
+            }
             let answer = load::answer(&shared.name, header.seed);
             stream.write_all(&answer).await.map_err(|error| format!("answer: {error}"))?;
             truth.count_sent(answer.len());

@@ -114,9 +114,14 @@ impl BackendCell {
         self.failure_ratio.observe(false, now);
     }
 
-    /// Takes in the latency of the way to it, as TCP tells.
+    /// Takes in the latency of the way to it, as TCP tells. The first replaces what the proxy had measured, delays of its
+    /// own included, so that a newcomer is compared by the same measure as those told of before.
     pub fn told(&self, latency: Duration, now: Moment) {
-        self.connect.observe(latency, now);
+        if self.tcp.tells(now) {
+            self.connect.observe(latency, now);
+        } else {
+            self.connect.restart(latency, now);
+        }
         self.tcp.told(now);
     }
 

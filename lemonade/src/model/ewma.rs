@@ -46,6 +46,12 @@ impl PeakEwma {
         });
     }
 
+    /// Begins anew with one sample, of another measure than those before.
+    pub fn restart(&self, sample: Duration, now: Moment) {
+        let sample = (sample.as_micros() as f32).clamp(1.0, 1e12);
+        self.sampled.update(now, |_| sample);
+    }
+
     /// Average as of the last sample, or `None` before the first.
     pub fn read(&self) -> Option<Duration> {
         self.sampled.load().map(|(average, _)| Duration::from_secs_f64(f64::from(average) / 1e6))

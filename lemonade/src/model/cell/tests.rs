@@ -60,3 +60,12 @@ fn what_tcp_tells_stands_in_for_the_time_of_connects() {
     cell.connected(millis(90), at(7));
     assert_eq!(cell.connect.read(), Some(millis(90)));
 }
+
+#[test]
+fn the_first_that_tcp_tells_replaces_what_the_proxy_had_measured() {
+    let cell = BackendCell::default();
+    let micros = Duration::from_micros;
+    cell.connected(micros(900), START);
+    cell.told(micros(20), START.plus(Duration::from_secs(1)));
+    assert_eq!(cell.connect.read(), Some(micros(20)), "a slow first connect does not stay with a newcomer");
+}

@@ -124,7 +124,14 @@ impl<'a> Pair<'a> {
         let sockets = [client, backend];
         let leg = |direction, from: usize| -> io::Result<(Leg<'a>, RelayFlow)> {
             let to = 1 - from;
-            let target = progress(sockets[to])?;
+            // Nobody writes now, so `written` stands still. Acknowledged between its two parts it comes out too small, and
+            // with such a base bytes would seem to be in the target before they are: userspace would overtake them.
+            let target = loop {
+                let target = progress(sockets[to])?;
+                if progress(sockets[to])?.acknowledged == target.acknowledged {
+                    break target;
+                }
+            };
             let base = target.written;
             // What is unread now, the kernel sends on too.
             let received = loop {
