@@ -46,7 +46,7 @@ fn a_killed_process_leaves_nothing_that_acts_and_the_next_one_sweeps() {
     let mut carried = 0;
     for round in 0..rounds() {
         let begun = Instant::now();
-        let mut lemonade = Lemonade::start(&setup);
+        let mut lemonade = Lemonade::start_on_unproven(&setup);
         let address = lemonade.address("web");
         assert_eq!(call(address).expect("it serves at once"), "a", "round {round}");
         slowest = slowest.max(begun.elapsed());

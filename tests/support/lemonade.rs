@@ -87,6 +87,16 @@ impl Lemonade {
         Self::start_in(setup, |_| {})
     }
 
+    /// As [`Self::start`], with relay `sockmap` in use although it is not proven.
+    ///
+    /// # Panics
+    /// When it does not get ready.
+    pub fn start_on_unproven(setup: &Setup) -> Self {
+        Self::start_in(setup, |command| {
+            command.env("LEMONADE_UNPROVEN_RELAYS", "sockmap");
+        })
+    }
+
     /// As [`Self::start`], with a change to the command (environment, namespace).
     ///
     /// # Panics

@@ -48,6 +48,9 @@ impl Relays {
             return;
         }
         self.started = true;
+        if !trial::proven() {
+            return refuse(&self.process, trial::UNPROVEN);
+        }
         if let Err(why) = self.start(kernel, stop) {
             refuse(&self.process, &why);
         }
