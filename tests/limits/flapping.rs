@@ -1,5 +1,6 @@
 //! Backends that come and go under load: no client notices while another one is up.
 
+use std::io::{Read, Write};
 use std::time::Duration;
 
 use lemonade_tests::backend::Backend;
@@ -50,6 +51,22 @@ fn a_backend_that_flaps_fails_no_request_and_its_history_says_so() {
     );
     let dump = lemonade_tests::http::get_unix(&lemonade.socket(), "/api/v1/dump").expect("a dump").body;
     assert!(dump.contains("refused"), "the history names the cause: {dump}");
+}
+
+/// A client that sends its first bytes with the end of the handshake, as Lemonade does, must not lose them to the test kit.
+#[test]
+fn a_backend_of_the_tests_serves_a_handshake_that_is_half_open_when_it_closes() {
+    let backend = Backend::start("a");
+    let client = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).expect("a socket");
+    client.set_tcp_quickack(false).expect("option of a live socket");
+    client.connect(&backend.address.into()).expect("it listens");
+    backend.refuse();
+    let mut client = std::net::TcpStream::from(client);
+    client.write_all(b"GET / HTTP/1.1\r\n\r\n").expect("a live connection");
+    let mut answer = String::new();
+    client.read_to_string(&mut answer).expect("an answer");
+    assert!(answer.ends_with('a'), "{answer}");
+    assert!(lemonade_tests::socket::refuses(backend.address), "new connections are refused");
 }
 
 #[test]

@@ -223,7 +223,7 @@ async fn serve(
             Listening::Gone => return,
             Listening::No => {
                 if let Some(open) = listener.take() {
-                    close_without_loss(&shared, &open);
+                    close_without_loss(&shared, &open, address).await;
                 }
             }
             Listening::Yes if listener.is_none() => listener = Some(bind(address).expect("its own address")),
@@ -233,15 +233,44 @@ async fn serve(
     }
 }
 
-/// Serves what is in the accept queue; a filter keeps further handshakes out of it until the socket is closed.
-fn close_without_loss(shared: &Arc<Shared>, listener: &TcpListener) {
-    const BPF_RET: u16 = 0x06;
-    SockRef::from(listener).attach_filter(&[SockFilter::new(BPF_RET, 0, 0, 0)]).expect("a socket filter");
+/// Serves what is in the accept queue and what is on its way there; a filter keeps further handshakes out of it.
+///
+/// A client that lets its first bytes end the handshake thinks itself connected for as long as the handshake is half open.
+async fn close_without_loss(shared: &Arc<Shared>, listener: &TcpListener, address: SocketAddr) {
+    refuse_new(listener);
+    while half_open(address) {
+        tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+    }
     while let Ok((stream, _)) = SockRef::from(listener).accept() {
         stream.set_nonblocking(true).expect("mode of a live socket");
         let stream = TcpStream::from_std(stream.into()).expect("a live socket");
         tokio::spawn(connection(Arc::clone(shared), stream));
     }
+}
+
+/// Drops segments with SYN, the first of a handshake.
+fn refuse_new(listener: &TcpListener) {
+    const FLAGS: u32 = 13;
+    const SYN: u32 = 0x02;
+    let filter = [
+        SockFilter::new(0x30, 0, 0, FLAGS),
+        SockFilter::new(0x45, 0, 1, SYN),
+        SockFilter::new(0x06, 0, 0, 0),
+        SockFilter::new(0x06, 0, 0, u32::MAX),
+    ];
+    SockRef::from(listener).attach_filter(&filter).expect("a socket filter");
+}
+
+/// Whether the kernel holds a handshake with `address` that its client has not ended: state 03, SYN_RECV, in its tables.
+fn half_open(address: SocketAddr) -> bool {
+    let port = format!(":{:04X}", address.port());
+    ["/proc/thread-self/net/tcp", "/proc/thread-self/net/tcp6"].iter().any(|table| {
+        let table = std::fs::read_to_string(table).unwrap_or_default();
+        table.lines().any(|line| {
+            let mut fields = line.split_whitespace().skip(1);
+            fields.next().is_some_and(|local| local.ends_with(&port)) && fields.nth(1) == Some("03")
+        })
+    })
 }
 
 async fn connection(shared: Arc<Shared>, mut stream: TcpStream) {
