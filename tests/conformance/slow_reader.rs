@@ -4,15 +4,17 @@ use std::net::TcpStream;
 use std::time::Duration;
 
 use lemonade_tests::plane::Plane;
-use lemonade_tests::skip::full;
-use lemonade_tests::trace::{Event, Length, finish, read_to_end, write_exactly, write_until_blocked};
+use lemonade_tests::skip::{alone, full};
+use lemonade_tests::trace::{Event, Length, finish, read_to_end, write_exactly, write_for};
 use lemonade_tests::{socket, stream};
 
 use crate::stages::{DOWN, Side, Stage};
 
 const PAIRS: usize = 64;
-/// With `LEMONADE_FULL=1`: so many, and nothing more is taken for so long.
+/// With `LEMONADE_FULL=1`: so many, pressed for so long.
 const FULL: (usize, Duration) = (200, Duration::from_secs(60));
+/// Of each peer's socket when there are so many.
+const OWN_BUFFER: usize = 256 << 10;
 /// Default of `relay_buffer`.
 const RELAY_BUFFER: u64 = 64 << 10;
 /// What tasks, sockets and the allocator may cost beside the relay buffers.
@@ -28,30 +30,30 @@ pub(crate) fn a_stopped_reader_presses_back(plane: &dyn Plane) {
 }
 
 fn stopped_readers(plane: &dyn Plane, count: usize) {
+    let _alone = alone();
     let stage = Stage::start(plane);
     let mut pairs: Vec<(TcpStream, TcpStream)> = (0..count).map(|_| stage.connect(Side::Backend)).collect();
     let before = stage.served.process().map(|process| process.resident());
+    if full() {
+        // Hundreds of pairs with buffers of any size would meet the limit of the whole host's TCP memory, where the kernel
+        // drops segments and stalls each connection, a direct one too.
+        for (backend, client) in &pairs {
+            socket2::SockRef::from(backend).set_send_buffer_size(OWN_BUFFER).expect("a size of a buffer");
+            socket2::SockRef::from(client).set_recv_buffer_size(OWN_BUFFER).expect("a size of a buffer");
+        }
+    }
 
     // The kernel's buffers on every hop at their largest, plus what the relay may hold.
     let hops = if plane.balances() { 2 } else { 1 };
     let limit = hops * (kernel_limit("tcp_rmem") + kernel_limit("tcp_wmem")) + RELAY_BUFFER;
+    let least = if full() { FULL.1 } else { Duration::ZERO };
     let taken: Vec<u64> = std::thread::scope(|scope| {
-        let writers = pairs
-            .iter_mut()
-            .map(|(backend, _)| scope.spawn(move || write_until_blocked(backend, DOWN, limit)));
+        let writers =
+            pairs.iter_mut().map(|(backend, _)| scope.spawn(move || write_for(backend, DOWN, limit, least)));
         let writers: Vec<_> = writers.collect();
         writers.into_iter().map(|writer| writer.join().expect("no panic")).collect()
     });
 
-    if full() {
-        std::thread::sleep(FULL.1);
-        for (backend, _) in &mut pairs {
-            backend.set_nonblocking(true).expect("mode of a live socket");
-            let more = std::io::Write::write(backend, &[0]);
-            assert!(more.is_err(), "more is taken although nobody has read for {:?}", FULL.1);
-            backend.set_nonblocking(false).expect("mode of a live socket");
-        }
-    }
     if let (Some(process), Some(before)) = (stage.served.process(), before) {
         let now = process.resident();
         let cap = before + count as u64 * 2 * RELAY_BUFFER + SLACK;

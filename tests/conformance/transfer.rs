@@ -3,7 +3,7 @@
 use lemonade_tests::backend::Backend;
 use lemonade_tests::plane::Plane;
 use lemonade_tests::setup::Setup;
-use lemonade_tests::skip::full;
+use lemonade_tests::skip::{alone, full};
 use lemonade_tests::transfer::{self, Transfer};
 use lemonade_tests::wait;
 
@@ -11,6 +11,7 @@ use lemonade_tests::wait;
 const PHASES: [(usize, usize); 4] = [(5, 1), (25, 8), (40, 64), (30, 256)];
 
 pub(crate) fn streams_of_every_size_arrive_exact_in_both_directions(plane: &dyn Plane) {
+    let _alone = alone();
     let seed = std::env::var("LEMONADE_SEED").map_or(20_260, |text| text.parse().expect("a number"));
     let (connections, budget) = if full() { (20_000, 64 << 30) } else { (1000, 1 << 30) };
     let backends = [Backend::start_speaking("a"), Backend::start_speaking("b")];

@@ -15,3 +15,11 @@ pub fn skip(test: &str, reason: &str) {
 pub fn full() -> bool {
     std::env::var("LEMONADE_FULL").is_ok_and(|value| value == "1")
 }
+
+/// Keeps the tests apart that take most of the host's TCP memory in their large sizes, until what it returns is dropped.
+///
+/// Side by side they reach the kernel's limit, where segments are dropped and connections stall, direct ones too.
+pub fn alone() -> Option<std::sync::MutexGuard<'static, ()>> {
+    static LARGE: std::sync::Mutex<()> = std::sync::Mutex::new(());
+    full().then(|| LARGE.lock().unwrap_or_else(std::sync::PoisonError::into_inner))
+}

@@ -111,11 +111,20 @@ pub fn write_until_error(stream: &mut TcpStream, seed: u64) -> Event {
 /// # Panics
 /// When more than `limit` bytes are taken: then nothing presses back.
 pub fn write_until_blocked(stream: &mut TcpStream, seed: u64, limit: u64) -> u64 {
+    write_for(stream, seed, limit, std::time::Duration::ZERO)
+}
+
+/// As [`write_until_blocked`], but goes on trying for as long as `least`.
+///
+/// # Panics
+/// When more than `limit` bytes are taken.
+pub fn write_for(stream: &mut TcpStream, seed: u64, limit: u64, least: std::time::Duration) -> u64 {
     let mut taken = 0;
     let mut buffer = vec![0; 64 * 1024];
     stream.set_nonblocking(true).expect("mode of a live socket");
-    let mut idle_since = std::time::Instant::now();
-    while idle_since.elapsed() < std::time::Duration::from_millis(500) {
+    let begun = std::time::Instant::now();
+    let mut idle_since = begun;
+    while idle_since.elapsed() < std::time::Duration::from_millis(500) || begun.elapsed() < least {
         stream::fill(seed, taken, &mut buffer);
         match stream.write(&buffer) {
             Ok(n) => {
