@@ -18,31 +18,11 @@ mod transfer;
 #[path = "../conformance/urgent.rs"]
 mod urgent;
 
-/// What the kernel says when its own accounts do not add up.
-const ALARMS: [&str; 5] = ["WARNING:", "BUG:", "refcount_t", "Call Trace", "inet_sock_destruct"];
-
-/// Lines of the kernel's log that are an alarm.
-fn alarms() -> Vec<String> {
-    let log = std::process::Command::new("dmesg").output().expect("dmesg of util-linux");
-    assert!(log.status.success(), "{}", String::from_utf8_lossy(&log.stderr));
-    let log = String::from_utf8_lossy(&log.stdout).into_owned();
-    let alarm = |line: &&str| ALARMS.iter().any(|word| line.contains(word));
-    log.lines().filter(alarm).map(str::to_owned).collect()
-}
-
-/// Runs a case; the kernel must have nothing to complain of.
-fn quietly(case: impl FnOnce()) {
-    let before = alarms();
-    case();
-    let new: Vec<_> = alarms().into_iter().filter(|line| !before.contains(line)).collect();
-    assert!(new.is_empty(), "the kernel complains: {new:#?}");
-}
-
 macro_rules! on_sockmap {
     ($($module:ident :: $case:ident),* $(,)?) => {
         mod sockmap {
             $(#[test] fn $case() {
-                super::quietly(|| super::$module::$case(&lemonade_tests::plane::Sockmap));
+                lemonade_tests::kernel_log::quietly(|| super::$module::$case(&lemonade_tests::plane::Sockmap));
             })*
         }
     };
@@ -85,7 +65,7 @@ on_sockmap! {
 #[test]
 #[ignore = "long streams in both directions arrive out of order in 1 of 12 runs, so no frontend gets the relay"]
 fn streams_of_every_size_arrive_exact_in_both_directions() {
-    quietly(|| {
+    lemonade_tests::kernel_log::quietly(|| {
         transfer::streams_of_every_size_arrive_exact_in_both_directions(&lemonade_tests::plane::Sockmap);
     });
 }

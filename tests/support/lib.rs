@@ -4,6 +4,7 @@ pub mod backend;
 pub mod cgroup;
 pub mod datagrams;
 pub mod http;
+pub mod kernel_log;
 pub mod lemonade;
 pub mod load;
 pub mod netns;
