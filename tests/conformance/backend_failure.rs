@@ -65,7 +65,7 @@ fn killed(plane: &dyn Plane, mode: &str) -> Vec<Event> {
     let mut rest = Vec::new();
     let end = loop {
         let mut buffer = [0; 65536];
-        match std::io::Read::read(&mut client, &mut buffer) {
+        match lemonade_tests::socket::read(&mut client, &mut buffer) {
             Ok(0) => break Event::Fin,
             Ok(n) => rest.extend_from_slice(&buffer[..n]),
             Err(error) => break Event::of_error(&error),
