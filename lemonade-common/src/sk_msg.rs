@@ -22,7 +22,8 @@ pub struct Socket {
     pub address: u64,
     /// Sequence number of the first byte that it will receive.
     pub first: u32,
-    /// [`OWN`] for a socket of Lemonade, [`FOREIGN`] for one of the peer in front of it or behind it.
+    /// [`OWN`] for a socket of Lemonade, [`FOREIGN`] for one of the peer in front of it or behind it; with [`TRIAL`], a
+    /// socket that plays that part in a self-test.
     pub owner: u32,
 }
 
@@ -31,6 +32,9 @@ pub const OWN: u32 = 1;
 
 /// A socket of a local client or backend, of whose habits nothing is known.
 pub const FOREIGN: u32 = 2;
+
+/// Added to the owner of a socket that connects in a self-test: the other end is Lemonade's too, and plays the other part.
+pub const TRIAL: u32 = 4;
 
 /// Bytes that a receiver may have unread on the short way.
 ///

@@ -19,8 +19,9 @@
 use core::ptr::read_volatile;
 
 use aya_ebpf::bindings::{
-    BPF_F_INGRESS, BPF_SOCK_OPS_STATE_CB_FLAG, BPF_TCP_CLOSE, BPF_TCP_FIN_WAIT1, BPF_TCP_LAST_ACK, bpf_sock,
-    sk_action,
+    BPF_F_INGRESS, BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB, BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB,
+    BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_STATE_CB_FLAG, BPF_TCP_CLOSE, BPF_TCP_FIN_WAIT1, BPF_TCP_LAST_ACK,
+    bpf_sock, sk_action,
 };
 use aya_ebpf::helpers::{
     bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_probe_read_kernel, bpf_skc_to_tcp_sock,
@@ -29,7 +30,7 @@ use aya_ebpf::macros::map;
 use aya_ebpf::maps::{HashMap, LruHashMap, PerCpuArray, SockHash};
 use aya_ebpf::programs::{SkMsgContext, SockOpsContext};
 use lemonade_common::abi::Endpoint;
-use lemonade_common::sk_msg::{Count, End, FOREIGN, MOST_UNREAD, OWN, Socket};
+use lemonade_common::sk_msg::{Count, End, FOREIGN, MOST_UNREAD, OWN, Socket, TRIAL};
 
 /// `BPF_F_NO_PREALLOC`
 const ON_DEMAND: u32 = 1;
@@ -41,7 +42,8 @@ const MOST: u32 = 65_536;
 #[map]
 static FRONTENDS: HashMap<Endpoint, u32> = HashMap::with_max_entries(4_096, ON_DEMAND);
 
-/// Sockets of the balancer that are about to connect to a backend, by cookie.
+/// Sockets of the balancer that are about to connect, by cookie, and what they join as: [`OWN`] to a backend, with
+/// [`TRIAL`] in a self-test.
 #[map]
 static DIALS: LruHashMap<u64, u32> = LruHashMap::with_max_entries(16_384, 0);
 
@@ -88,33 +90,55 @@ const INET: u32 = 2;
 const LOOPBACK: ([u8; 13], [u8; 16]) =
     ([0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 127], [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]);
 
+/// Something happened to a socket of the balancer.
+#[inline(always)]
+pub fn own(ctx: &SockOpsContext) {
+    match ctx.op() {
+        BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB => own_connected(ctx),
+        BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB => own_accepted(ctx),
+        BPF_SOCK_OPS_STATE_CB => changed(ctx),
+        _ => {}
+    }
+}
+
+/// Something happened to a socket of a cgroup that the user named.
+#[inline(always)]
+pub fn foreign(ctx: &SockOpsContext) {
+    match ctx.op() {
+        BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB => foreign_connected(ctx),
+        BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB => foreign_accepted(ctx),
+        BPF_SOCK_OPS_STATE_CB => changed(ctx),
+        _ => {}
+    }
+}
+
 /// The balancer has connected to a backend.
-pub fn own_connected(ctx: &SockOpsContext) {
+fn own_connected(ctx: &SockOpsContext) {
     // SAFETY: the helper is allowed in programs of this type, and the context is the kernel's.
     let cookie = unsafe { bpf_get_socket_cookie(ctx.ops.cast()) };
-    // SAFETY: the value is not looked at.
-    if unsafe { DIALS.get(&cookie) }.is_none() {
-        return;
-    }
+    // SAFETY: the entry is written once, before the socket connects.
+    let Some(owner) = (unsafe { DIALS.get(&cookie) }).copied() else { return };
     let _ = DIALS.remove(&cookie);
     let end = seen(ctx);
     // On the way to another host it would only cost.
     if end.local == end.remote || end.remote[..13] == LOOPBACK.0 || end.remote == LOOPBACK.1 {
-        join(ctx, &end, OWN);
+        join(ctx, &end, owner);
     }
 }
 
 /// The balancer has a new client.
-pub fn own_accepted(ctx: &SockOpsContext) {
+fn own_accepted(ctx: &SockOpsContext) {
     let end = seen(ctx);
     // A client of this host joined when it connected, which was before; for others there is no short way.
-    if owner(&end.reverse()) == Some(FOREIGN) {
-        join(ctx, &end, OWN);
+    match owner(&end.reverse()) {
+        Some(client) if client & FOREIGN != 0 => join(ctx, &end, OWN),
+        Some(client) if client & TRIAL != 0 => join(ctx, &end, FOREIGN),
+        _ => {}
     }
 }
 
 /// A process of the named cgroup has connected somewhere.
-pub fn foreign_connected(ctx: &SockOpsContext) {
+fn foreign_connected(ctx: &SockOpsContext) {
     let end = seen(ctx);
     let mut to = Endpoint { address: end.remote, port: end.remote_port, reserved: [0; 2] };
     // SAFETY: the values are not looked at.
@@ -130,7 +154,7 @@ pub fn foreign_connected(ctx: &SockOpsContext) {
 }
 
 /// A process of the named cgroup has a new client.
-pub fn foreign_accepted(ctx: &SockOpsContext) {
+fn foreign_accepted(ctx: &SockOpsContext) {
     let end = seen(ctx);
     if owner(&end.reverse()) == Some(OWN) {
         join(ctx, &end, FOREIGN);
@@ -138,7 +162,7 @@ pub fn foreign_accepted(ctx: &SockOpsContext) {
 }
 
 /// The socket goes from one state to another.
-pub fn changed(ctx: &SockOpsContext) {
+fn changed(ctx: &SockOpsContext) {
     let to = ctx.arg(1);
     if to == BPF_TCP_CLOSE {
         let _ = ENDS.remove(&seen(ctx));
@@ -184,12 +208,12 @@ pub fn sent(ctx: &SkMsgContext) -> u32 {
             word::<u32>(receiver.address, &RMEM_ALLOC),
         )
     };
-    if written != read || (receiver.owner == FOREIGN && written != receiver.first) {
+    if written != read || (receiver.owner & FOREIGN != 0 && written != receiver.first) {
         count(Count::Behind, 1);
         return sk_action::SK_PASS;
     }
     let size = ctx.size();
-    if receiver.owner == OWN && unread > 0 && unread.saturating_add(size) > MOST_UNREAD {
+    if receiver.owner & OWN != 0 && unread > 0 && unread.saturating_add(size) > MOST_UNREAD {
         count(Count::Overflowed, 1);
         return sk_action::SK_PASS;
     }

@@ -18,11 +18,14 @@ mod stages;
 mod transfer;
 #[path = "../conformance/urgent.rs"]
 mod urgent;
+mod watched;
 
 macro_rules! on_sk_msg {
     ($($module:ident :: $case:ident),* $(,)?) => {
         mod sk_msg {
-            $(#[test] fn $case() { super::$module::$case(&lemonade_tests::plane::SkMsg); })*
+            $(#[test] fn $case() {
+                lemonade_tests::kernel_log::quietly(|| super::$module::$case(&lemonade_tests::plane::SkMsg));
+            })*
         }
     };
 }

@@ -8,7 +8,8 @@ use aya_ebpf::bindings::{
 };
 use aya_ebpf::macros::{sock_ops, stream_verdict};
 use aya_ebpf::programs::{SkBuffContext, SockOpsContext};
-use lemonade_ebpf::{faults, maps, sockmap};
+use lemonade_ebpf::faults::sockmap as faults;
+use lemonade_ebpf::{maps, sockmap};
 
 /// Sees the life of the sockets of Lemonade's own cgroup.
 #[sock_ops]

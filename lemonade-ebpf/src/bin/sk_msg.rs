@@ -3,9 +3,6 @@
 #![no_std]
 #![no_main]
 
-use aya_ebpf::bindings::{
-    BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB, BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_STATE_CB,
-};
 use aya_ebpf::macros::{sk_msg, sock_ops};
 use aya_ebpf::programs::{SkMsgContext, SockOpsContext};
 use lemonade_ebpf::maps;
@@ -15,12 +12,7 @@ use lemonade_ebpf::sk_msg as relay;
 #[sock_ops]
 fn own_ends(ctx: SockOpsContext) -> u32 {
     if maps::fit() {
-        match ctx.op() {
-            BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB => relay::own_connected(&ctx),
-            BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB => relay::own_accepted(&ctx),
-            BPF_SOCK_OPS_STATE_CB => relay::changed(&ctx),
-            _ => {}
-        }
+        relay::own(&ctx);
     }
     1
 }
@@ -29,12 +21,7 @@ fn own_ends(ctx: SockOpsContext) -> u32 {
 #[sock_ops]
 fn foreign_ends(ctx: SockOpsContext) -> u32 {
     if maps::fit() {
-        match ctx.op() {
-            BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB => relay::foreign_connected(&ctx),
-            BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB => relay::foreign_accepted(&ctx),
-            BPF_SOCK_OPS_STATE_CB => relay::changed(&ctx),
-            _ => {}
-        }
+        relay::foreign(&ctx);
     }
     1
 }

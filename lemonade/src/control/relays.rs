@@ -15,7 +15,7 @@ use crate::proxy::relay::sockmap::Relay;
 use crate::proxy::relay::trial::{self, Case};
 
 /// Time from one canary to the next.
-const CANARY: Duration = Duration::from_secs(10);
+pub(super) const CANARY: Duration = Duration::from_secs(10);
 
 /// What canaries run in turn: the ones that cost little.
 const CANARIES: [Case; 4] =
@@ -127,7 +127,8 @@ async fn keep_trying(relay: &Arc<Relay>, state: &RelayState) {
     }
 }
 
-fn failures(tests: &[SelfTest]) -> String {
+/// The tests that failed, in words; empty if none did.
+pub(super) fn failures(tests: &[SelfTest]) -> String {
     let failed = tests.iter().filter(|test| !test.passed);
     failed.map(|test| format!("{}: {}", test.name, test.detail)).collect::<Vec<_>>().join("; ")
 }

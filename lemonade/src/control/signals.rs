@@ -61,7 +61,7 @@ pub async fn run(
         #[cfg(target_os = "linux")]
         {
             relays.follow(&mut kernel, &table, &stop);
-            short_ways.follow(&kernel, &table);
+            short_ways.follow(&kernel, &table, &stop);
         }
         let signals = match kernel.signals() {
             Ok(signals) => signals.into_iter().collect(),

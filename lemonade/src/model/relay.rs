@@ -86,13 +86,17 @@ impl RelayState {
     pub fn set(&self, usable: bool, findings: Findings) {
         let failures = findings.tests.iter().filter(|test| !test.passed).count() as u64;
         self.failed.fetch_add(failures, Ordering::Relaxed);
-        *self.lock() = findings;
+        let mut known = self.lock();
+        *known = findings;
         self.usable.store(usable, Ordering::Release);
     }
 
-    /// Says why in other words; whether it may be used, and its self-tests, stay.
+    /// Says in other words why it may be used; one that was turned off meanwhile keeps its reason.
     pub fn explain(&self, why: String) {
-        self.lock().why = why;
+        let mut known = self.lock();
+        if self.usable() {
+            known.why = why;
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, Findings> {
@@ -169,6 +173,8 @@ mod tests {
         assert!(state.usable() && state.failed() == 0);
         state.set(false, Findings { why: "rst failed".to_owned(), tests: vec![test(true), test(false)] });
         assert!(!state.usable() && state.failed() == 1 && state.findings().why == "rst failed");
+        state.explain("carries much".to_owned());
+        assert_eq!(state.findings().why, "rst failed", "what is off has one reason");
     }
 
     #[test]

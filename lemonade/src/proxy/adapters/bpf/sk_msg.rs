@@ -43,6 +43,7 @@ pub struct SkMsg {
 struct Inner {
     frontends: HashMap<MapData, [u8; ENDPOINT], u32>,
     counts: PerCpuArray<MapData, u64>,
+    socks: SockHash<MapData, [u8; END]>,
     named: BTreeSet<SocketAddr>,
     cgroups: BTreeMap<PathBuf, FdLink>,
     ebpf: Ebpf,
@@ -54,6 +55,14 @@ impl SkMsg {
     /// # Errors
     /// Why the kernel refuses, and what would change that.
     pub fn load(own: &Path) -> Result<Self, Unavailable> {
+        Self::load_object(own, OBJECT)
+    }
+
+    /// As [`Self::load`], from another build of the object.
+    ///
+    /// # Errors
+    /// As [`Self::load`].
+    pub fn load_object(own: &Path, object: &[u8]) -> Result<Self, Unavailable> {
         let types = Types::of_kernel()?;
         let copied_seq = types.offset("tcp_sock", "copied_seq")?;
         let write_seq = types.offset("tcp_sock", "write_seq")?;
@@ -66,14 +75,12 @@ impl SkMsg {
             .override_global("WRITE_SEQ", &write_seq, true)
             .override_global("RMEM_ALLOC", &rmem_alloc, true)
             .override_global("USER_DATA", &user_data, true)
-            .load(OBJECT)
+            .load(object)
             .map_err(|error| refused(&error))?;
         let mut versions: Array<_, u32> = taken(&mut ebpf, "ABI")?;
         versions.set(ABI_VERSION_AT, ABI_VERSION, 0).map_err(|error| refused(&error))?;
         let socks: SockHash<_, [u8; END]> = taken(&mut ebpf, "SOCKS")?;
-        let short_way: &mut Program = program(&mut ebpf, "short_way")?;
-        short_way.load().map_err(|error| refused(&error))?;
-        short_way.attach(socks.fd()).map_err(|error| refused(&error))?;
+        redirect(&mut ebpf, "short_way", &socks)?;
         let foreign_ends: &mut SockOps = program(&mut ebpf, "foreign_ends")?;
         foreign_ends.load().map_err(|error| refused(&error))?;
         let own_ends: &mut SockOps = program(&mut ebpf, "own_ends")?;
@@ -86,8 +93,18 @@ impl SkMsg {
         let frontends = taken(&mut ebpf, "FRONTENDS")?;
         let counts = taken(&mut ebpf, "COUNTS")?;
         let (named, cgroups) = (BTreeSet::new(), BTreeMap::new());
-        let inner = Mutex::new(Inner { frontends, counts, named, cgroups, ebpf });
+        let inner = Mutex::new(Inner { frontends, counts, socks, named, cgroups, ebpf });
         Ok(Self { inner, dials, unread, ends })
+    }
+
+    /// Lets another program of the object decide for sockets that join from now on.
+    ///
+    /// # Errors
+    /// There is none of that name, or the kernel refuses it.
+    pub fn switch(&self, program: &str) -> Result<(), Unavailable> {
+        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        let Inner { ebpf, socks, .. } = &mut *inner;
+        redirect(ebpf, program, socks)
     }
 
     /// Takes part for local clients of these addresses from now on, and for no others.
@@ -131,11 +148,14 @@ impl SkMsg {
         failed.map_or(Ok(()), Err)
     }
 
-    /// Lets a socket take part that is about to connect to a backend.
-    pub fn dial(&self, socket: &impl AsFd) {
+    /// Lets a socket of this process take part that is about to connect: as the balancer's ([`OWN`]), or as the part that
+    /// it plays in a self-test.
+    ///
+    /// [`OWN`]: lemonade_common::sk_msg::OWN
+    pub fn dial(&self, socket: &impl AsFd, owner: u32) {
         let Ok(cookie) = rustix::net::sockopt::socket_cookie(socket) else { return };
         // Without the entry the connection goes by TCP.
-        let _ = self.dials.lock().unwrap_or_else(PoisonError::into_inner).insert(cookie, 1, 0);
+        let _ = self.dials.lock().unwrap_or_else(PoisonError::into_inner).insert(cookie, owner, 0);
     }
 
     /// Whether the socket at `local`, connected to `remote`, takes part.
@@ -160,6 +180,14 @@ impl std::fmt::Debug for SkMsg {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("SkMsg").finish_non_exhaustive()
     }
+}
+
+/// Lets a program decide on what sockets of the map send.
+fn redirect(ebpf: &mut Ebpf, name: &str, socks: &SockHash<MapData, [u8; END]>) -> Result<(), Unavailable> {
+    let program: &mut Program = program(ebpf, name)?;
+    program.load().map_err(|error| refused(&error))?;
+    program.attach(socks.fd()).map_err(|error| refused(&error))?;
+    Ok(())
 }
 
 fn attach(ebpf: &mut Ebpf, path: &Path) -> Result<FdLink, Unavailable> {

@@ -19,6 +19,16 @@ impl SkMsg {
         match Kernel::load()? {}
     }
 
+    /// Says why there is nothing.
+    pub fn load_object(own: &Path, _: &[u8]) -> Result<Self, Unavailable> {
+        Self::load(own)
+    }
+
+    /// Never called.
+    pub fn switch(&self, _: &str) -> Result<(), Unavailable> {
+        match *self {}
+    }
+
     /// Never called.
     pub fn name(&self, _: &BTreeSet<SocketAddr>) -> Result<(), Unavailable> {
         match *self {}
@@ -30,7 +40,7 @@ impl SkMsg {
     }
 
     /// Never called.
-    pub fn dial<S>(&self, _: &S) {
+    pub fn dial<S>(&self, _: &S, _: u32) {
         match *self {}
     }
 

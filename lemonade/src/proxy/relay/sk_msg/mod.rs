@@ -18,19 +18,30 @@ use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use lemonade_common::sk_msg::Count;
+use lemonade_common::sk_msg::{Count, OWN};
 
 pub(in crate::proxy) use self::ledger::Ledger;
 use self::unread::Unread;
 use crate::model::relay::SelfTest;
-use crate::proxy::adapters::bpf::{SkMsg, Unavailable};
+use crate::proxy::adapters::bpf::{Kernel, SkMsg, Unavailable};
 
 /// The relay of the process.
 #[derive(Debug)]
 pub struct ShortWay {
     programs: SkMsg,
     unread: Arc<Unread>,
-    cgroup: PathBuf,
+}
+
+/// Puts the relay into the kernel, runs its self-tests and takes it out again.
+///
+/// # Errors
+/// Why it cannot be put there, and what would change that.
+pub fn once() -> Result<Vec<SelfTest>, Unavailable> {
+    let mut kernel = Kernel::load()?;
+    kernel.attach()?;
+    // Attached means that there is one.
+    let cgroup = kernel.cgroup().map(Path::to_path_buf).unwrap_or_default();
+    Ok(ShortWay::load(&cgroup)?.try_out())
 }
 
 impl ShortWay {
@@ -39,25 +50,41 @@ impl ShortWay {
     /// # Errors
     /// Why the kernel refuses, and what would change that.
     pub fn load(cgroup: &Path) -> Result<Self, Unavailable> {
+        Self::over(SkMsg::load(cgroup)?)
+    }
+
+    /// As [`Self::load`], from another build of the object.
+    ///
+    /// # Errors
+    /// As [`Self::load`].
+    pub fn load_object(cgroup: &Path, object: &[u8]) -> Result<Self, Unavailable> {
+        Self::over(SkMsg::load_object(cgroup, object)?)
+    }
+
+    fn over(programs: SkMsg) -> Result<Self, Unavailable> {
         let unread = Unread::open().map(Arc::new).map_err(|error| Unavailable {
             why: format!("sock_diag(7) is refused: {error}"),
             cure: "run a kernel with CONFIG_INET_DIAG".to_owned(),
         })?;
-        Ok(Self { programs: SkMsg::load(cgroup)?, unread, cgroup: cgroup.to_path_buf() })
+        Ok(Self { programs, unread })
     }
 
-    /// Runs the self-tests, which takes a second; nothing else may use the relay meanwhile.
+    /// Lets another program of the object decide for connections made from now on.
+    ///
+    /// # Errors
+    /// There is none of that name, or the kernel refuses it.
+    pub fn switch(&self, program: &str) -> Result<(), Unavailable> {
+        self.programs.switch(program)
+    }
+
+    /// Runs the self-tests, which takes a second.
     pub fn try_out(&self) -> Vec<SelfTest> {
-        let name =
-            |address| self.programs.name(&BTreeSet::from([address])).map_err(|error| error.to_string());
-        // Their foreign ends are sockets of this process.
-        if let Err(error) = self.programs.see(&BTreeSet::from([self.cgroup.clone()])) {
-            tracing::debug!(%error, "the self-tests of sk_msg see no foreign ends");
-        }
-        let tests = trials::run(&self.programs, &self.unread, name);
-        let _ = self.programs.name(&BTreeSet::new());
-        let _ = self.programs.see(&BTreeSet::new());
-        tests
+        trials::run(&self.programs, &self.unread)
+    }
+
+    /// Runs one of the self-tests that disturb nobody, another each `turn`; `None` if there was nothing to run it with.
+    pub fn canary(&self, turn: usize) -> Option<SelfTest> {
+        trials::canary(&self.programs, &self.unread, turn)
     }
 
     /// Serves clients of these addresses and processes of these cgroups from now on, and no others.
@@ -75,7 +102,7 @@ impl ShortWay {
 
     /// Lets a socket take part that is about to connect to a backend.
     pub fn dial(&self, socket: &impl AsFd) {
-        self.programs.dial(socket);
+        self.programs.dial(socket, OWN);
     }
 
     /// The program's counters, by [`Count`].
