@@ -8,6 +8,7 @@ mod backend_failure;
 mod early_bytes;
 #[path = "../conformance/half_close.rs"]
 mod half_close;
+mod killed;
 #[path = "../conformance/reset.rs"]
 mod reset;
 #[path = "../conformance/slow_reader.rs"]
