@@ -211,7 +211,7 @@ fn doctor(file: Option<&Path>, json: bool) -> ExitCode {
         Ok(config) => config,
         Err(error) => return refuse(&error),
     };
-    let report = doctor::examine(file.zip(config.as_ref()), doctor::try_relay());
+    let report = doctor::examine(file.zip(config.as_ref()), doctor::try_relays());
     let text =
         if json { serde_json::to_string_pretty(&report).map(|text| text + "\n") } else { Ok(report.table()) };
     match text.map_err(Into::into).and_then(|text| print(text.as_bytes())) {

@@ -64,6 +64,13 @@ fn check_kernel(report: &Report) {
             assert_eq!(line.cure.is_empty(), line.verdict == Verdict::Pass, "{line:?}");
         }
     }
+    for relay in ["sockmap", "sk_msg"] {
+        let lines = section(report, &format!("self-tests of relay {relay}"));
+        let possible = lines.iter().all(|line| line.verdict != Verdict::NotPossible);
+        let tests = if possible { 9 } else { 1 };
+        assert!(lines.len() >= tests, "{lines:?}");
+        assert!(possible == (built && may), "{lines:?}");
+    }
     let counted = |line: &Line| line.detail.contains("instructions");
     if built && may && section(report, "programs").iter().all(|line| line.verdict == Verdict::Pass) {
         assert!(section(report, "programs").iter().all(counted), "{report:?}");

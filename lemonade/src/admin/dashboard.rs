@@ -151,16 +151,18 @@ pub(super) async fn config_in_force(State(wiring): Wiring) -> Response {
     json(StatusCode::OK, &json!({ "file": file, "version": version, "config": config::written(config) }))
 }
 
-/// The self-tests of relay `sockmap` that this process has run.
-fn tried(wiring: &AdminWiring) -> doctor::Tried {
+/// The self-tests of relays that this process has run.
+fn tried(wiring: &AdminWiring) -> doctor::AllTried {
     let relays = wiring.metrics.snapshot().relays;
-    let findings = relays.into_iter().find(|own| own.relay == KernelRelay::Sockmap).map(|own| own.findings);
-    let Findings { why, tests } = findings.unwrap_or_default();
-    if !tests.is_empty() {
-        return Ok(tests);
-    }
-    let why = if why.is_empty() { "no frontend has asked for it yet".to_owned() } else { why };
-    Err(Unavailable { why, cure: "`lemonade doctor` tries it, as root".to_owned() })
+    KernelRelay::ALL.map(|relay| {
+        let findings = relays.iter().find(|own| own.relay == relay).map(|own| own.findings.clone());
+        let Findings { why, tests } = findings.unwrap_or_default();
+        if !tests.is_empty() {
+            return Ok(tests);
+        }
+        let why = if why.is_empty() { "no frontend has asked for it yet".to_owned() } else { why };
+        Err(Unavailable { why, cure: "`lemonade doctor` tries it, as root".to_owned() })
+    })
 }
 
 /// What `lemonade doctor --config FILE --json` prints, of this process.
@@ -171,14 +173,14 @@ pub(super) async fn doctor_report(State(wiring): Wiring) -> Response {
     let examined = tokio::task::spawn_blocking(move || {
         // What this process has tried itself; trying it once more would disturb what is in use.
         let tried = tried(&wiring);
-        let relay = doctor::relay_section(tried.clone());
+        let relays = doctor::relay_sections(tried.clone());
         let mut report = HOST.get_or_init(|| doctor::examine(None, tried)).clone();
-        report.sections.retain(|section| section.name != relay.name);
+        report.sections.retain(|section| relays.iter().all(|own| own.name != section.name));
         let table = Arc::clone(&wiring.control.borrow().table);
         let config = table.config.as_ref();
-        report.configuration = config
-            .map(|config| doctor::configuration(&wiring.config_file, config, &Host::read(), &relay.lines));
-        report.sections.push(relay);
+        report.configuration =
+            config.map(|config| doctor::configuration(&wiring.config_file, config, &Host::read(), &relays));
+        report.sections.extend(relays);
         report
     });
     match examined.await {

@@ -11,31 +11,34 @@ use std::path::Path;
 use crate::limits;
 use crate::model::Config;
 use crate::model::config::{Frontend, Protocol, RelayChoice};
-use crate::model::relay::SelfTest;
+use crate::model::relay::{KernelRelay, SelfTest};
 use crate::proxy::adapters::bpf::Unavailable;
 use crate::proxy::adapters::bpf::probe;
 #[cfg(target_os = "linux")]
-use crate::proxy::relay::trial;
+use crate::proxy::relay::{sk_msg, trial};
 use host::Host;
 use report::{Configuration, Line, Report, Route, Section, Verdict};
 
-/// How the self-tests of relay `sockmap` went, or why there were none.
+/// How the self-tests of a relay went, or why there were none.
 pub type Tried = Result<Vec<SelfTest>, Unavailable>;
 
-/// Looks at the host, the build, the kernel, and at what `config` would get; `tried` are the relay's self-tests.
-pub fn examine(config: Option<(&Path, &Config)>, tried: Tried) -> Report {
+/// The same of every relay in the kernel, by index.
+pub type AllTried = [Tried; KernelRelay::COUNT];
+
+/// Looks at the host, the build, the kernel, and at what `config` would get; `tried` are the relays' self-tests.
+pub fn examine(config: Option<(&Path, &Config)>, tried: AllTried) -> Report {
     let host = Host::read();
     let section = |name: &str, lines| Section { name: name.to_owned(), lines };
-    let sections = vec![
+    let relays = relay_sections(tried);
+    let configuration = config.map(|(file, config)| configuration(file, config, &host, &relays));
+    let mut sections = vec![
         section("host", host.lines()),
         section("build", vec![build_line()]),
         section("program types", probe::program_types().into_iter().map(type_line).collect()),
         section("map types", probe::map_types().into_iter().map(type_line).collect()),
         section("programs", program_lines(probe::programs(), host.may_load())),
-        relay_section(tried),
     ];
-    let tests = sections.last().map(|section: &Section| section.lines.clone()).unwrap_or_default();
-    let configuration = config.map(|(file, config)| configuration(file, config, &host, &tests));
+    sections.extend(relays);
     Report { version: env!("CARGO_PKG_VERSION").to_owned(), sections, configuration }
 }
 
@@ -79,26 +82,33 @@ fn program_lines(verified: Result<probe::Verdicts, Unavailable>, may_load: bool)
     }
 }
 
-/// The section of the relay's self-tests.
-pub fn relay_section(tried: Tried) -> Section {
-    let mut lines = trial_lines(tried);
+/// The sections of the relays' self-tests, by index.
+pub fn relay_sections(tried: AllTried) -> Vec<Section> {
+    let relays = KernelRelay::ALL.into_iter().zip(tried);
+    let mut sections: Vec<_> = relays
+        .map(|(relay, tried)| Section {
+            name: format!("self-tests of relay {}", relay.as_str()),
+            lines: trial_lines(relay, tried),
+        })
+        .collect();
     #[cfg(target_os = "linux")]
     if !trial::proven() {
         let cure = "nothing in this version: frontends that ask for it stay with copy";
-        lines.push(Line::fail("order under load", trial::UNPROVEN, cure));
+        let line = Line::fail("order under load", trial::UNPROVEN, cure);
+        sections[KernelRelay::Sockmap.index()].lines.push(line);
     }
-    Section { name: "self-tests of relay sockmap".to_owned(), lines }
+    sections
 }
 
-/// Tries the relay on canaries. Only for a process that does nothing else: it enters a cgroup for that time.
-pub fn try_relay() -> Tried {
+/// Tries the relays on canaries. Only for a process that does nothing else: it enters a cgroup for that time.
+pub fn try_relays() -> AllTried {
     #[cfg(target_os = "linux")]
-    return trial::once();
+    return [trial::once(), sk_msg::once()];
     #[cfg(not(target_os = "linux"))]
-    probe::built().map(|()| Vec::new())
+    KernelRelay::ALL.map(|_| probe::built().map(|()| Vec::new()))
 }
 
-fn trial_lines(tried: Tried) -> Vec<Line> {
+fn trial_lines(relay: KernelRelay, tried: Tried) -> Vec<Line> {
     let line = |test: &SelfTest| {
         if test.passed {
             return Line::pass(&test.name, format!("passed in {:.0} ms", test.took_ms));
@@ -108,31 +118,38 @@ fn trial_lines(tried: Tried) -> Vec<Line> {
     };
     match tried {
         Ok(tests) => tests.iter().map(line).collect(),
-        Err(Unavailable { why, cure }) => vec![Line::not_possible("relay sockmap", why, cure)],
+        Err(Unavailable { why, cure }) => {
+            vec![Line::not_possible(&format!("relay {}", relay.as_str()), why, cure)]
+        }
     }
 }
 
-/// What a frontend that asks for relay sockmap needs of the host.
-fn relay_line(frontend: &Frontend, tests: &[Line]) -> Option<Line> {
-    frontend.relay.kernel()?;
-    let name = format!("relay of {}", frontend.name);
-    let Some(bad) = tests.iter().find(|line| line.verdict != Verdict::Pass) else {
-        return Some(Line::pass(&name, "sockmap, as asked for"));
+/// The first self-test of the relay that did not pass.
+fn bad(relay: KernelRelay, relays: &[Section]) -> Option<&Line> {
+    relays.get(relay.index())?.lines.iter().find(|line| line.verdict != Verdict::Pass)
+}
+
+/// What a frontend that asks for a relay in the kernel needs of the host.
+fn relay_line(frontend: &Frontend, relays: &[Section]) -> Option<Line> {
+    let relay = frontend.relay.kernel()?;
+    let (name, asked) = (format!("relay of {}", frontend.name), relay.as_str());
+    let Some(bad) = bad(relay, relays) else {
+        return Some(Line::pass(&name, format!("{asked}, as asked for")));
     };
-    let detail = format!("sockmap is asked for, copy is used: {}: {}", bad.name, bad.detail);
+    let detail = format!("{asked} is asked for, copy is used: {}: {}", bad.name, bad.detail);
     Some(Line::fail(&name, detail, bad.cure.clone()))
 }
 
-/// Says what `config`, read from `file`, would get on `host`; `tests` are the lines of [`relay_section`].
-pub fn configuration(file: &Path, config: &Config, host: &Host, tests: &[Line]) -> Configuration {
+/// Says what `config`, read from `file`, would get on `host`; `relays` are [`relay_sections`].
+pub fn configuration(file: &Path, config: &Config, host: &Host, relays: &[Section]) -> Configuration {
     let mut lines = vec![connections_line(config, host.descriptors)];
     lines.extend(config.frontends.values().filter_map(|frontend| ports_line(frontend, host)));
-    lines.extend(config.frontends.values().filter_map(|frontend| relay_line(frontend, tests)));
+    lines.extend(config.frontends.values().filter_map(|frontend| relay_line(frontend, relays)));
     Configuration {
         file: file.display().to_string(),
         runs_as_asked: lines.iter().all(|line| line.verdict != Verdict::Fail),
         lines,
-        frontends: config.frontends.values().map(|frontend| route(frontend, tests)).collect(),
+        frontends: config.frontends.values().map(|frontend| route(frontend, relays)).collect(),
     }
 }
 
@@ -175,9 +192,9 @@ fn ports_line(frontend: &Frontend, host: &Host) -> Option<Line> {
 }
 
 /// The proxy plane with its copy relay carries everything in this version.
-fn route(frontend: &Frontend, tests: &[Line]) -> Route {
-    let passed = tests.iter().all(|line| line.verdict == Verdict::Pass);
-    let carried = frontend.protocol == Protocol::Tcp && frontend.relay.kernel().is_some() && passed;
+fn route(frontend: &Frontend, relays: &[Section]) -> Route {
+    let passed = frontend.relay.kernel().is_some_and(|relay| bad(relay, relays).is_none());
+    let carried = frontend.protocol == Protocol::Tcp && passed;
     let relay = if carried { frontend.relay.as_str() } else { "copy" };
     let (asked, why, change) = match (frontend.protocol, frontend.relay) {
         (Protocol::Udp, _) => (
@@ -190,8 +207,8 @@ fn route(frontend: &Frontend, tests: &[Line]) -> Route {
             "relays in the kernel are not in this version",
             "nothing: no command and no setting gives a better one in this version",
         ),
-        (Protocol::Tcp, RelayChoice::Sockmap) if !passed => (
-            "sockmap",
+        (Protocol::Tcp, asked @ (RelayChoice::Sockmap | RelayChoice::SkMsg)) if !passed => (
+            asked.as_str(),
             "its self-tests do not pass here: see above",
             "what stands beside the first self-test above that did not pass",
         ),
@@ -202,7 +219,7 @@ fn route(frontend: &Frontend, tests: &[Line]) -> Route {
         ),
         (Protocol::Tcp, RelayChoice::SkMsg) => (
             "sk_msg",
-            "hops within this host skip TCP for processes of the named cgroup while its self-tests pass, as `lemonade status` says",
+            "hops within this host skip TCP for processes of the named cgroup",
             "nothing: no command and no setting gives a better one in this version",
         ),
         (Protocol::Tcp, RelayChoice::Copy) => (
@@ -284,18 +301,28 @@ mod tests {
             let frontend = config.frontends.values().next().unwrap();
             Frontend { relay, ..(**frontend).clone() }
         };
-        let asks = frontend(RelayChoice::Sockmap);
-        let good = trial_lines(Ok(vec![test(true)]));
-        assert_eq!(relay_line(&asks, &good).unwrap().verdict, Verdict::Pass);
-        assert_eq!(route(&asks, &good).relay, "sockmap");
-        let bad = trial_lines(Ok(vec![test(true), test(false)]));
-        let line = relay_line(&asks, &bad).unwrap();
-        assert!(
-            line.verdict == Verdict::Fail && line.detail.contains("slow reader: a wrong byte came"),
-            "{line:?}"
-        );
-        assert_eq!(route(&asks, &bad).relay, "copy");
-        assert_eq!(relay_line(&frontend(RelayChoice::Auto), &bad), None, "nothing was asked for");
-        assert_eq!(route(&frontend(RelayChoice::Auto), &good).relay, "copy");
+        let section = |relay, tests| Section { name: String::new(), lines: trial_lines(relay, Ok(tests)) };
+        let relays =
+            |sockmap, sk_msg| [section(KernelRelay::Sockmap, sockmap), section(KernelRelay::SkMsg, sk_msg)];
+        let (good, bad) = (vec![test(true)], vec![test(true), test(false)]);
+        for (choice, asked, fails) in [
+            (RelayChoice::Sockmap, "sockmap", relays(bad.clone(), good.clone())),
+            (RelayChoice::SkMsg, "sk_msg", relays(good.clone(), bad.clone())),
+        ] {
+            let asks = frontend(choice);
+            let passes = relays(good.clone(), good.clone());
+            assert_eq!(relay_line(&asks, &passes).unwrap().verdict, Verdict::Pass);
+            assert_eq!(route(&asks, &passes).relay, asked);
+            let line = relay_line(&asks, &fails).unwrap();
+            assert!(
+                line.verdict == Verdict::Fail && line.detail.contains("slow reader: a wrong byte came"),
+                "{line:?}"
+            );
+            assert_eq!((&*route(&asks, &fails).relay, &*route(&asks, &fails).asked), ("copy", asked));
+            assert_eq!(relay_line(&frontend(RelayChoice::Auto), &fails), None, "nothing was asked for");
+            assert_eq!(route(&frontend(RelayChoice::Auto), &passes).relay, "copy");
+        }
+        let other = relays(bad, good);
+        assert_eq!(route(&frontend(RelayChoice::SkMsg), &other).relay, "sk_msg", "each has tests of its own");
     }
 }
