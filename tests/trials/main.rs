@@ -2,6 +2,7 @@
 
 #![cfg(target_os = "linux")]
 
+mod order;
 mod sk_msg;
 
 use std::io::{Read as _, Write as _};

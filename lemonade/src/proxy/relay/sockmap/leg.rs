@@ -43,6 +43,20 @@ enum Mover {
     Copy,
 }
 
+/// Who moves the bytes after the program was told that it may go on: `written` bytes of those that it had left to
+/// userspace were moved, and it had `sent` others on before that. `passed` and `redirected` are those figures now.
+const fn mover_after(passed: u64, redirected: u64, written: u64, sent: u64) -> Mover {
+    if passed == written {
+        Mover::Kernel
+    } else if redirected == sent {
+        // A segment came before the program was told: it is for userspace, and so are all behind it.
+        Mover::Copy
+    } else {
+        // The program went on and has stopped again already; what it sent on meanwhile must not be overtaken.
+        Mover::Settling
+    }
+}
+
 /// Bytes that were read and not yet written, in a borrowed buffer.
 struct Pending {
     buffer: Box<[u8]>,
@@ -64,6 +78,8 @@ pub(super) struct Leg<'a> {
     received: u64,
     mover: Mover,
     armed: bool,
+    /// Bytes that the program had sent on when userspace last took over.
+    redirected: u64,
     /// Bytes read and written by userspace since.
     read: u64,
     written: u64,
@@ -98,6 +114,7 @@ impl<'a> Leg<'a> {
             received,
             mover: Mover::Kernel,
             armed: true,
+            redirected: 0,
             read: 0,
             written: 0,
             pending: None,
@@ -135,7 +152,7 @@ impl<'a> Leg<'a> {
         if self.over {
             return Ok(Step::Wait);
         }
-        let Some(flow) = maps.flow(self.cookie) else { return Err(self.gone()) };
+        let Some(mut flow) = maps.flow(self.cookie) else { return Err(self.gone()) };
         if flow.lost > 0 {
             tracing::error!(
                 bytes = flow.lost,
@@ -147,12 +164,16 @@ impl<'a> Leg<'a> {
             self.mover = Mover::Settling;
             self.pause = PAUSE.0;
             cell.demoted.fetch_add(1, Ordering::Relaxed);
+            // A map is not read at one stroke: only now is it sure that nothing more is sent on.
+            let Some(held) = maps.flow(self.cookie) else { return Err(self.gone()) };
+            flow = held;
         }
         if self.mover == Mover::Settling {
             if self.given() < flow.redirected + self.written {
                 return Ok(self.later());
             }
             self.mover = Mover::Copy;
+            self.redirected = flow.redirected;
             self.pause = PAUSE.0;
         }
         if self.mover == Mover::Copy {
@@ -241,9 +262,14 @@ impl<'a> Leg<'a> {
             progress(self.target).map_err(|error| Broken::new(self.to(), &error))?.acknowledged;
         let told = maps.acknowledged(self.target_cookie, acknowledged).is_ok()
             && maps.moved(self.cookie, self.written).is_ok();
-        // The program compares too: if a segment came in between, both know that it is for userspace.
-        if told && maps.flow(self.cookie).is_some_and(|flow| flow.passed == self.written) {
-            self.mover = Mover::Kernel;
+        // Read twice, since a map is not read at one stroke: once the program has left more to userspace than it was told of,
+        // it sends nothing on until it is told again.
+        let (Some(first), Some(now)) = (maps.flow(self.cookie), maps.flow(self.cookie)) else {
+            return Err(self.gone());
+        };
+        let passed = if told { first.passed } else { u64::MAX };
+        self.mover = mover_after(passed, now.redirected, self.written, self.redirected);
+        if self.mover == Mover::Kernel {
             self.pause = PAUSE.0;
             cell.resumed.fetch_add(1, Ordering::Relaxed);
             return Ok(Step::Later(Duration::ZERO));
@@ -308,5 +334,25 @@ impl<'a> Leg<'a> {
     /// What the kernel says of a connection that it no longer knows is lost.
     fn gone(&self) -> Broken {
         Broken::new(self.to(), &io::ErrorKind::ConnectionReset.into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_program_sent_on_while_it_was_told_is_not_overtaken() {
+        const WRITTEN: u64 = 5_000;
+        const SENT: u64 = 70_000;
+        let after = |passed, redirected| mover_after(passed, redirected, WRITTEN, SENT);
+        assert_eq!(after(WRITTEN, SENT), Mover::Kernel, "it goes on with the next segment");
+        assert_eq!(after(WRITTEN, SENT + 900), Mover::Kernel, "it has gone on");
+        assert_eq!(after(WRITTEN + 100, SENT), Mover::Copy, "a segment came before it was told");
+        assert_eq!(
+            after(WRITTEN + 100, SENT + 900),
+            Mover::Settling,
+            "it went on, and the reader was slow again"
+        );
     }
 }
