@@ -9,6 +9,7 @@ mod early_bytes;
 #[path = "../conformance/half_close.rs"]
 mod half_close;
 mod killed;
+mod many;
 #[path = "../conformance/reset.rs"]
 mod reset;
 #[path = "../conformance/slow_reader.rs"]

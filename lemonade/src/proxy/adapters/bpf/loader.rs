@@ -64,12 +64,7 @@ impl Kernel {
 
     /// Sends every program through the verifier, those after a refused one too; attaches none.
     pub fn verify(&mut self) -> Vec<Verified> {
-        let programs = self.ebpf.programs_mut();
-        let mut verified: Vec<_> = programs
-            .map(|(name, program)| Verified { name: name.to_owned(), verdict: verify(name, program) })
-            .collect();
-        verified.sort_by(|one, other| one.name.cmp(&other.name));
-        verified
+        verify_all(&mut self.ebpf)
     }
 
     /// Moves the process into a cgroup of its own and attaches the programs for it there.
@@ -140,6 +135,16 @@ impl Kernel {
             }
         });
     }
+}
+
+/// Sends every program of an object through the verifier.
+pub(super) fn verify_all(ebpf: &mut Ebpf) -> Vec<Verified> {
+    let programs = ebpf.programs_mut();
+    let mut verified: Vec<_> = programs
+        .map(|(name, program)| Verified { name: name.to_owned(), verdict: verify(name, program) })
+        .collect();
+    verified.sort_by(|one, other| one.name.cmp(&other.name));
+    verified
 }
 
 fn verify(name: &str, program: &mut Program) -> Result<u32, Unavailable> {

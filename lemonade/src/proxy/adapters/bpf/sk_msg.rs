@@ -18,7 +18,7 @@ use lemonade_common::sk_msg::{Count, End, Socket};
 
 use super::Unavailable;
 use super::layout::Types;
-use super::loader::{corrupt, refused};
+use super::loader::{Verified, corrupt, refused, verify_all};
 
 /// The object.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("LEMONADE_BPF_SK_MSG"));
@@ -64,19 +64,7 @@ impl SkMsg {
     /// As [`Self::load`].
     pub fn load_object(own: &Path, object: &[u8]) -> Result<Self, Unavailable> {
         let types = Types::of_kernel()?;
-        let copied_seq = types.offset("tcp_sock", "copied_seq")?;
-        let write_seq = types.offset("tcp_sock", "write_seq")?;
-        let rmem_alloc = types.offset("sock", "sk_backlog.rmem_alloc")?;
-        let user_data = types.offset("sock", "sk_user_data")?;
-        let netns = netns_cookie().map_err(|error| refused(&error))?;
-        let mut ebpf = EbpfLoader::new()
-            .override_global("NETNS", &netns, true)
-            .override_global("COPIED_SEQ", &copied_seq, true)
-            .override_global("WRITE_SEQ", &write_seq, true)
-            .override_global("RMEM_ALLOC", &rmem_alloc, true)
-            .override_global("USER_DATA", &user_data, true)
-            .load(object)
-            .map_err(|error| refused(&error))?;
+        let mut ebpf = loaded(object, &types)?;
         let mut versions: Array<_, u32> = taken(&mut ebpf, "ABI")?;
         versions.set(ABI_VERSION_AT, ABI_VERSION, 0).map_err(|error| refused(&error))?;
         let socks: SockHash<_, [u8; END]> = taken(&mut ebpf, "SOCKS")?;
@@ -95,6 +83,14 @@ impl SkMsg {
         let (named, cgroups) = (BTreeSet::new(), BTreeMap::new());
         let inner = Mutex::new(Inner { frontends, counts, socks, named, cgroups, ebpf });
         Ok(Self { inner, dials, unread, ends })
+    }
+
+    /// Sends every program through the verifier and lets it go again.
+    pub fn verify() -> Vec<Verified> {
+        match Types::of_kernel().and_then(|types| loaded(OBJECT, &types)) {
+            Ok(mut ebpf) => verify_all(&mut ebpf),
+            Err(error) => vec![Verified { name: "short_way".to_owned(), verdict: Err(error) }],
+        }
     }
 
     /// Lets another program of the object decide for sockets that join from now on.
@@ -180,6 +176,23 @@ impl std::fmt::Debug for SkMsg {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("SkMsg").finish_non_exhaustive()
     }
+}
+
+/// Makes the maps of an object whose programs know where this kernel keeps what they read.
+fn loaded(object: &[u8], types: &Types) -> Result<Ebpf, Unavailable> {
+    let copied_seq = types.offset("tcp_sock", "copied_seq")?;
+    let write_seq = types.offset("tcp_sock", "write_seq")?;
+    let rmem_alloc = types.offset("sock", "sk_backlog.rmem_alloc")?;
+    let user_data = types.offset("sock", "sk_user_data")?;
+    let netns = netns_cookie().map_err(|error| refused(&error))?;
+    EbpfLoader::new()
+        .override_global("NETNS", &netns, true)
+        .override_global("COPIED_SEQ", &copied_seq, true)
+        .override_global("WRITE_SEQ", &write_seq, true)
+        .override_global("RMEM_ALLOC", &rmem_alloc, true)
+        .override_global("USER_DATA", &user_data, true)
+        .load(object)
+        .map_err(|error| refused(&error))
 }
 
 /// Lets a program decide on what sockets of the map send.
