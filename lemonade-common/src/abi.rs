@@ -4,7 +4,7 @@
 //! byte arrays.
 
 /// Version of the layout of every map; a process adopts the maps of another only if it is equal.
-pub const ABI_VERSION: u32 = 2;
+pub const ABI_VERSION: u32 = 3;
 
 /// Index of [`ABI_VERSION`] in the map `ABI`.
 pub const ABI_VERSION_AT: u32 = 0;
@@ -54,6 +54,11 @@ pub const RELAY_UNACKED: u64 = 1 << 20;
 /// Received segments of one direction that may be, since each costs the kernel memory however short it is.
 pub const RELAY_SEGMENTS: u32 = 2048;
 
+/// Indices into the map `PLACES`: offsets of `cb` in `struct sk_buff` and of `copied_seq` in `struct tcp_sock`.
+pub const PLACE_CB: u32 = 0;
+/// See [`PLACE_CB`].
+pub const PLACE_COPIED_SEQ: u32 = 1;
+
 /// Index of the only value of the map `ACKS_WANTED`: not 0 while relay `sockmap` is in use.
 pub const ACKS_WANTED_AT: u32 = 0;
 
@@ -82,8 +87,8 @@ pub struct RelayFlow {
     pub old: u32,
     /// 1 while userspace moves the bytes.
     pub held: u32,
-    /// Zero.
-    pub reserved: u32,
+    /// Sequence number of the next byte, once the program has seen one.
+    pub next: u32,
 }
 
 const _: () = assert!(size_of::<RelayFlow>() == 72);
@@ -144,13 +149,13 @@ impl RelayFlow {
     /// The bytes as they stand in the map.
     pub fn to_bytes(self) -> [u8; size_of::<Self>()] {
         let mut bytes = [0; size_of::<Self>()];
-        let Self { target, base, acked, redirected, passed, lost, mark, young, old, held, reserved } = self;
+        let Self { target, base, acked, redirected, passed, lost, mark, young, old, held, next } = self;
         let (longs, shorts) = bytes.split_at_mut(56);
         for (to, from) in longs.chunks_exact_mut(8).zip([target, base, acked, redirected, passed, lost, mark])
         {
             to.copy_from_slice(&from.to_ne_bytes());
         }
-        for (to, from) in shorts.chunks_exact_mut(4).zip([young, old, held, reserved]) {
+        for (to, from) in shorts.chunks_exact_mut(4).zip([young, old, held, next]) {
             to.copy_from_slice(&from.to_ne_bytes());
         }
         bytes
@@ -179,7 +184,7 @@ impl RelayFlow {
             young: short(0),
             old: short(1),
             held: short(2),
-            reserved: short(3),
+            next: short(3),
         }
     }
 }

@@ -7,12 +7,16 @@
 use core::ptr::read_volatile;
 
 use aya_ebpf::EbpfContext as _;
-use aya_ebpf::bindings::{BPF_SOCK_OPS_RTT_CB_FLAG, sk_action};
-use aya_ebpf::helpers::bpf_get_socket_cookie;
+use aya_ebpf::bindings::{BPF_SOCK_OPS_RTT_CB_FLAG, bpf_sock, sk_action};
+use aya_ebpf::helpers::{
+    bpf_get_socket_cookie, bpf_probe_read_kernel, bpf_skb_adjust_room, bpf_skc_to_tcp_sock,
+};
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, RingBuf, SockHash};
 use aya_ebpf::programs::{SkBuffContext, SockOpsContext};
-use lemonade_common::abi::{ACKS_WANTED_AT, RELAY_SEGMENTS, RELAY_SOCKETS, RELAY_UNACKED, RelayFlow};
+use lemonade_common::abi::{
+    ACKS_WANTED_AT, PLACE_CB, PLACE_COPIED_SEQ, RELAY_SEGMENTS, RELAY_SOCKETS, RELAY_UNACKED, RelayFlow,
+};
 
 /// `BPF_F_NO_PREALLOC`: memory is taken as connections come.
 const ON_DEMAND: u32 = 1;
@@ -42,6 +46,10 @@ pub static ACKED: HashMap<u64, u64> = HashMap::with_max_entries(RELAY_SOCKETS, O
 #[map]
 pub static EVENTS: RingBuf = RingBuf::with_byte_size(64 * 1024, 0);
 
+/// Where this kernel keeps what the program reads of it.
+#[map]
+pub static PLACES: Array<u32> = Array::with_max_entries(2, 0);
+
 /// Whether acknowledgements are wanted at all; they cost each segment a look-up.
 #[map]
 pub static ACKS_WANTED: Array<u32> = Array::with_max_entries(1, 0);
@@ -61,6 +69,15 @@ pub fn verdict(ctx: &SkBuffContext) -> u32 {
     }
     // SAFETY: the entry is of this socket, whose lock is held: nobody else writes it.
     let flow = unsafe { &mut *flow };
+    let length = match fresh(ctx, flow, length as u32) {
+        Some(0) => return sk_action::SK_DROP,
+        Some(length) => u64::from(length),
+        None => {
+            flow.lost += length;
+            let _ = EVENTS.output::<u64>(cookie, 0);
+            return sk_action::SK_DROP;
+        }
+    };
     if flow.held != 0 {
         // SAFETY: a word of the map, read whole.
         let moved = unsafe { MOVED.get(&cookie) }.copied();
@@ -94,6 +111,67 @@ pub fn verdict(ctx: &SkBuffContext) -> u32 {
         let _ = EVENTS.output::<u64>(cookie, 0);
     }
     action
+}
+
+/// Most bytes that the kernel takes off a segment at once (`sk_skb_adjust_room`).
+const TRIM: u32 = 4_095;
+
+/// Takes off what came before: how many bytes are left, or `None` if they are not the next ones.
+///
+/// TCP queues a segment that begins with bytes it has already, as a retransmission may, and leaves it to the reader to skip
+/// them. The kernel hands such a segment to the program whole.
+#[inline(always)]
+fn fresh(ctx: &SkBuffContext, flow: &mut RelayFlow, length: u32) -> Option<u32> {
+    let place = |at| PLACES.get(at).copied().filter(|place| *place != 0);
+    let begins: u32 = word(ctx.skb.skb as u64, place(PLACE_CB)?)?;
+    if flow.redirected + flow.passed == 0 {
+        // SAFETY: a word of the context.
+        let socket =
+            unsafe { read_volatile((&raw const (*ctx.skb.skb).__bindgen_anon_2).cast::<*mut bpf_sock>()) };
+        if socket.is_null() {
+            return None;
+        }
+        // SAFETY: the context's socket; the helper tells by null if it is none of TCP.
+        let socket = unsafe { bpf_skc_to_tcp_sock(socket.cast()) } as u64;
+        if socket == 0 {
+            return None;
+        }
+        flow.next = word(socket, place(PLACE_COPIED_SEQ)?)?;
+    }
+    // Numbers go round: the distance is what counts.
+    let known = flow.next.wrapping_sub(begins);
+    if known == 0 {
+        flow.next = begins.wrapping_add(length);
+        return Some(length);
+    }
+    if known >= 1 << 31 {
+        return None;
+    }
+    if known >= length {
+        return Some(0);
+    }
+    let mut left = known;
+    // The largest segment has 64 KiB, and coalesced ones some more.
+    for _ in 0..64 {
+        if left == 0 {
+            flow.next = begins.wrapping_add(length);
+            return Some(length - known);
+        }
+        let part = left.min(TRIM);
+        // SAFETY: the helper is allowed in programs of this type.
+        if unsafe { bpf_skb_adjust_room(ctx.skb.skb, -(part as i32), 0, 0) } != 0 {
+            return None;
+        }
+        left -= part;
+    }
+    None
+}
+
+/// A word of a structure of the kernel.
+#[inline(always)]
+fn word(structure: u64, at: u32) -> Option<u32> {
+    // SAFETY: the kernel checks the address.
+    unsafe { bpf_probe_read_kernel(structure.wrapping_add(u64::from(at)) as *const u32) }.ok()
 }
 
 /// Bytes that were given to the target, counted as it counts acknowledgements.

@@ -3,6 +3,7 @@
 #![cfg(target_os = "linux")]
 
 mod order;
+mod overlap;
 mod sk_msg;
 
 use std::io::{Read as _, Write as _};

@@ -33,9 +33,9 @@ const BUFFER: usize = 64 * 1024;
 /// Idle timeout of a canary, longer than any test.
 const IDLE: Duration = Duration::from_secs(60);
 
-/// Why no frontend gets the relay, whatever its self-tests say: measured by the conformance suite on Linux 6.18.
-pub const UNPROVEN: &str = "bytes of long streams in both directions arrived out of order in 1 of about 200 connections \
-    that it carried, though every self-test passes; connections stay with copy";
+/// Why no frontend gets the relay, whatever its self-tests say: seen on Linux 6.18.
+pub const UNPROVEN: &str = "beside threads that keep every core busy, connections that it carries stood still for 20 \
+    seconds; connections stay with copy";
 
 /// Variable that puts the relay in use all the same, for those who look for the cause; its value is `sockmap`.
 const DESPITE: &str = "LEMONADE_UNPROVEN_RELAYS";

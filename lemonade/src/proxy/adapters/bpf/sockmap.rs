@@ -6,9 +6,10 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use aya::maps::{Array, HashMap, Map, MapData, MapError, RingBuf, SockHash};
 use aya::programs::SkSkb;
-use lemonade_common::abi::{ACKS_WANTED_AT, RelayFlow};
+use lemonade_common::abi::{ACKS_WANTED_AT, PLACE_CB, PLACE_COPIED_SEQ, RelayFlow};
 
 use super::Unavailable;
+use super::layout::Types;
 use super::loader::{Kernel, corrupt, refused};
 
 /// Bytes of a value of the map `FLOWS`.
@@ -52,7 +53,16 @@ impl Sockmap {
     /// # Errors
     /// As [`Self::attach`].
     pub fn attach_program(kernel: &mut Kernel, name: &str) -> Result<Self, Unavailable> {
+        let types = Types::of_kernel()?;
+        let places = [
+            (PLACE_CB, types.offset("sk_buff", "cb")?),
+            (PLACE_COPIED_SEQ, types.offset("tcp_sock", "copied_seq")?),
+        ];
         let ebpf = kernel.ebpf();
+        let mut known: Array<MapData, u32> = taken(ebpf.take_map("PLACES"))?;
+        for (at, place) in places {
+            known.set(at, place, 0).map_err(|error| refused(&error))?;
+        }
         let armed: SockHash<_, u64> = taken(ebpf.take_map("ARMED"))?;
         let program = ebpf.program_mut(name).ok_or_else(|| corrupt("the relay's program is missing"))?;
         let program = <&mut SkSkb>::try_from(program).map_err(|error| corrupt(&error.to_string()))?;
