@@ -152,7 +152,7 @@ fn round(carry: &Arc<Relay>, cell: &RelayCell, turn: u64) -> Vec<String> {
 }
 
 #[test]
-#[ignore = "beside busy threads a connection may stand still for 20 s, which is one reason why no frontend gets the relay"]
+#[ignore = "beside busy threads a connection may stand still for 20 s, which is why no frontend gets the relay"]
 fn bytes_stay_in_order_while_directions_go_to_userspace_and_back() {
     let _alone = alone();
     quietly(|| {
