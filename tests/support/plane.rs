@@ -153,12 +153,16 @@ impl Proxied {
 }
 
 impl Proxied {
-    /// Messages that took the short way, as the program counted them.
+    /// Messages that took the short way, as the program counted them; not known of a relay that is off.
     fn short_messages(&self) -> u64 {
         let relays = self.process.status().0["relays"].clone();
         let own = relays.as_array().into_iter().flatten().find(|own| own["relay"] == "sk_msg").cloned();
         let own = own.expect("the status names the relay");
         let why = own["findings"]["why"].as_str().unwrap_or_default();
+        if own["usable"] == false {
+            // A case that turns it off has looked before; its words say why now.
+            return u64::MAX;
+        }
         let count = why.split_once("messages: ").and_then(|(_, rest)| rest.split(' ').next()?.parse().ok());
         count.unwrap_or(0)
     }
