@@ -6,14 +6,14 @@ use std::process::Output;
 
 use lemonade_tests::backend::Backend;
 use lemonade_tests::lemonade::{Lemonade, run};
-use lemonade_tests::load::{call, calls};
+use lemonade_tests::load::calls;
 use lemonade_tests::setup::Setup;
 use lemonade_tests::socket::{connect, refusing_address};
 use lemonade_tests::wait;
 use serde_json::Value;
 
 /// Runs `lemonade` with `arguments` on the instance: exit code, stdout and stderr.
-fn ask(lemonade: &Lemonade, arguments: &[&str]) -> (i32, String, String) {
+pub(crate) fn ask(lemonade: &Lemonade, arguments: &[&str]) -> (i32, String, String) {
     let socket = lemonade.socket();
     let mut all = arguments.to_vec();
     all.extend(["--admin", socket.to_str().expect("UTF-8")]);
@@ -23,21 +23,21 @@ fn ask(lemonade: &Lemonade, arguments: &[&str]) -> (i32, String, String) {
 }
 
 /// As [`ask`], where it has to succeed.
-fn told(lemonade: &Lemonade, arguments: &[&str]) -> String {
+pub(crate) fn told(lemonade: &Lemonade, arguments: &[&str]) -> String {
     let (code, out, err) = ask(lemonade, arguments);
     assert_eq!(code, 0, "{arguments:?}: {out}{err}");
     out
 }
 
 /// As [`ask`], where it has to fail with `code`; returns what it complains about.
-fn refused(lemonade: &Lemonade, code: i32, arguments: &[&str]) -> String {
+pub(crate) fn refused(lemonade: &Lemonade, code: i32, arguments: &[&str]) -> String {
     let (found, out, err) = ask(lemonade, arguments);
     assert_eq!(found, code, "{arguments:?}: {out}{err}");
     assert_eq!(out, "", "a complaint goes to stderr");
     err
 }
 
-fn two() -> (Vec<Backend>, Lemonade) {
+pub(crate) fn two() -> (Vec<Backend>, Lemonade) {
     let backends = Backend::several(2);
     let addresses: Vec<SocketAddr> = backends.iter().map(|backend| backend.address).collect();
     let lemonade = Lemonade::start(&Setup::single(&addresses));
@@ -45,7 +45,7 @@ fn two() -> (Vec<Backend>, Lemonade) {
 }
 
 /// A connection that lives, established through to its backend.
-fn hold(lemonade: &Lemonade) -> TcpStream {
+pub(crate) fn hold(lemonade: &Lemonade) -> TcpStream {
     let before = ids(lemonade).len();
     let stream = connect(lemonade.address("web")).expect("it accepts");
     wait::until("the connection is established", wait::SOON, || {
@@ -55,7 +55,7 @@ fn hold(lemonade: &Lemonade) -> TcpStream {
     stream
 }
 
-fn ids(lemonade: &Lemonade) -> Vec<u64> {
+pub(crate) fn ids(lemonade: &Lemonade) -> Vec<u64> {
     let page: Value = serde_json::from_str(&told(lemonade, &["connections", "--json"])).expect("JSON");
     let rows = page["connections"].as_array().expect("rows");
     rows.iter().map(|row| row["id"].as_u64().expect("an id")).collect()
@@ -158,7 +158,7 @@ fn why_and_trace_tell_the_reason_of_a_refusal() {
 }
 
 /// A client that is refused; its address.
-fn refused_by(web: SocketAddr) -> SocketAddr {
+pub(crate) fn refused_by(web: SocketAddr) -> SocketAddr {
     let mut stream = connect(web).expect("it accepts");
     let client = stream.local_addr().expect("an address");
     // Ends when Lemonade gives up.
@@ -309,49 +309,4 @@ fn plan_tells_what_an_edit_would_do_and_changes_nothing() {
     let why = refused(&lemonade, 2, &["plan", file]);
     assert!(why.contains("edited.toml:") && why.contains("pol"), "{why}");
     assert!(refused(&lemonade, 2, &["plan", "/nowhere.toml"]).contains("cannot read /nowhere.toml"));
-}
-
-/// A stranger looks for the slow one among backends that all answer.
-#[test]
-fn status_and_explain_show_which_backend_is_slow() {
-    let slow = Slow::start();
-    let quick = Backend::start("a");
-    let setup = Setup::single(&[quick.address, slow.0]).pool(&["strategy = \"fastest_response_time\""]);
-    let lemonade = Lemonade::start(&setup);
-    for _ in 0..10 {
-        // The slow one answers something else than was asked for.
-        let _ = call(lemonade.address("web"));
-    }
-    let text = told(&lemonade, &["explain", "192.0.2.7"]);
-    let cost = |name: &str| -> f64 {
-        let line =
-            text.lines().find(|line| line.trim_start().starts_with(&format!("{name} "))).expect("a row");
-        line.split_whitespace().nth(4).and_then(|cell| cell.parse().ok()).unwrap_or_else(|| panic!("{line}"))
-    };
-    assert!(cost("b") > 10.0 * cost("a"), "{text}");
-    let status = told(&lemonade, &["status", "--json"]);
-    let status: Value = serde_json::from_str(&status).expect("JSON");
-    let ms = |at: usize| status["pools"][0]["backends"][at]["first_byte_ms"].as_f64().expect("measured");
-    assert!(ms(1) > 90.0 && ms(1) > 10.0 * ms(0), "a {} ms, b {} ms", ms(0), ms(1));
-}
-
-/// A backend that answers each connection's first byte 100 ms late.
-struct Slow(SocketAddr);
-
-impl Slow {
-    fn start() -> Self {
-        let listener = lemonade_tests::socket::listener();
-        let address = listener.local_addr().expect("bound");
-        std::thread::spawn(move || {
-            while let Ok((mut stream, _)) = listener.accept() {
-                std::thread::spawn(move || {
-                    if stream.read(&mut [0; 64]).is_ok_and(|read| read > 0) {
-                        std::thread::sleep(std::time::Duration::from_millis(100));
-                        let _ = stream.write_all(b"late");
-                    }
-                });
-            }
-        });
-        Self(address)
-    }
 }
