@@ -15,6 +15,7 @@ pub mod skip;
 pub mod socket;
 pub mod stream;
 pub mod tables;
+pub mod terminal;
 pub mod tools;
 pub mod trace;
 pub mod transfer;
