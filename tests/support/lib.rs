@@ -1,5 +1,6 @@
 //! Shared support of the process-level tests: the process under test, backends, clients and what they saw.
 
+pub mod admin;
 pub mod backend;
 pub mod cgroup;
 pub mod datagrams;
