@@ -1,13 +1,18 @@
 //! A stranger asks and steers a running Lemonade with its own commands.
 
+use std::fs;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::process::Output;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Command, Output};
 
 use lemonade_tests::backend::Backend;
-use lemonade_tests::lemonade::{Lemonade, run};
+use lemonade_tests::lemonade::{Lemonade, binary, run};
 use lemonade_tests::load::calls;
 use lemonade_tests::setup::Setup;
+use lemonade_tests::skip::skip;
 use lemonade_tests::socket::{connect, refusing_address};
 use lemonade_tests::wait;
 use serde_json::Value;
@@ -81,7 +86,7 @@ fn a_drained_backend_gets_nothing_new_keeps_what_it_has_and_comes_back() {
     held.write_all(&[2]).expect("the held connection lives on");
 
     // A reload that says nothing of it leaves it drained.
-    let same = std::fs::read_to_string(lemonade.config()).expect("the file");
+    let same = fs::read_to_string(lemonade.config()).expect("the file");
     lemonade.write(&format!("{same}\n# a comment\n"));
     told(&lemonade, &["reload"]);
     assert!(told(&lemonade, &["status"]).contains("drained at run time"));
@@ -111,6 +116,37 @@ fn a_name_or_version_that_is_not_right_changes_nothing_and_says_what_is() {
     told(&lemonade, &["backend", "drain", "a", "--if-version", &version.to_string()]);
     let why = refused(&lemonade, 3, &["backend", "enable", "a", "--if-version", &version.to_string()]);
     assert!(why.contains("lemonade history"), "{why}");
+}
+
+/// Whoever may not open the socket is told so, and changes nothing.
+#[test]
+fn a_user_without_rights_to_the_socket_is_told_so_and_changes_nothing() {
+    let test = "a_user_without_rights_to_the_socket_is_told_so_and_changes_nothing";
+    if !rustix::process::geteuid().is_root() {
+        return skip(test, "needs root, to become another user");
+    }
+    let (_backends, lemonade) = two();
+    let folder = lemonade.folder();
+    let open = |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).expect("ours");
+    open(folder, 0o755);
+    // The build may lie where another user cannot look.
+    let copy = folder.join("lemonade");
+    fs::copy(binary(), &copy).expect("a copy");
+    open(&copy, 0o755);
+    let version = lemonade.status().config_version();
+    for arguments in [&["status"][..], &["backend", "drain", "a"], &["reload"]] {
+        let mut command = Command::new(&copy);
+        command.args(arguments).arg("--admin").arg(lemonade.socket()).uid(65_534).gid(65_534);
+        let output = command.output().expect("it starts");
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(1), "{arguments:?}: {text}");
+        assert!(
+            text.contains("permission denied at") && text.contains("admin.sock"),
+            "{arguments:?}: {text}"
+        );
+    }
+    assert_eq!(lemonade.status().config_version(), version);
+    assert_eq!(lemonade.status().backend("web", "a")["weight"], 1);
 }
 
 #[test]
@@ -207,11 +243,11 @@ fn history_tells_who_changed_what_and_a_reload_its_outcome() {
     assert!(!history.contains("by start"));
     assert!(told(&lemonade, &["history", "--until", "10m"]).contains("nothing happened"));
 
-    let text = std::fs::read_to_string(lemonade.config()).expect("the file");
-    std::fs::write(lemonade.config(), text.replace("pool = \"web\"", "pool = \"wbe\"")).expect("writable");
+    let text = fs::read_to_string(lemonade.config()).expect("the file");
+    fs::write(lemonade.config(), text.replace("pool = \"web\"", "pool = \"wbe\"")).expect("writable");
     let why = refused(&lemonade, 2, &["reload"]);
     assert!(why.contains("wbe") && why.contains("lemonade.toml:"), "{why}");
-    std::fs::write(
+    fs::write(
         lemonade.config(),
         text.replace("name = \"b\"", "name = \"b\"\nweight = 4")
             .replace("level = \"info\"", "level = \"warn\""),
@@ -234,7 +270,7 @@ fn dump_writes_a_file_and_every_command_says_when_nobody_answers() {
     let (_backends, lemonade) = two();
     let file = lemonade.folder().join("dump.json");
     told(&lemonade, &["dump", "--output", file.to_str().expect("UTF-8")]);
-    let dump: Value = serde_json::from_slice(&std::fs::read(&file).expect("a file")).expect("JSON");
+    let dump: Value = serde_json::from_slice(&fs::read(&file).expect("a file")).expect("JSON");
     assert_eq!(dump["table"]["pools"][0]["name"], "web");
     for arguments in [
         &["connections"][..],
@@ -288,7 +324,7 @@ fn plan_tells_what_an_edit_would_do_and_changes_nothing() {
     if kept == 1 {
         text = text.replace("name = \"a\"", "name = \"b\"");
     }
-    std::fs::write(&edited, &text).expect("writable");
+    fs::write(&edited, &text).expect("writable");
     let file = edited.to_str().expect("UTF-8");
     let plan = told(&lemonade, &["plan", file]);
     for words in [
@@ -305,7 +341,7 @@ fn plan_tells_what_an_edit_would_do_and_changes_nothing() {
     let nothing = told(&lemonade, &["plan", same.to_str().expect("UTF-8")]);
     assert!(nothing.contains("nothing would change") && nothing.contains("1 go on"), "{nothing}");
 
-    std::fs::write(&edited, text.replace("pool = ", "pol = ")).expect("writable");
+    fs::write(&edited, text.replace("pool = ", "pol = ")).expect("writable");
     let why = refused(&lemonade, 2, &["plan", file]);
     assert!(why.contains("edited.toml:") && why.contains("pol"), "{why}");
     assert!(refused(&lemonade, 2, &["plan", "/nowhere.toml"]).contains("cannot read /nowhere.toml"));
