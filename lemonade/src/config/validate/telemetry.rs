@@ -66,7 +66,8 @@ fn endpoint(text: &str, spot: &mut Spot<'_, '_>) -> Option<String> {
         }
     }
     if url.query().is_some() || url.authority().is_some_and(|authority| authority.as_str().contains('@')) {
-        spot.wrong("endpoint", format!("{text:?} has more than host, port and path"), HINT);
+        // Not repeated: what is too much may be a password.
+        spot.wrong("endpoint", "has more than host, port and path", "write a secret into headers instead");
         return None;
     }
     Some(text.trim_end_matches('/').to_owned())
