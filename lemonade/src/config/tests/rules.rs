@@ -180,7 +180,12 @@ fn each_rule_is_enforced_in_words() {
             "[telemetry]\nendpoint = 'collector:4318'",
             "write such as \"http://127.0.0.1:4318\", or \"off\"",
         ),
-        ("", "", "[telemetry]\nendpoint = 'http://u:p@x:4318'", "endpoint: has more than host, port and path; write a secret into headers"),
+        (
+            "",
+            "",
+            "[telemetry]\nendpoint = 'http://u:p@x:4318'",
+            "endpoint: has more than host, port and path; write a secret into headers",
+        ),
         ("", "", "[telemetry]\nendpoint = 'a b'", "is no URL of a receiver; write such as"),
         ("", "", "[telemetry]\ninterval = '10ms'", "is not from 1s to 1h"),
         ("", "", "[telemetry]\nsample = 2.0", "2 is not from 0 to 1"),
