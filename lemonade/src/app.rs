@@ -1,5 +1,7 @@
 //! The composition root: everything is made here, bound before the first accept, and run until a signal.
 
+mod follow;
+
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -12,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::admin::{self, AdminSockets, AdminWiring};
 use crate::config::port::ConfigService;
-use crate::control::controller::{Controller, Effects, Inbox, Outbox};
+use crate::control::controller::{Controller, Inbox, Outbox};
 use crate::control::journal::Journal;
 use crate::control::table::DispatchTable;
 use crate::control::{ControlState, resolve, signals};
@@ -24,8 +26,8 @@ use crate::health::port::{HealthService, HealthWiring};
 use crate::log::{LogHandle, Style};
 use crate::metrics::adapters::access::AccessWriter;
 use crate::metrics::adapters::aggregating::Aggregating;
+use crate::metrics::adapters::otlp::{Exporter, Otlp, Sources};
 use crate::metrics::port::MetricsService;
-use crate::model::config::AccessLog;
 use crate::model::{Config, ProcessCell, Resolution};
 use crate::proxy::adapters::bpf::{Kernel, Unavailable};
 use crate::proxy::adapters::tokio_proxy::{PlaneSettings, TokioProxy};
@@ -35,6 +37,7 @@ use crate::proxy::tap::{self, Tap};
 use crate::shutdown::{Phase, Signals};
 use crate::state_dir::StateDir;
 use crate::{limits, systemd};
+use follow::{Follow, Recorders};
 
 /// Passive health signals that may wait; the data plane drops and counts what is above.
 const SIGNALS: usize = 4096;
@@ -61,6 +64,10 @@ pub struct Settings {
     pub file: PathBuf,
     /// Environment variables that override its keys.
     pub environment: Vec<(String, String)>,
+    /// Live state of the process.
+    pub process: Arc<ProcessCell>,
+    /// Where telemetry goes in, and what sends it.
+    pub telemetry: (Otlp, Exporter),
     /// Filter of the log.
     pub log: LogHandle,
     /// Shape of access records in the log.
@@ -79,6 +86,7 @@ pub struct Bound {
     controller: Controller,
     admin: (AdminSockets, AdminWiring),
     access: AccessWriter,
+    exporter: (Exporter, Sources),
     channels: Channels,
     phase: watch::Sender<Phase>,
     #[cfg(target_os = "linux")]
@@ -105,9 +113,9 @@ struct Channels {
 /// # Errors
 /// What could not be bound, locked or opened, in words.
 pub async fn build(settings: Settings) -> anyhow::Result<Bound> {
-    let Settings { service, config, file, environment, log, style, stream } = settings;
+    let Settings { service, config, file, environment, process, telemetry, log, style, stream } = settings;
+    let (telemetry, exporter) = telemetry;
     let clock = Clock::new();
-    let process = Arc::new(ProcessCell::default());
     let state_dir = StateDir::open(config.runtime.state_dir.as_deref())?;
     let seed = state_dir.hash_seed(config.runtime.hash_seed.as_deref())?;
     let journal = Arc::new(Journal::open(state_dir.path()));
@@ -134,6 +142,7 @@ pub async fn build(settings: Settings) -> anyhow::Result<Bound> {
     let first = Arc::new(resolve::first(&config, FIRST_RESOLUTION).await);
     let (resolution, resolution_receiver) = watch::channel(Arc::clone(&first));
 
+    telemetry.set(&config.telemetry);
     let tap = Tap::new(broadcast::channel(tap::BACKLOG).0);
     let workers = config.runtime.workers.unwrap_or_else(cores);
     let plane = TokioProxy::start(PlaneSettings {
@@ -143,15 +152,20 @@ pub async fn build(settings: Settings) -> anyhow::Result<Bound> {
         seed,
         clock,
         process: Arc::clone(&process),
-        recorder: Arc::new(access.clone()),
+        recorder: Arc::new(Recorders { access: access.clone(), telemetry: telemetry.clone() }),
         signals: signal_sender.clone(),
         tap: tap.clone(),
         told: kernel.is_some(),
     })
     .context("cannot start the workers")?;
     let plane = Arc::new(plane);
-    let effects =
-        Follow { log: log.clone(), access: access.clone(), level: None, target: config.log.access.clone() };
+    let effects = Follow {
+        log: log.clone(),
+        access: access.clone(),
+        telemetry,
+        level: None,
+        target: config.log.access.clone(),
+    };
     let controller = Controller::start(
         Arc::clone(&config),
         first,
@@ -165,6 +179,8 @@ pub async fn build(settings: Settings) -> anyhow::Result<Bound> {
 
     let health = Arc::new(BackendHealth::new(TcpProber, Arc::clone(&process)));
     let metrics = Arc::new(Aggregating::new(state_receiver.clone(), Arc::clone(&process)));
+    let sources =
+        Sources { metrics: Arc::clone(&metrics) as Arc<dyn MetricsService>, phase: phase_receiver.clone() };
     let wiring = AdminWiring {
         control: state_receiver,
         phase: phase_receiver,
@@ -217,6 +233,7 @@ pub async fn build(settings: Settings) -> anyhow::Result<Bound> {
         controller,
         admin: (sockets, wiring),
         access,
+        exporter: (exporter, sources),
         channels,
         phase,
         #[cfg(target_os = "linux")]
@@ -257,6 +274,7 @@ impl Bound {
             controller,
             admin,
             access,
+            exporter,
             channels,
             phase,
             #[cfg(target_os = "linux")]
@@ -297,6 +315,7 @@ impl Bound {
         let admin_stop = CancellationToken::new();
         let (admin_ended, admin_gone) = tokio::sync::oneshot::channel();
         let admin_thread = start_admin(admin, admin_stop.clone(), admin_ended)?;
+        let exporter_thread = start_exporter(exporter, admin_stop.clone())?;
 
         let worker_ended = plane.ended();
         phase.send_replace(Phase::Running);
@@ -325,6 +344,7 @@ impl Bound {
         admin_stop.cancel();
         // A thread that failed has said so in its panic message.
         let _ = admin_thread.join();
+        let _ = exporter_thread.join();
         plane.stop();
         access.flush(TASKS_END);
         failure.map_or(Ok(()), |failure| Err(anyhow!(failure)))
@@ -401,6 +421,16 @@ fn start_admin(
     Ok(thread)
 }
 
+/// Telemetry has a thread of its own too: what it makes of the counters costs nobody's time.
+fn start_exporter(
+    (exporter, sources): (Exporter, Sources),
+    stop: CancellationToken,
+) -> anyhow::Result<std::thread::JoinHandle<()>> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let run = move || runtime.block_on(exporter.run(sources, stop));
+    Ok(std::thread::Builder::new().name("telemetry".to_owned()).spawn(run)?)
+}
+
 async fn watchdog(stop: CancellationToken) {
     let Some(period) = systemd::watchdog() else { return stop.cancelled().await };
     let mut tick = tokio::time::interval(period);
@@ -412,44 +442,6 @@ async fn watchdog(stop: CancellationToken) {
     }
 }
 
-/// Log level and access log follow the configuration; the supervisor is told.
-struct Follow {
-    log: LogHandle,
-    access: AccessWriter,
-    /// Level that the configuration asked for last; a filter set through the admin socket stays until it changes.
-    level: Option<String>,
-    target: AccessLog,
-}
-
-impl Effects for Follow {
-    fn begin(&mut self) {
-        systemd::reloading();
-        // A log rotator asks for a reload when it has moved the file away.
-        self.access.reopen();
-    }
-
-    fn settled(&mut self, version: u64) {
-        systemd::ready(&format!("serving, configuration version {version}"));
-    }
-
-    fn adopt(&mut self, config: &Config) -> Result<(), String> {
-        let before = self.log.current();
-        if self.level.as_ref() != Some(&config.log.level) {
-            self.log.set(&config.log.level).map_err(|error| format!("log.level: {error}"))?;
-        }
-        if self.target != config.log.access {
-            if let Err(error) = self.access.set(&config.log.access) {
-                // What was in force a moment ago can be so again.
-                let _ = self.log.set(&before);
-                return Err(format!("log.access: {error}"));
-            }
-            self.target = config.log.access.clone();
-        }
-        self.level = Some(config.log.level.clone());
-        Ok(())
-    }
-}
-
 fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
 }
@@ -458,37 +450,4 @@ fn cores() -> usize {
 fn default_limit(config: &Config, workers: usize) -> u32 {
     let addresses: usize = config.frontends.values().map(|frontend| frontend.listen.len()).sum();
     limits::connections(limits::raise_descriptors(), addresses * workers)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::control::compile::tests::config;
-    use crate::metrics::port::Recorder;
-
-    #[test]
-    fn a_configuration_follows_as_a_whole_or_not_at_all() {
-        let (_subscriber, log) = crate::log::build("info", Style::Json, false, std::io::sink).unwrap();
-        let access =
-            AccessWriter::start(&AccessLog::Off, Style::Json, Box::new(std::io::sink()), Arc::default())
-                .unwrap();
-        let mut follow =
-            Follow { log: log.clone(), access: access.clone(), level: None, target: AccessLog::Off };
-        let wanted = |level: &str, access: AccessLog| {
-            let mut wanted = (*config([], [])).clone();
-            (wanted.log.level, wanted.log.access) = (level.to_owned(), access);
-            wanted
-        };
-        let nowhere = AccessLog::File("/no/such/folder/access.log".into());
-
-        follow.adopt(&wanted("warn", AccessLog::Off)).unwrap();
-        log.set("debug").unwrap();
-        follow.adopt(&wanted("debgu", AccessLog::On)).unwrap_err();
-        assert!(!access.enabled(), "the level was refused");
-        follow.adopt(&wanted("error", nowhere)).unwrap_err();
-        assert_eq!(log.current(), "debug", "the access log was refused; a filter set by hand stays");
-
-        follow.adopt(&wanted("error", AccessLog::On)).unwrap();
-        assert!(access.enabled() && log.current() == "error");
-    }
 }

@@ -24,7 +24,7 @@ use crate::config::{self, error::ConfigError};
 use crate::demo::{self, DemoOptions};
 use crate::doctor;
 use crate::log;
-use crate::metrics::adapters::access_format;
+use crate::metrics::adapters::{access_format, otlp};
 use crate::proxy::adapters::bpf;
 use crate::shutdown::Signals;
 
@@ -144,7 +144,9 @@ fn run(file: &Path, admin: Option<PathBuf>) -> ExitCode {
         Ok(config) => config,
         Err(error) => return refuse(&error),
     };
-    let (handle, style) = match log::init(&config.log) {
+    let process = Arc::default();
+    let (telemetry, exporter) = otlp::channel(Arc::clone(&process));
+    let (handle, style) = match log::init(&config.log, &telemetry) {
         Ok(log) => log,
         Err(error) => return fail(&anyhow::anyhow!("log.level: {error}")),
     };
@@ -153,6 +155,8 @@ fn run(file: &Path, admin: Option<PathBuf>) -> ExitCode {
         config,
         file: file.to_owned(),
         environment,
+        process,
+        telemetry: (telemetry, exporter),
         log: handle,
         style,
         stream: Box::new(io::stderr()),

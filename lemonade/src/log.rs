@@ -1,4 +1,4 @@
-//! The log: where it goes, its shape, and a filter that can be changed at run time.
+//! The log: where it goes, its shape, and a filter that can be changed at run time. Telemetry hears what it says.
 
 use std::io::IsTerminal;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -8,6 +8,7 @@ use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::{Layer, Registry, reload};
 
+use crate::metrics::adapters::otlp::Otlp;
 use crate::model::config::{Log, LogFormat};
 
 /// Shape of a line, decided.
@@ -19,14 +20,15 @@ pub enum Style {
     Json,
 }
 
-/// Sends the log of the whole process to stderr; tells the style that access records should have beside it.
+/// Sends the log of the whole process to stderr and to `telemetry`; tells the style that access records should have
+/// beside it.
 ///
 /// # Errors
 /// The filter cannot be read, or a log was set up before.
-pub fn init(log: &Log) -> Result<(LogHandle, Style), String> {
+pub fn init(log: &Log, telemetry: &Otlp) -> Result<(LogHandle, Style), String> {
     let terminal = std::io::stderr().is_terminal();
     let style = style(log.format, terminal);
-    let (subscriber, handle) = build(&log.level, style, terminal, std::io::stderr)?;
+    let (subscriber, handle) = build(&log.level, style, terminal, std::io::stderr, telemetry)?;
     tracing::subscriber::set_global_default(subscriber)
         .map_err(|_| "the log of this process was set up before".to_owned())?;
     Ok((handle, style))
@@ -82,7 +84,7 @@ impl LogHandle {
     }
 }
 
-/// A log that goes to `writer`, and the handle that changes its filter.
+/// A log that goes to `writer` and to `telemetry`, and the handle that changes its filter.
 ///
 /// # Errors
 /// The filter cannot be read.
@@ -91,6 +93,7 @@ pub fn build<W>(
     style: Style,
     colours: bool,
     writer: W,
+    telemetry: &Otlp,
 ) -> Result<(impl tracing::Subscriber + Send + Sync, LogHandle), String>
 where
     W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
@@ -102,7 +105,8 @@ where
         Style::Json => lines.json().flatten_event(true).with_current_span(false).boxed(),
     };
     let handle = LogHandle { reload, current: Arc::new(Mutex::new(filter.trim().to_owned())) };
-    Ok((tracing_subscriber::registry().with(layer).with(lines), handle))
+    let log = lines.and_then(telemetry.log_records()).with_filter(layer);
+    Ok((tracing_subscriber::registry().with(log).with(telemetry.control_spans()), handle))
 }
 
 fn style(format: LogFormat, terminal: bool) -> Style {
@@ -132,6 +136,10 @@ mod tests {
         }
     }
 
+    fn nowhere() -> Otlp {
+        crate::metrics::adapters::otlp::channel(Arc::default()).0
+    }
+
     impl Lines {
         fn take(&self) -> String {
             String::from_utf8(std::mem::take(&mut *self.0.lock().unwrap())).unwrap()
@@ -142,7 +150,8 @@ mod tests {
     fn a_filter_changes_at_run_time_and_a_bad_one_changes_nothing() {
         let lines = Lines::default();
         let writer = lines.clone();
-        let (subscriber, handle) = build("warn", Style::Json, false, move || writer.clone()).unwrap();
+        let (subscriber, handle) =
+            build("warn", Style::Json, false, move || writer.clone(), &nowhere()).unwrap();
         tracing::subscriber::with_default(subscriber, || {
             tracing::info!("hidden");
             assert_eq!(lines.take(), "");
@@ -172,7 +181,7 @@ mod tests {
             let lines = Lines::default();
             let writer = lines.clone();
             let (subscriber, _handle) =
-                build("info", Style::Pretty, colours, move || writer.clone()).unwrap();
+                build("info", Style::Pretty, colours, move || writer.clone(), &nowhere()).unwrap();
             tracing::subscriber::with_default(subscriber, || tracing::info!("hello"));
             let text = lines.take();
             assert!(text.contains("hello"));

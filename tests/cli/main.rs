@@ -5,4 +5,5 @@ mod commands;
 #[cfg(target_os = "linux")]
 mod doctor;
 mod operate;
+mod questions;
 mod top;

@@ -1,19 +1,24 @@
 //! A stranger asks and steers a running Lemonade with its own commands.
 
+use std::fs;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::process::Output;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Command, Output};
 
 use lemonade_tests::backend::Backend;
-use lemonade_tests::lemonade::{Lemonade, run};
-use lemonade_tests::load::{call, calls};
+use lemonade_tests::lemonade::{Lemonade, binary, run};
+use lemonade_tests::load::calls;
 use lemonade_tests::setup::Setup;
+use lemonade_tests::skip::skip;
 use lemonade_tests::socket::{connect, refusing_address};
 use lemonade_tests::wait;
 use serde_json::Value;
 
 /// Runs `lemonade` with `arguments` on the instance: exit code, stdout and stderr.
-fn ask(lemonade: &Lemonade, arguments: &[&str]) -> (i32, String, String) {
+pub(crate) fn ask(lemonade: &Lemonade, arguments: &[&str]) -> (i32, String, String) {
     let socket = lemonade.socket();
     let mut all = arguments.to_vec();
     all.extend(["--admin", socket.to_str().expect("UTF-8")]);
@@ -23,21 +28,21 @@ fn ask(lemonade: &Lemonade, arguments: &[&str]) -> (i32, String, String) {
 }
 
 /// As [`ask`], where it has to succeed.
-fn told(lemonade: &Lemonade, arguments: &[&str]) -> String {
+pub(crate) fn told(lemonade: &Lemonade, arguments: &[&str]) -> String {
     let (code, out, err) = ask(lemonade, arguments);
     assert_eq!(code, 0, "{arguments:?}: {out}{err}");
     out
 }
 
 /// As [`ask`], where it has to fail with `code`; returns what it complains about.
-fn refused(lemonade: &Lemonade, code: i32, arguments: &[&str]) -> String {
+pub(crate) fn refused(lemonade: &Lemonade, code: i32, arguments: &[&str]) -> String {
     let (found, out, err) = ask(lemonade, arguments);
     assert_eq!(found, code, "{arguments:?}: {out}{err}");
     assert_eq!(out, "", "a complaint goes to stderr");
     err
 }
 
-fn two() -> (Vec<Backend>, Lemonade) {
+pub(crate) fn two() -> (Vec<Backend>, Lemonade) {
     let backends = Backend::several(2);
     let addresses: Vec<SocketAddr> = backends.iter().map(|backend| backend.address).collect();
     let lemonade = Lemonade::start(&Setup::single(&addresses));
@@ -45,7 +50,7 @@ fn two() -> (Vec<Backend>, Lemonade) {
 }
 
 /// A connection that lives, established through to its backend.
-fn hold(lemonade: &Lemonade) -> TcpStream {
+pub(crate) fn hold(lemonade: &Lemonade) -> TcpStream {
     let before = ids(lemonade).len();
     let stream = connect(lemonade.address("web")).expect("it accepts");
     wait::until("the connection is established", wait::SOON, || {
@@ -55,7 +60,7 @@ fn hold(lemonade: &Lemonade) -> TcpStream {
     stream
 }
 
-fn ids(lemonade: &Lemonade) -> Vec<u64> {
+pub(crate) fn ids(lemonade: &Lemonade) -> Vec<u64> {
     let page: Value = serde_json::from_str(&told(lemonade, &["connections", "--json"])).expect("JSON");
     let rows = page["connections"].as_array().expect("rows");
     rows.iter().map(|row| row["id"].as_u64().expect("an id")).collect()
@@ -81,7 +86,7 @@ fn a_drained_backend_gets_nothing_new_keeps_what_it_has_and_comes_back() {
     held.write_all(&[2]).expect("the held connection lives on");
 
     // A reload that says nothing of it leaves it drained.
-    let same = std::fs::read_to_string(lemonade.config()).expect("the file");
+    let same = fs::read_to_string(lemonade.config()).expect("the file");
     lemonade.write(&format!("{same}\n# a comment\n"));
     told(&lemonade, &["reload"]);
     assert!(told(&lemonade, &["status"]).contains("drained at run time"));
@@ -111,6 +116,37 @@ fn a_name_or_version_that_is_not_right_changes_nothing_and_says_what_is() {
     told(&lemonade, &["backend", "drain", "a", "--if-version", &version.to_string()]);
     let why = refused(&lemonade, 3, &["backend", "enable", "a", "--if-version", &version.to_string()]);
     assert!(why.contains("lemonade history"), "{why}");
+}
+
+/// Whoever may not open the socket is told so, and changes nothing.
+#[test]
+fn a_user_without_rights_to_the_socket_is_told_so_and_changes_nothing() {
+    let test = "a_user_without_rights_to_the_socket_is_told_so_and_changes_nothing";
+    if !rustix::process::geteuid().is_root() {
+        return skip(test, "needs root, to become another user");
+    }
+    let (_backends, lemonade) = two();
+    let folder = lemonade.folder();
+    let open = |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).expect("ours");
+    open(folder, 0o755);
+    // The build may lie where another user cannot look.
+    let copy = folder.join("lemonade");
+    fs::copy(binary(), &copy).expect("a copy");
+    open(&copy, 0o755);
+    let version = lemonade.status().config_version();
+    for arguments in [&["status"][..], &["backend", "drain", "a"], &["reload"]] {
+        let mut command = Command::new(&copy);
+        command.args(arguments).arg("--admin").arg(lemonade.socket()).uid(65_534).gid(65_534);
+        let output = command.output().expect("it starts");
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(1), "{arguments:?}: {text}");
+        assert!(
+            text.contains("permission denied at") && text.contains("admin.sock"),
+            "{arguments:?}: {text}"
+        );
+    }
+    assert_eq!(lemonade.status().config_version(), version);
+    assert_eq!(lemonade.status().backend("web", "a")["weight"], 1);
 }
 
 #[test]
@@ -158,7 +194,7 @@ fn why_and_trace_tell_the_reason_of_a_refusal() {
 }
 
 /// A client that is refused; its address.
-fn refused_by(web: SocketAddr) -> SocketAddr {
+pub(crate) fn refused_by(web: SocketAddr) -> SocketAddr {
     let mut stream = connect(web).expect("it accepts");
     let client = stream.local_addr().expect("an address");
     // Ends when Lemonade gives up.
@@ -207,11 +243,11 @@ fn history_tells_who_changed_what_and_a_reload_its_outcome() {
     assert!(!history.contains("by start"));
     assert!(told(&lemonade, &["history", "--until", "10m"]).contains("nothing happened"));
 
-    let text = std::fs::read_to_string(lemonade.config()).expect("the file");
-    std::fs::write(lemonade.config(), text.replace("pool = \"web\"", "pool = \"wbe\"")).expect("writable");
+    let text = fs::read_to_string(lemonade.config()).expect("the file");
+    fs::write(lemonade.config(), text.replace("pool = \"web\"", "pool = \"wbe\"")).expect("writable");
     let why = refused(&lemonade, 2, &["reload"]);
     assert!(why.contains("wbe") && why.contains("lemonade.toml:"), "{why}");
-    std::fs::write(
+    fs::write(
         lemonade.config(),
         text.replace("name = \"b\"", "name = \"b\"\nweight = 4")
             .replace("level = \"info\"", "level = \"warn\""),
@@ -234,7 +270,7 @@ fn dump_writes_a_file_and_every_command_says_when_nobody_answers() {
     let (_backends, lemonade) = two();
     let file = lemonade.folder().join("dump.json");
     told(&lemonade, &["dump", "--output", file.to_str().expect("UTF-8")]);
-    let dump: Value = serde_json::from_slice(&std::fs::read(&file).expect("a file")).expect("JSON");
+    let dump: Value = serde_json::from_slice(&fs::read(&file).expect("a file")).expect("JSON");
     assert_eq!(dump["table"]["pools"][0]["name"], "web");
     for arguments in [
         &["connections"][..],
@@ -288,7 +324,7 @@ fn plan_tells_what_an_edit_would_do_and_changes_nothing() {
     if kept == 1 {
         text = text.replace("name = \"a\"", "name = \"b\"");
     }
-    std::fs::write(&edited, &text).expect("writable");
+    fs::write(&edited, &text).expect("writable");
     let file = edited.to_str().expect("UTF-8");
     let plan = told(&lemonade, &["plan", file]);
     for words in [
@@ -305,53 +341,8 @@ fn plan_tells_what_an_edit_would_do_and_changes_nothing() {
     let nothing = told(&lemonade, &["plan", same.to_str().expect("UTF-8")]);
     assert!(nothing.contains("nothing would change") && nothing.contains("1 go on"), "{nothing}");
 
-    std::fs::write(&edited, text.replace("pool = ", "pol = ")).expect("writable");
+    fs::write(&edited, text.replace("pool = ", "pol = ")).expect("writable");
     let why = refused(&lemonade, 2, &["plan", file]);
     assert!(why.contains("edited.toml:") && why.contains("pol"), "{why}");
     assert!(refused(&lemonade, 2, &["plan", "/nowhere.toml"]).contains("cannot read /nowhere.toml"));
-}
-
-/// A stranger looks for the slow one among backends that all answer.
-#[test]
-fn status_and_explain_show_which_backend_is_slow() {
-    let slow = Slow::start();
-    let quick = Backend::start("a");
-    let setup = Setup::single(&[quick.address, slow.0]).pool(&["strategy = \"fastest_response_time\""]);
-    let lemonade = Lemonade::start(&setup);
-    for _ in 0..10 {
-        // The slow one answers something else than was asked for.
-        let _ = call(lemonade.address("web"));
-    }
-    let text = told(&lemonade, &["explain", "192.0.2.7"]);
-    let cost = |name: &str| -> f64 {
-        let line =
-            text.lines().find(|line| line.trim_start().starts_with(&format!("{name} "))).expect("a row");
-        line.split_whitespace().nth(4).and_then(|cell| cell.parse().ok()).unwrap_or_else(|| panic!("{line}"))
-    };
-    assert!(cost("b") > 10.0 * cost("a"), "{text}");
-    let status = told(&lemonade, &["status", "--json"]);
-    let status: Value = serde_json::from_str(&status).expect("JSON");
-    let ms = |at: usize| status["pools"][0]["backends"][at]["first_byte_ms"].as_f64().expect("measured");
-    assert!(ms(1) > 90.0 && ms(1) > 10.0 * ms(0), "a {} ms, b {} ms", ms(0), ms(1));
-}
-
-/// A backend that answers each connection's first byte 100 ms late.
-struct Slow(SocketAddr);
-
-impl Slow {
-    fn start() -> Self {
-        let listener = lemonade_tests::socket::listener();
-        let address = listener.local_addr().expect("bound");
-        std::thread::spawn(move || {
-            while let Ok((mut stream, _)) = listener.accept() {
-                std::thread::spawn(move || {
-                    if stream.read(&mut [0; 64]).is_ok_and(|read| read > 0) {
-                        std::thread::sleep(std::time::Duration::from_millis(100));
-                        let _ = stream.write_all(b"late");
-                    }
-                });
-            }
-        });
-        Self(address)
-    }
 }

@@ -1,4 +1,6 @@
-//! The corpus of the fuzz target `reload`, replayed; and sequences cut from it at random.
+//! The corpora of the fuzz targets `reload` and `admin`, replayed; and inputs cut from them at random.
+
+mod admin;
 
 use std::fs;
 use std::path::Path;

@@ -1,7 +1,7 @@
 //! The admin interface under many clients, many connections and readers that do not read.
 
 use std::collections::BTreeSet;
-use std::io::Write;
+use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
@@ -92,4 +92,35 @@ fn readers_that_do_not_read_hold_nobody_up() {
     let grown = lemonade.resident().saturating_sub(before);
     assert!(grown < ROOM, "{grown} bytes more");
     drop(readers);
+}
+
+#[test]
+fn a_reader_that_asks_for_less_than_happens_is_told_what_it_lost() {
+    let (_backend, lemonade) = started();
+    let mut reader = UnixStream::connect(lemonade.socket()).expect("it accepts");
+    reader.set_read_timeout(Some(Duration::from_secs(1))).expect("a timeout");
+    write!(reader, "GET /api/v1/events?rate=1&kind=end HTTP/1.0\r\n\r\n").expect("it reads");
+    let mut told = String::new();
+    let mut more = |told: &mut String| {
+        let mut buffer = [0; 4096];
+        if let Ok(read) = reader.read(&mut buffer) {
+            told.push_str(&String::from_utf8_lossy(&buffer[..read]));
+        }
+    };
+    wait::until("the stream is open", wait::SOON, || {
+        more(&mut told);
+        told.contains(": reading")
+    });
+    calls(lemonade.address("web"), 40);
+    // Each end is either shown or counted as lost.
+    let sum = |told: &str| {
+        let lost =
+            told.split("{\"lost\":").skip(1).filter_map(|rest| rest.split('}').next()?.parse::<usize>().ok());
+        told.matches("event: end").count() + lost.sum::<usize>()
+    };
+    wait::until("all are accounted for", wait::SOON, || {
+        more(&mut told);
+        sum(&told) == 40
+    });
+    assert!(told.contains("event: lost") && told.matches("event: end").count() < 40, "{told}");
 }

@@ -1,5 +1,6 @@
 //! Shared support of the process-level tests: the process under test, backends, clients and what they saw.
 
+pub mod admin;
 pub mod backend;
 pub mod cgroup;
 pub mod datagrams;
@@ -16,6 +17,7 @@ pub mod skip;
 pub mod socket;
 pub mod stream;
 pub mod tables;
+pub mod terminal;
 pub mod tools;
 pub mod trace;
 pub mod transfer;

@@ -13,6 +13,8 @@ pub struct Setup {
     pub admin: String,
     /// Lines of `[log]`.
     pub log: Vec<String>,
+    /// Lines of `[telemetry]`.
+    pub telemetry: Vec<String>,
     /// Frontends.
     pub frontends: Vec<Frontend>,
     /// Pools.
@@ -68,6 +70,7 @@ impl Setup {
             runtime: lines(&["lame_duck = \"0s\"", "drain_timeout = \"60s\""]),
             admin: "127.0.0.1:0".to_owned(),
             log: lines(&["level = \"info\""]),
+            telemetry: Vec::new(),
             frontends: vec![Frontend::new("web", "web")],
             pools: vec![Pool::new("web", backends)],
         }
@@ -77,6 +80,13 @@ impl Setup {
     #[must_use]
     pub fn runtime(mut self, further: &[&str]) -> Self {
         merge(&mut self.runtime, further);
+        self
+    }
+
+    /// Adds lines to `[telemetry]`.
+    #[must_use]
+    pub fn telemetry(mut self, further: &[&str]) -> Self {
+        merge(&mut self.telemetry, further);
         self
     }
 
@@ -117,6 +127,7 @@ impl Setup {
         section(&mut text, "[admin]", &[]);
         add(&mut text, &format!("socket = \"{folder}/admin.sock\"\nlisten = \"{}\"\n", self.admin));
         section(&mut text, "[log]", &self.log);
+        section(&mut text, "[telemetry]", &self.telemetry);
         for Frontend { name, listen, pool, lines } in &self.frontends {
             section(&mut text, &format!("[frontend.{name}]"), lines);
             add(&mut text, &format!("listen = {listen:?}\npool = \"{pool}\"\n"));

@@ -1,6 +1,7 @@
 //! The tools that people already run read what Lemonade writes.
 
 mod access;
+mod confinement;
 mod guide;
 mod openapi;
 mod package;

@@ -58,6 +58,13 @@ pub fn write_completions() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Draws docs/pictures: the test that compares them knows how, and writes where it is told to.
+pub fn draw_pictures() -> anyhow::Result<()> {
+    let lemonade = build()?;
+    let mut cargo = workspace::cargo(&["test", "--quiet", "-p", "lemonade-tests", "--test", "pictures"]);
+    workspace::run(cargo.env("LEMONADE_PICTURES", "1").env("LEMONADE_BIN", lemonade))
+}
+
 /// Builds `lemonade` for development and returns its path.
 pub fn build() -> anyhow::Result<PathBuf> {
     build_with(None)

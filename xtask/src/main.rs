@@ -45,6 +45,8 @@ enum Command {
     Schema,
     /// Make the .deb, the static binary and the folder that the Containerfile is built in, below target/package
     Package(package::Args),
+    /// Draw the pictures of the guides: strategies as they behave, and `lemonade top`
+    Pictures,
     /// Write shell completions and the man page to target/assets
     Completions,
 }
@@ -66,6 +68,7 @@ fn main() -> ExitCode {
         Command::Tidy => return report(tidy::main()),
         Command::Package(args) => package::main(&args),
         Command::Schema => generate::write_schemas(),
+        Command::Pictures => generate::draw_pictures(),
         Command::Completions => generate::write_completions(),
     };
     report(done.map(|()| ExitCode::SUCCESS))

@@ -20,7 +20,8 @@ const DASHBOARD: [(&str, &str); 2] = [("node", "nodejs"), ("npm", "npm")];
 const BROWSER: [(&str, &str); 2] = [("chromium", "chromium"), ("chromedriver", "chromium-driver")];
 
 /// Programs that tests call to see what they say about Lemonade, and the one that brings others.
-const TOOLS: [(&str, &str); 2] = [("systemd-analyze", "systemd"), ("python3", "python3-venv")];
+const TOOLS: [(&str, &str); 3] =
+    [("systemd-analyze", "systemd"), ("python3", "python3-venv"), ("strace", "strace")];
 
 /// Installs what building and testing lack, where that needs no password; what stays missing shows up as skipped tests.
 pub fn install() -> anyhow::Result<Tally> {

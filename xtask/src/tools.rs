@@ -13,6 +13,9 @@ use crate::workspace;
 /// Version of the packager.
 const CARGO_DEB: &str = "3.8.0";
 
+/// Version of the builder of the book.
+const MDBOOK: &str = "0.5.4";
+
 /// Version of the tester of the admin API.
 const SCHEMATHESIS: &str = "4.32.5";
 
@@ -27,8 +30,12 @@ type Install = fn() -> anyhow::Result<()>;
 
 /// Installs what is missing.
 pub fn install() {
-    let each: [(&str, Install); 3] =
-        [("promtool", promtool), ("schemathesis", schemathesis), ("cargo-deb", cargo_deb)];
+    let each: [(&str, Install); 4] = [
+        ("promtool", promtool),
+        ("schemathesis", schemathesis),
+        ("cargo-deb", cargo_deb),
+        ("mdbook", || from_crates("mdbook", MDBOOK)),
+    ];
     for (program, install) in each {
         if find(program).is_some() {
             continue;
@@ -79,8 +86,11 @@ pub fn install_packager() -> anyhow::Result<()> {
 }
 
 fn cargo_deb() -> anyhow::Result<()> {
-    let mut cargo =
-        workspace::cargo(&["install", "cargo-deb", "--version", CARGO_DEB, "--locked", "--quiet"]);
+    from_crates("cargo-deb", CARGO_DEB)
+}
+
+fn from_crates(package: &str, version: &str) -> anyhow::Result<()> {
+    let mut cargo = workspace::cargo(&["install", package, "--version", version, "--locked", "--quiet"]);
     cargo.arg("--no-default-features").arg("--root").arg(tools());
     // Its build must not land among the workspace's own.
     cargo.env("CARGO_TARGET_DIR", tools().join("build"));

@@ -86,6 +86,8 @@ export interface Status {
     closed: number;
     accept_pauses: number;
     events_dropped: number;
+    telemetry_dropped: number;
+    telemetry_failures: number;
     health_transitions: number;
     probes: number;
     reloads_accepted: number;

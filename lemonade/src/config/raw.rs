@@ -26,6 +26,8 @@ pub(super) struct RawConfig {
     pub(super) admin: RawAdmin,
     /// Logs and access records.
     pub(super) log: RawLog,
+    /// What is sent to a receiver of OpenTelemetry.
+    pub(super) telemetry: RawTelemetry,
     /// Addresses that clients use, by name; at least one.
     #[schemars(extend("minProperties" = 1, "propertyNames" = {"pattern": "^[a-z0-9_-]{1,64}$"}))]
     pub(super) frontend: BTreeMap<String, RawFrontend>,
@@ -120,6 +122,32 @@ pub(super) enum LogFormat {
     Pretty,
     /// For machines.
     Json,
+}
+
+/// What is sent to a receiver of OpenTelemetry: metrics, the log, traces of the control plane and of a share of connections.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+#[schemars(rename = "Telemetry")]
+pub(super) struct RawTelemetry {
+    /// URL of the receiver, such as "http://127.0.0.1:4318", spoken to by OTLP over HTTP with protobuf; "off" sends nothing.
+    pub(super) endpoint: Or<Off, String>,
+    /// Time between two reports of the metrics, from 1s to 1h.
+    pub(super) interval: Period,
+    /// Share of connections that get a span, from 0 to 1.
+    #[schemars(range(min = 0.0, max = 1.0))]
+    pub(super) sample: f64,
+    /// Name of this service at the receiver.
+    pub(super) service_name: String,
+    /// Headers of each request, such as { authorization = "Bearer .." }.
+    pub(super) headers: BTreeMap<String, String>,
+}
+
+impl Default for RawTelemetry {
+    fn default() -> Self {
+        let model::config::Telemetry { interval, sample, service_name, headers, .. } =
+            model::config::Telemetry::default();
+        Self { endpoint: Or::WORD, interval: Period(interval), sample, service_name, headers }
+    }
 }
 
 /// An address that clients use.

@@ -9,7 +9,7 @@ use super::report::{Problem, Report, Step};
 use super::wording;
 
 /// Tables at the top of the file.
-pub(super) const SECTIONS: [&str; 5] = ["runtime", "admin", "log", "frontend", "pool"];
+pub(super) const SECTIONS: [&str; 6] = ["runtime", "admin", "log", "telemetry", "frontend", "pool"];
 
 /// Reads the whole document.
 pub(super) fn config(report: &mut Report<'_>) -> RawConfig {
@@ -20,6 +20,7 @@ pub(super) fn config(report: &mut Report<'_>) -> RawConfig {
             "runtime" => raw.runtime = read(value, &path, report),
             "admin" => raw.admin = read(value, &path, report),
             "log" => raw.log = read(value, &path, report),
+            "telemetry" => raw.telemetry = read(value, &path, report),
             "frontend" => each(value, &path, report, |name, value, path, report| {
                 raw.frontend.insert(name.to_owned(), read(value, path, report));
             }),

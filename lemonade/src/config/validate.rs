@@ -3,6 +3,7 @@
 mod listen;
 mod pool;
 mod process;
+mod telemetry;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -28,6 +29,7 @@ pub(super) fn config(raw: RawConfig, report: &mut Report<'_>) -> Config {
     let runtime = process::runtime(raw.runtime, &mut report.at(&["runtime"]));
     let admin = process::admin(raw.admin, &mut report.at(&["admin"]));
     let log = process::log(raw.log, &mut report.at(&["log"]));
+    let telemetry = telemetry::telemetry(raw.telemetry, &mut report.at(&["telemetry"]));
 
     if report
         .document()
@@ -56,7 +58,7 @@ pub(super) fn config(raw: RawConfig, report: &mut Report<'_>) -> Config {
         let frontend = frontend(&name, raw, &pool_names, &mut listeners, &mut spot);
         frontends.insert(Name::new(name), Arc::new(frontend));
     }
-    Config { runtime, admin, log, frontends, pools: pools(raw.pool, &datagrams, report) }
+    Config { runtime, admin, log, telemetry, frontends, pools: pools(raw.pool, &datagrams, report) }
 }
 
 /// Pools that frontends with protocol = "udp" use and no other.

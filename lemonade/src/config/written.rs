@@ -9,21 +9,23 @@ use serde_json::{Map, Value, json};
 use crate::model::Config;
 use crate::model::config::{
     AccessLog, Admin, Backend, Frontend, Health, HealthKind, Log, LogFormat, Pool, Protocol, Runtime,
+    Telemetry,
 };
 
-use super::raw::{RawAdmin, RawBackend, RawFrontend, RawHealth, RawLog, RawPool, RawRuntime};
+use super::raw::{RawAdmin, RawBackend, RawFrontend, RawHealth, RawLog, RawPool, RawRuntime, RawTelemetry};
 use super::validate::{KEYS_OF_CONNECTS, KEYS_OF_TCP};
 use super::value::{Codes, Period, Size};
 
 /// What stands in place of a secret.
 const LEFT_OUT: &str = "(left out)";
 
-/// Writes `config` in the shape of the file, defaults filled in; of the hash seed only that there is one.
+/// Writes `config` in the shape of the file, defaults filled in; of the hash seed and of headers only that they are there.
 pub fn written(config: &Config) -> Value {
     let mut value = json!({
         "runtime": runtime(&config.runtime),
         "admin": admin(&config.admin),
         "log": log(&config.log),
+        "telemetry": telemetry(&config.telemetry),
         "frontend": named(&config.frontends, frontend),
         "pool": named(&config.pools, pool),
     });
@@ -96,6 +98,17 @@ fn log(own: &Log) -> Value {
         LogFormat::Json => "json",
     };
     over(RawLog::default(), json!({ "level": own.level, "format": format, "access": access }))
+}
+
+fn telemetry(own: &Telemetry) -> Value {
+    let said = json!({
+        "endpoint": or("off", own.endpoint.as_ref()),
+        "interval": Period(own.interval),
+        "sample": own.sample,
+        "service_name": own.service_name,
+        "headers": own.headers.keys().map(|name| (name.clone(), json!(LEFT_OUT))).collect::<Map<_, _>>(),
+    });
+    over(RawTelemetry::default(), said)
 }
 
 fn frontend(own: &Frontend) -> Value {
@@ -211,6 +224,12 @@ allow_public = true
 level = "debug"
 format = "json"
 access = "/tmp/access"
+[telemetry]
+endpoint = "http://collector:4318/otlp"
+interval = "30s"
+sample = 0.5
+service_name = "edge"
+headers = { authorization = "Bearer a secret" }
 [frontend.web]
 listen = ["127.0.0.1:8080", "[::1]:8080-8082"]
 pool = "web"
@@ -259,6 +278,8 @@ enabled = false
         let mut back = parse(&toml::to_string(&written(config)).unwrap());
         assert_eq!(back.runtime.hash_seed.is_some(), config.runtime.hash_seed.is_some());
         back.runtime.hash_seed.clone_from(&config.runtime.hash_seed);
+        assert!(back.telemetry.headers.keys().eq(config.telemetry.headers.keys()));
+        back.telemetry.headers.clone_from(&config.telemetry.headers);
         back
     }
 
@@ -276,9 +297,12 @@ enabled = false
     }
 
     #[test]
-    fn the_secret_is_left_out() {
-        let text = written(&parse(FULL)).to_string();
-        assert!(text.contains(LEFT_OUT) && !text.contains("a secret"), "{text}");
+    fn secrets_are_left_out() {
+        let config = parse(FULL);
+        let text = written(&config).to_string();
+        assert!(text.matches(LEFT_OUT).count() == 2 && !text.contains("a secret"), "{text}");
+        let shown = format!("{:?}", config.telemetry);
+        assert!(shown.contains("authorization") && !shown.contains("a secret"), "{shown}");
     }
 
     #[test]
@@ -289,6 +313,7 @@ enabled = false
             ("Runtime", &told["runtime"]),
             ("Admin", &told["admin"]),
             ("Log", &told["log"]),
+            ("Telemetry", &told["telemetry"]),
             ("Frontend", &told["frontend"]["web"]),
             ("Pool", &told["pool"]["web"]),
             ("Health", &told["pool"]["web"]["health"]),

@@ -7,6 +7,8 @@ use std::time::{Duration, SystemTime};
 
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
+use tracing::field::Empty;
+use tracing::trace_span;
 
 use super::compile::{commit_cells, compile, open_cells};
 use super::journal::{Entry, Journal, Kind};
@@ -19,7 +21,11 @@ use crate::config::needs_restart;
 use crate::config::port::ConfigUpdate;
 use crate::health::port::{HealthView, Transition};
 use crate::model::{Config, Name, ProcessCell, Resolution};
+use crate::proxy::error::ApplyError;
 use crate::proxy::port::{DrainScope, ProxyService};
+
+/// Target of the spans that telemetry exports; the log shows them at level `trace` only.
+const TRACED: &str = "lemonade::control";
 
 /// Changes kept of one journal line; a diff of thousands of backends is told by its beginning and its length.
 const DIFF_LINES: usize = 100;
@@ -104,7 +110,8 @@ impl Controller {
             file: Arc::clone(&config),
             overrides: Arc::default(),
         };
-        controller.accept(&config, "start")?;
+        trace_span!(target: TRACED, "configure", cause = "start", version = 1)
+            .in_scope(|| controller.accept(&config, "start"))?;
         Ok(controller)
     }
 
@@ -131,11 +138,15 @@ impl Controller {
 
     fn configure(&mut self, update: ConfigUpdate) {
         let seen = update.seen;
+        let span =
+            trace_span!(target: TRACED, "configure", cause = update.cause, version = Empty, error = Empty);
+        let _in = span.enter();
         self.effects.begin();
         let errors = match update.result {
             Ok(config) => match self.accept(&config, &update.cause) {
                 Ok(()) => {
                     let version = self.state.borrow().accepted.version;
+                    span.record("version", version);
                     self.effects.settled(version);
                     let took = seen.elapsed().as_micros() as u64;
                     tracing::info!(version, cause = %update.cause, took_us = took, "configuration accepted");
@@ -145,6 +156,7 @@ impl Controller {
             },
             Err(error) => error.to_string(),
         };
+        span.record("error", errors.as_str());
         self.refuse(&update.cause, errors);
         self.effects.settled(self.state.borrow().accepted.version);
     }
@@ -175,8 +187,15 @@ impl Controller {
 
     /// Changes one backend at run time.
     fn obey(&mut self, order: Order) {
+        let cause = format!("backend {}: {}", order.target, order.change);
+        let span = trace_span!(target: TRACED, "order", cause, version = Empty, error = Empty);
+        let _in = span.enter();
         let answer = self.try_obey(&order);
+        if let Ok(Done { version, .. }) = &answer {
+            span.record("version", version);
+        }
         if let Err(Refused { why, .. }) = &answer {
+            span.record("error", why.as_str());
             let version = self.state.borrow().accepted.version;
             let mut entry = Entry::new(SystemTime::now(), version, "admin", Kind::Admin);
             entry.uid = order.uid;
@@ -221,10 +240,12 @@ impl Controller {
         let config = &overrides.lay_over(file);
         let previous = self.tables.borrow().clone();
         let version = previous.config_version + 1;
-        let next = Arc::new(compile(config, version, &self.health, &self.resolution, &previous));
+        let compiled = trace_span!(target: TRACED, "compile")
+            .in_scope(|| compile(config, version, &self.health, &self.resolution, &previous));
+        let next = Arc::new(compiled);
         self.effects.adopt(config)?;
         open_cells(&previous, &next);
-        if let Err(error) = self.plane.apply(Arc::clone(&next)) {
+        if let Err(error) = self.apply(&next) {
             if let Some(old) = &previous.config {
                 // What was effective a moment ago can be so again.
                 let _ = self.effects.adopt(old);
@@ -233,6 +254,14 @@ impl Controller {
         }
         commit_cells(&previous, &next);
         Ok((previous, next))
+    }
+
+    fn apply(&self, table: &Arc<DispatchTable>) -> Result<(), ApplyError> {
+        let span = trace_span!(target: TRACED, "apply", version = table.version, error = Empty);
+        let _in = span.enter();
+        self.plane.apply(Arc::clone(table)).inspect_err(|error| {
+            span.record("error", error.to_string());
+        })
     }
 
     /// Publishes a table that the plane has taken.
@@ -291,10 +320,12 @@ impl Controller {
         if plan(&previous, &next).is_empty() {
             return;
         }
+        let span = trace_span!(target: TRACED, "refresh", cause = "health or host names");
+        let _in = span.enter();
         let next = Arc::new(next);
         open_cells(&previous, &next);
         // Listeners are those of the previous table, so there is nothing that could fail to bind.
-        if let Err(error) = self.plane.apply(Arc::clone(&next)) {
+        if let Err(error) = self.apply(&next) {
             tracing::error!(%error, "a health change could not be applied");
             return;
         }

@@ -99,6 +99,7 @@ fn config() -> crate::model::Config {
             probes_per_second: 1000,
         },
         admin: Admin { socket: None, listen: None },
+        telemetry: crate::model::config::Telemetry::default(),
         log: Log { level: "info".to_owned(), format: LogFormat::Auto, access: AccessLog::Off },
         frontends: BTreeMap::new(),
         pools: BTreeMap::new(),

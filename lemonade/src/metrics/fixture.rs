@@ -11,7 +11,7 @@ use crate::control::{ControlState, Reload};
 use crate::metrics::port::{AccessRecord, End, Route};
 use crate::model::config::{
     AccessLog, Admin, Backend, Config, Frontend, Health, HealthKind, Log, LogFormat, Pool, Protocol,
-    RelayChoice, Runtime, Status, StrategyKind, Target, WhenAllDown,
+    RelayChoice, Runtime, Status, StrategyKind, Target, Telemetry, WhenAllDown,
 };
 use crate::model::{BackendCell, FrontendCell, Name, PoolCell};
 use crate::strategy::port::{Pick, PoolView, StrategyService};
@@ -51,6 +51,7 @@ pub(crate) fn state(frontends: &[&str], backends: &[&str]) -> ControlState {
         },
         admin: Admin { socket: None, listen: None },
         log: Log { level: "info".to_owned(), format: LogFormat::Auto, access: AccessLog::On },
+        telemetry: Telemetry::default(),
         frontends: frontends.values().map(|frontend| (frontend.name.clone(), Arc::clone(frontend))).collect(),
         pools: BTreeMap::from([(name("web"), Arc::clone(&pool.pool))]),
     };

@@ -139,8 +139,8 @@ mod reason_text {
 
 /// Takes access records from the data plane. Must not block: a full sink drops and counts.
 pub trait Recorder: Send + Sync {
-    /// Whether records are wanted at all; the data plane does not build them otherwise.
-    fn enabled(&self) -> bool;
+    /// Whether the record of connection `id` is wanted; the data plane does not build it otherwise.
+    fn wants(&self, id: u64) -> bool;
 
     /// Takes one record.
     fn record(&self, record: AccessRecord);

@@ -51,6 +51,8 @@ pub struct ProcessCounters {
     pub closed: u64,
     pub accept_pauses: u64,
     pub events_dropped: u64,
+    pub telemetry_dropped: u64,
+    pub telemetry_failures: u64,
     pub health_transitions: u64,
     pub probes: u64,
     pub reloads_accepted: u64,

@@ -222,6 +222,10 @@ pub struct ProcessCell {
     pub accept_pauses: AtomicU64,
     /// Internal events dropped because a bounded channel was full.
     pub events_dropped: AtomicU64,
+    /// Spans and log records that did not reach the receiver of telemetry.
+    pub telemetry_dropped: AtomicU64,
+    /// Requests that the receiver of telemetry did not take.
+    pub telemetry_failures: AtomicU64,
     /// Health transitions.
     pub health_transitions: AtomicU64,
     /// Health probes made.

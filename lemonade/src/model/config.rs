@@ -52,6 +52,8 @@ pub struct Config {
     pub admin: Admin,
     /// `[log]`
     pub log: Log,
+    /// `[telemetry]`
+    pub telemetry: Telemetry,
     /// `[frontend.NAME]`, at least one.
     pub frontends: BTreeMap<Name, Arc<Frontend>>,
     /// `[pool.NAME]`
@@ -127,6 +129,47 @@ pub enum AccessLog {
     Off,
     /// To a file, one JSON object a line.
     File(PathBuf),
+}
+
+/// `[telemetry]`: what is sent by OTLP.
+#[derive(Clone, PartialEq)]
+pub struct Telemetry {
+    /// URL of the receiver, `http`, without a slash at its end; `None` is off.
+    pub endpoint: Option<String>,
+    /// Time between two reports of the metrics.
+    pub interval: Duration,
+    /// Share of connections that get a span, from 0 to 1.
+    pub sample: f64,
+    /// Name of this service at the receiver.
+    pub service_name: String,
+    /// Headers of each request.
+    pub headers: BTreeMap<String, String>,
+}
+
+impl Default for Telemetry {
+    fn default() -> Self {
+        Self {
+            endpoint: None,
+            interval: Duration::from_secs(10),
+            sample: 0.01,
+            service_name: "lemonade".to_owned(),
+            headers: BTreeMap::new(),
+        }
+    }
+}
+
+impl fmt::Debug for Telemetry {
+    /// Leaves the values of headers out: they may be secrets.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { endpoint, interval, sample, service_name, headers } = self;
+        f.debug_struct("Telemetry")
+            .field("endpoint", endpoint)
+            .field("interval", interval)
+            .field("sample", sample)
+            .field("service_name", service_name)
+            .field("headers", &headers.keys())
+            .finish()
+    }
 }
 
 /// `[frontend.NAME]`

@@ -353,7 +353,7 @@ pub(super) fn conclude(shared: &Shared, flows: &Flows, flow: &Flow, end: End, da
     let mut ended = flow.view(now);
     ended.end = Some((end, now));
     shared.tap.tell(kind, || ended.clone());
-    if shared.recorder.enabled() {
+    if shared.recorder.wants(flow.id) {
         shared.recorder.record(AccessRecord {
             id: flow.id,
             started: shared.clock.wall(flow.started),

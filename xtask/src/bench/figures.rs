@@ -32,6 +32,8 @@ pub enum Measure {
     Silent,
     /// System calls per round trip.
     Syscalls,
+    /// Requests and connections with and without somebody who watches, Lemonade only.
+    Cost,
     /// 1,000 frontends and 10,000 backends, Lemonade only.
     Scale,
 }
@@ -41,7 +43,7 @@ impl Measure {
     pub fn pinned_only(self) -> bool {
         match self {
             Self::Start | Self::Memory | Self::Reload | Self::Kill | Self::Silent => true,
-            Self::Syscalls | Self::Scale => true,
+            Self::Syscalls | Self::Cost | Self::Scale => true,
             Self::Pingpong | Self::Small | Self::Large | Self::Connections | Self::Down | Self::Up => false,
         }
     }
@@ -61,6 +63,7 @@ impl Measure {
             Self::Kill => "kill.",
             Self::Silent => "silent.",
             Self::Syscalls => "syscalls",
+            Self::Cost => "cost.",
             Self::Scale => return false,
         };
         id.starts_with(prefix)
@@ -78,6 +81,7 @@ impl Measure {
             Self::Kill => 7.0,
             Self::Silent => 9.0,
             Self::Syscalls => 2.0,
+            Self::Cost => 16.0 * (sample + 1.5),
             Self::Scale => 25.0,
         }
     }
@@ -149,6 +153,12 @@ pub const FIGURES: &[Figure] = &[
     figure("pingpong.p50", "ping-pong 64 B, p50", "us", 1, Lower),
     figure("pingpong.p99", "- p99", "us", 1, Lower),
     goal(figure("syscalls", "- system calls per round trip", "calls", 1, Lower), 6.0),
+    figure("cost.alone", "watched by nobody: 100 B answers", "thousand/s", 1, Higher),
+    figure("cost.watched", "- by a scrape a second, top, trace and 50 pages", "thousand/s", 1, Higher),
+    goal(figure("cost.share", "- lost by that", "%", 1, Lower), 2.0),
+    figure("cost.new.alone", "watched by nobody: new connections", "thousand/s", 2, Higher),
+    figure("cost.new.watched", "- by the same, each connection an event", "thousand/s", 2, Higher),
+    goal(figure("cost.new.share", "- lost by that", "%", 1, Lower), 2.0),
     figure("down1.rate", "bulk down, 1 stream", "Gbit/s", 1, Higher),
     figure("down1.cpu", "- process CPU per GB", "s", 3, Lower),
     figure("down8.rate", "bulk down, 8 streams", "Gbit/s", 1, Higher),

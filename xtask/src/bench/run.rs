@@ -19,13 +19,14 @@ use super::table::Setting;
 use super::world::{Background, Instance, World};
 
 /// Rows in the order in which one instance meets them: memory while it is fresh, failures last.
-const ORDER: [Measure; 11] = [
+const ORDER: [Measure; 12] = [
     Measure::Memory,
     Measure::Pingpong,
     Measure::Syscalls,
     Measure::Small,
     Measure::Large,
     Measure::Connections,
+    Measure::Cost,
     Measure::Down,
     Measure::Up,
     Measure::Reload,

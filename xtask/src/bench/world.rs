@@ -98,6 +98,17 @@ impl World {
         inside(&self.net.name(Side::Balancer), core, program, args)
     }
 
+    /// Builds a command that reaches the balancer's loopback and runs where the load does.
+    pub fn watching(&self, program: &std::path::Path, args: &[String]) -> Command {
+        let core = (self.placement == Placement::Pinned).then_some(LOAD_CORE);
+        inside(&self.net.name(Side::Balancer), core, program, args)
+    }
+
+    /// Returns the program of the load side.
+    pub fn program(&self) -> &std::path::Path {
+        &self.program
+    }
+
     /// Takes the files and rules of one peer away and makes a folder for the next.
     pub fn clean(&mut self) -> Result<PathBuf> {
         self.net.nft_flush(Side::Balancer)?;

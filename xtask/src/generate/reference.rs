@@ -5,10 +5,11 @@ use std::fmt::Write;
 use serde_json::{Map, Value};
 
 /// Sections in the order of the annotated file, with the definition that describes each.
-const SECTIONS: [(&str, &str); 7] = [
+const SECTIONS: [(&str, &str); 8] = [
     ("[runtime]", "Runtime"),
     ("[admin]", "Admin"),
     ("[log]", "Log"),
+    ("[telemetry]", "Telemetry"),
     ("[frontend.NAME]", "Frontend"),
     ("[pool.NAME]", "Pool"),
     ("[pool.NAME.health]", "Health"),

@@ -10,7 +10,7 @@ use std::process::{Command, ExitCode};
 use std::time::Instant;
 
 use crate::bpf::{self, Objects};
-use crate::{dashboard, set_up, tidy, workspace};
+use crate::{dashboard, set_up, tidy, tools, workspace};
 use suite::Suite;
 pub use tally::Tally;
 
@@ -44,6 +44,7 @@ pub fn main(args: &Args) -> anyhow::Result<ExitCode> {
         ("page tests", Box::new(|| suite.page())),
         ("documentation, warnings denied", Box::new(|| docs(objects))),
         ("configuration, schema, completions, man page", Box::new(|| product::check(objects))),
+        ("book", Box::new(book)),
         ("dependencies", Box::new(deny)),
     ];
 
@@ -85,6 +86,19 @@ fn docs(objects: Option<&Objects>) -> anyhow::Result<Tally> {
     let mut cargo = workspace::cargo(&["doc", "--no-deps"]);
     bpf::equip(&mut cargo, objects);
     check(cargo.env("RUSTDOCFLAGS", "-D warnings"))
+}
+
+/// The guides as a book, where its builder is installed.
+fn book() -> anyhow::Result<Tally> {
+    let Some(mdbook) = tools::find("mdbook") else {
+        return Ok(Tally::skip("book", "needs mdbook (`cargo install mdbook`)"));
+    };
+    let into = workspace::target().join("book");
+    check(
+        Command::new(mdbook).arg("build").arg(workspace::root().join("docs")).arg("--dest-dir").arg(&into),
+    )?;
+    anyhow::ensure!(into.join("guide/metrics.html").is_file(), "the book has no page of metrics");
+    Ok(Tally::pass())
 }
 
 /// `deny.toml`, where its tool is installed.

@@ -93,11 +93,15 @@ const LINUX_ONLY: &str = r"(?x)
     | \blibc::(SO_MARK|SO_BUSY_POLL|SO_INCOMING_CPU|SIOCOUTQ|TIOCOUTQ|MSG_ZEROCOPY|EPOLL\w*|PR_\w+|SYS_\w+)\b";
 
 /// Paths that make a channel although they are not `app`, with the reason.
-const CHANNEL_MAKERS: [(&str, &str); 3] = [
+const CHANNEL_MAKERS: [(&str, &str); 4] = [
     ("lemonade/src/config/adapters/", "the file watcher's thread wakes its own task"),
     (
         "lemonade/src/metrics/adapters/access.rs",
         "the access log is one thread, reached only through its type",
+    ),
+    (
+        "lemonade/src/metrics/adapters/otlp/",
+        "the log leads into it, and there is a log before there is an app",
     ),
     (
         "lemonade/src/proxy/adapters/tokio_proxy.rs",

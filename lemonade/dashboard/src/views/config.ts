@@ -47,7 +47,7 @@ export const config: View = {
 
 function drawn(root: Schema, config: { [section: string]: Keys }): Node[] {
   const property = (name: string) => resolve(root, root.properties?.[name]);
-  const nodes: Node[] = ["runtime", "admin", "log"].map((name) => folded({ title: `[${name}]`, keys: config[name] ?? {}, schema: property(name) }, root, true));
+  const nodes: Node[] = ["runtime", "admin", "log", "telemetry"].map((name) => folded({ title: `[${name}]`, keys: config[name] ?? {}, schema: property(name) }, root, true));
   for (const kind of ["frontend", "pool"]) {
     const { additionalProperties } = property(kind);
     const schema = resolve(root, typeof additionalProperties === "object" ? additionalProperties : undefined);

@@ -116,8 +116,9 @@ impl Served {
         let (reloads, asked) = mpsc::channel(1);
         let (orders, ordered) = mpsc::channel(1);
         let tap = Tap::new(broadcast::channel(64).0);
+        let (nowhere, _) = crate::metrics::adapters::otlp::channel(Arc::default());
         let (log, handle): (_, LogHandle) =
-            crate::log::build("info", Style::Json, false, std::io::sink).expect("a valid filter");
+            crate::log::build("info", Style::Json, false, std::io::sink, &nowhere).expect("a valid filter");
         let wiring = AdminWiring {
             control: states,
             phase: phases,

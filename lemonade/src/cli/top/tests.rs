@@ -18,7 +18,7 @@ fn seen() -> Seen {
         "version": "0.1.0", "pid": 1, "uptime_seconds": 61, "phase": "running", "workers": 2, "log_filter": "info",
         "kernel": "nothing",
         "config": {"file": "f", "version": 4, "table_version": 7, "at": "", "cause": "", "refused": null, "pending_restart": []},
-        "process": {"live": 5, "opened": 9, "closed": 4, "accept_pauses": 0, "events_dropped": 0, "health_transitions": 0,
+        "process": {"live": 5, "opened": 9, "closed": 4, "accept_pauses": 0, "events_dropped": 0, "telemetry_dropped": 0, "telemetry_failures": 0, "health_transitions": 0,
             "probes": 0, "reloads_accepted": 1, "reloads_refused": 0, "last_reload_failed": false},
         "last_10s": rates, "last_60s": rates, "journal_dropped": 0,
         "frontends": [{"name": "web", "configured": [], "listening": [], "plane": "proxy", "relay": "copy", "relay_why": "",

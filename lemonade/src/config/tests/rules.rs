@@ -168,6 +168,29 @@ fn each_rule_is_enforced_in_words() {
         ("", "", "[log]\nlevel = 'info,lemonade'", "\"lemonade\" is no level"),
         ("", "", "[log]\naccess = 'of'", "\"of\" is neither \"on\", \"off\" nor a path"),
         ("", "", "[log]\nformat = 'jsn'", "did you mean \"json\"?"),
+        (
+            "",
+            "",
+            "[telemetry]\nendpoint = 'https://x:4318'",
+            "https is not spoken by this build; write http://",
+        ),
+        (
+            "",
+            "",
+            "[telemetry]\nendpoint = 'collector:4318'",
+            "write such as \"http://127.0.0.1:4318\", or \"off\"",
+        ),
+        (
+            "",
+            "",
+            "[telemetry]\nendpoint = 'http://u:p@x:4318'",
+            "endpoint: has more than host, port and path; write a secret into headers",
+        ),
+        ("", "", "[telemetry]\nendpoint = 'a b'", "is no URL of a receiver; write such as"),
+        ("", "", "[telemetry]\ninterval = '10ms'", "is not from 1s to 1h"),
+        ("", "", "[telemetry]\nsample = 2.0", "2 is not from 0 to 1"),
+        ("", "", "[telemetry]\nservice_name = ''", "service_name: is empty"),
+        ("", "", "[telemetry]\nheaders = { 'a b' = 'x' }", "\"a b\" with its value is no header"),
     ];
     for (frontend, pool, backend, expected) in cases {
         let text = file(frontend, pool, backend);
@@ -201,6 +224,7 @@ fn what_is_meant_to_work_works() {
         ("", "", "[pool.unused]\n[[pool.unused.backend]]\naddress = 'a:1'"),
         ("", "", "[admin]\nlisten = '[::]:9900'\nallow_public = true\nsocket = './admin.sock'"),
         ("", "", "[log]\nlevel = 'WARN,lemonade::health=debug'\naccess = './access.log'"),
+        ("", "", "[telemetry]\nendpoint = 'http://[::1]:4318/otlp/'\nsample = 1\nheaders = { x-key = 'a' }"),
         (
             "",
             "",

@@ -25,6 +25,7 @@ pub(crate) fn config(
             probes_per_second: 100,
         },
         admin: Admin { socket: None, listen: None },
+        telemetry: crate::model::config::Telemetry::default(),
         log: Log { level: "info".into(), format: LogFormat::Auto, access: AccessLog::Off },
         frontends: frontends.into_iter().map(|entry| (entry.name.clone(), Arc::new(entry))).collect(),
         pools: pools.into_iter().map(|entry| (entry.name.clone(), Arc::new(entry))).collect(),

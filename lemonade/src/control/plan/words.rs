@@ -123,6 +123,16 @@ pub fn process_changes(before: &Config, after: &Config) -> Vec<String> {
         AccessLog::Off => "off".into(),
         AccessLog::File(path) => path.display().to_string(),
     });
+    let (was, is) = (&before.telemetry, &after.telemetry);
+    changes.note("telemetry.endpoint", &was.endpoint, &is.endpoint, |endpoint| {
+        endpoint.clone().unwrap_or_else(|| "off".into())
+    });
+    changes.note("telemetry.interval", &was.interval, &is.interval, time);
+    changes.note("telemetry.sample", &was.sample, &is.sample, f64::to_string);
+    changes.note("telemetry.service_name", &was.service_name, &is.service_name, String::clone);
+    if was.headers != is.headers {
+        changes.0.push("telemetry.headers changed".into());
+    }
     changes.0
 }
 

@@ -86,6 +86,7 @@ fn config(hosts: &[&str]) -> Arc<Config> {
             probes_per_second: 1,
         },
         admin: Admin { socket: None, listen: None },
+        telemetry: crate::model::config::Telemetry::default(),
         log: Log { level: "info".to_owned(), format: LogFormat::Auto, access: AccessLog::Off },
         frontends: BTreeMap::new(),
         pools: [(Name::new("web"), Arc::new(pool))].into(),

@@ -100,6 +100,11 @@ impl AccessWriter {
         Ok(Self { sender, shared })
     }
 
+    /// Whether records lead anywhere.
+    pub fn enabled(&self) -> bool {
+        self.shared.enabled.load(Ordering::Relaxed)
+    }
+
     /// Leads records elsewhere from now on; those that wait may go to either place.
     ///
     /// # Errors
@@ -137,8 +142,8 @@ impl AccessWriter {
 }
 
 impl Recorder for AccessWriter {
-    fn enabled(&self) -> bool {
-        self.shared.enabled.load(Ordering::Relaxed)
+    fn wants(&self, _id: u64) -> bool {
+        self.enabled()
     }
 
     fn record(&self, record: AccessRecord) {

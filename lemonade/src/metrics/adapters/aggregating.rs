@@ -251,6 +251,8 @@ fn process_counters(cell: &ProcessCell) -> ProcessCounters {
         opened: load(&cell.opened),
         accept_pauses: load(&cell.accept_pauses),
         events_dropped: load(&cell.events_dropped),
+        telemetry_dropped: load(&cell.telemetry_dropped),
+        telemetry_failures: load(&cell.telemetry_failures),
         health_transitions: load(&cell.health_transitions),
         probes: load(&cell.probes),
         reloads_accepted: load(&cell.reloads_accepted),

@@ -4,5 +4,7 @@ pub mod access;
 mod access_file;
 pub mod access_format;
 pub mod aggregating;
+pub mod families;
 pub mod memory;
+pub mod otlp;
 pub mod prometheus;

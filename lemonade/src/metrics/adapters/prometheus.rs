@@ -1,4 +1,4 @@
-//! A snapshot as the text that Prometheus reads.
+//! A snapshot as metric families, and as the text that Prometheus reads.
 //!
 //! Label values come from names in the table only, so the configuration bounds the number of series. Above
 //! [`MAX_BACKENDS`] or [`MAX_FRONTENDS`] they are added up, per pool or altogether, and a metric says so.
@@ -8,14 +8,13 @@ use std::fmt;
 
 use lemonade_common::Reason;
 use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{
-    DescriptorEncoder, EncodeGaugeValue, EncodeLabelSet, MetricEncoder, NoLabelSet, text,
-};
+use prometheus_client::encoding::{DescriptorEncoder, MetricEncoder, NoLabelSet, text};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
 
+use super::families::{Families, Family, Kind, Labels, Value};
 use crate::metrics::snapshot::{
-    BackendCounters, DatagramCounters, FrontendCounters, HistogramCounts, MetricsSnapshot, PoolCounters,
+    BackendCounters, DatagramCounters, FrontendCounters, MetricsSnapshot, PoolCounters,
 };
 use crate::model::cell::BUCKETS;
 use crate::model::config::Status;
@@ -48,102 +47,155 @@ struct Snapshot {
 
 impl Collector for Snapshot {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        let mut out = Families(&mut encoder);
-        self.process(&mut out)?;
-        self.relays(&mut out)?;
-        self.frontends(&mut out)?;
-        self.pools(&mut out)?;
-        self.backends(&mut out)
+        families(&self.snapshot, self.phase).iter().try_for_each(|family| write(family, &mut encoder))
     }
 }
 
-impl Snapshot {
-    fn process(&self, out: &mut Families<'_, '_>) -> fmt::Result {
+fn write(family: &Family<'_>, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+    let kind = match family.kind {
+        Kind::Counter => MetricType::Counter,
+        Kind::Gauge => MetricType::Gauge,
+        Kind::Histogram => MetricType::Histogram,
+        Kind::Fact => MetricType::Info,
+    };
+    let mut encoder = encoder.encode_descriptor(family.name, family.help, None, kind)?;
+    for (labels, value) in &family.series {
+        let labels = labels.pairs();
+        match (family.kind, labels) {
+            (Kind::Fact, _) => encoder.encode_info(&labels)?,
+            (Kind::Counter | Kind::Gauge | Kind::Histogram, []) => write_value(family, value, &mut encoder)?,
+            (Kind::Counter | Kind::Gauge | Kind::Histogram, _) => {
+                write_value(family, value, &mut encoder.encode_family(&labels)?)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn write_value(family: &Family<'_>, value: &Value, encoder: &mut MetricEncoder<'_>) -> fmt::Result {
+    match value {
+        Value::Whole(count) if family.kind == Kind::Counter => {
+            encoder.encode_counter::<NoLabelSet, _, u64>(count, None)
+        }
+        Value::Whole(level) => encoder.encode_gauge(level),
+        Value::Real(level) => encoder.encode_gauge(level),
+        Value::Distribution(histogram) => {
+            let bounds = BUCKETS.into_iter().chain([f64::INFINITY]);
+            let buckets: Vec<_> = bounds.zip(histogram.counts).collect();
+            let total = histogram.counts.iter().sum();
+            encoder.encode_histogram::<NoLabelSet>(histogram.sum, total, &buckets, None)
+        }
+    }
+}
+
+/// Everything that `snapshot` counts, in the order in which it is written.
+pub fn families(snapshot: &MetricsSnapshot, phase: Phase) -> Vec<Family<'_>> {
+    let mut out = Families::default();
+    let reader = Reader { snapshot, phase };
+    reader.process(&mut out);
+    reader.relays(&mut out);
+    reader.frontends(&mut out);
+    reader.pools(&mut out);
+    reader.backends(&mut out);
+    out.0
+}
+
+struct Reader<'a> {
+    snapshot: &'a MetricsSnapshot,
+    phase: Phase,
+}
+
+impl<'a> Reader<'a> {
+    fn process(&self, out: &mut Families<'a>) {
         let process = &self.snapshot.process;
         let version = [("version", env!("CARGO_PKG_VERSION"))];
-        out.0.encode_descriptor("build", "What runs", None, MetricType::Info)?.encode_info(&version)?;
+        out.fact("build", "What runs", version);
         let phase = "Phase: 0 starting, 1 running, 2 lame duck, 3 draining, 4 forced, 5 stopped";
-        out.gauge("phase", phase, self.phase as u64)?;
+        out.gauge("phase", phase, self.phase as u64);
         let told = |source| {
             let mut backends = self.snapshot.pools.iter().flat_map(|pool| &pool.backends);
             let tells = backends.any(|backend| backend.tcp.is_some_and(|tcp| tcp.source == source));
             ([("source", source.as_str())], u64::from(tells))
         };
         let sources = [TcpSource::Kernel, TcpSource::TcpInfo].into_iter().map(told);
-        out.gauges("tcp_source", "1 for who tells what TCP knows of backends", sources)?;
-        out.counter("connections_opened", "Connections accepted since the start", process.opened)?;
-        out.counter("connections_closed", "Connections ended since the start", process.closed)?;
-        out.gauge("connections_live", "Connections accepted and not yet ended", process.live)?;
+        out.gauges("tcp_source", "1 for who tells what TCP knows of backends", sources);
+        out.counter("connections_opened", "Connections accepted since the start", process.opened);
+        out.counter("connections_closed", "Connections ended since the start", process.closed);
+        out.gauge("connections_live", "Connections accepted and not yet ended", process.live);
         out.counter(
             "accept_pauses",
             "Pauses of accepting for want of descriptors or memory",
             process.accept_pauses,
-        )?;
-        out.counter("events_dropped", "Internal events and access records lost", process.events_dropped)?;
-        out.counter("health_transitions", "Backends that came up or went down", process.health_transitions)?;
-        out.counter("probes", "Health probes made", process.probes)?;
-        out.counter("reloads_accepted", "Configurations accepted", process.reloads_accepted)?;
-        out.counter("reloads_refused", "Configurations refused", process.reloads_refused)?;
+        );
+        out.counter("events_dropped", "Internal events and access records lost", process.events_dropped);
+        let lost = "Spans and log records that did not reach the receiver of telemetry";
+        out.counter("telemetry_dropped", lost, process.telemetry_dropped);
+        let failed = "Requests that the receiver of telemetry did not take";
+        out.counter("telemetry_failures", failed, process.telemetry_failures);
+        out.counter("health_transitions", "Backends that came up or went down", process.health_transitions);
+        out.counter("probes", "Health probes made", process.probes);
+        out.counter("reloads_accepted", "Configurations accepted", process.reloads_accepted);
+        out.counter("reloads_refused", "Configurations refused", process.reloads_refused);
         let failed = u64::from(process.last_reload_failed);
-        out.gauge("last_reload_failed", "1 while the newest configuration seen is a refused one", failed)?;
-        out.gauge("config_version", "Version of the configuration in force", self.snapshot.config_version)?;
-        out.gauge("table_version", "Version of the dispatch table in force", self.snapshot.table_version)
+        out.gauge("last_reload_failed", "1 while the newest configuration seen is a refused one", failed);
+        out.gauge("config_version", "Version of the configuration in force", self.snapshot.config_version);
+        out.gauge("table_version", "Version of the dispatch table in force", self.snapshot.table_version);
     }
 
-    fn relays(&self, out: &mut Families<'_, '_>) -> fmt::Result {
+    fn relays(&self, out: &mut Families<'a>) {
         let relays = || self.snapshot.relays.iter().map(|own| ([("relay", own.relay.as_str())], own));
         let usable = "1 while new connections may use the relay";
-        out.gauges("relay_usable", usable, relays().map(|(labels, own)| (labels, i64::from(own.usable))))?;
+        out.gauges("relay_usable", usable, relays().map(|(labels, own)| (labels, own.usable)));
         let failed = "Self-tests and canaries of the relay that failed";
-        out.counters("relay_self_tests_failed", failed, relays().map(|(labels, own)| (labels, own.failed)))
+        out.counters("relay_self_tests_failed", failed, relays().map(|(labels, own)| (labels, own.failed)));
     }
 
-    fn frontends(&self, out: &mut Families<'_, '_>) -> fmt::Result {
+    fn frontends(&self, out: &mut Families<'a>) {
         let frontends = &self.snapshot.frontends;
         let over = frontends.len() > MAX_FRONTENDS;
         out.gauge(
             "frontend_series_aggregated",
             "1 while there are too many frontends for series of their own",
             over,
-        )?;
+        );
         if over {
             let total = frontends.iter().cloned().reduce(add_frontend);
-            each_frontend(out, total.iter().map(|frontend| ([], frontend)))
+            each_frontend(out, total.iter().map(|frontend| ([], frontend)));
         } else {
             each_frontend(
                 out,
                 frontends.iter().map(|frontend| ([("frontend", frontend.name.as_str())], frontend)),
-            )
+            );
         }
     }
 
-    fn pools(&self, out: &mut Families<'_, '_>) -> fmt::Result {
+    fn pools(&self, out: &mut Families<'a>) {
         let pools = || self.snapshot.pools.iter().map(|pool| ([("pool", pool.name.as_str())], pool));
         let up =
             |pool: &PoolCounters| pool.backends.iter().filter(|backend| backend.status == Status::Up).count();
         let retries = "Connects to another backend after a failure";
-        out.counters("pool_retries", retries, pools().map(|(labels, pool)| (labels, pool.retries)))?;
+        out.counters("pool_retries", retries, pools().map(|(labels, pool)| (labels, pool.retries)));
         let hedges = "Second connects raced against a late first";
-        out.counters("pool_hedges", hedges, pools().map(|(labels, pool)| (labels, pool.hedges)))?;
+        out.counters("pool_hedges", hedges, pools().map(|(labels, pool)| (labels, pool.hedges)));
         let exhausted = "Retries not made because the budget was spent";
         out.counters(
             "pool_retry_budget_exhausted",
             exhausted,
             pools().map(|(l, pool)| (l, pool.budget_exhausted)),
-        )?;
+        );
         let queue = "Connections waiting for a free backend";
-        out.gauges("pool_queue_length", queue, pools().map(|(labels, pool)| (labels, pool.queued)))?;
+        out.gauges("pool_queue_length", queue, pools().map(|(labels, pool)| (labels, pool.queued)));
         let count = "Backend addresses of the pool";
         out.gauges(
             "pool_backends",
             count,
             pools().map(|(labels, pool)| (labels, pool.backends.len() as u64)),
-        )?;
+        );
         let count = "Backend addresses of the pool that are up";
-        out.gauges("pool_backends_up", count, pools().map(|(labels, pool)| (labels, up(pool) as u64)))
+        out.gauges("pool_backends_up", count, pools().map(|(labels, pool)| (labels, up(pool) as u64)));
     }
 
-    fn backends(&self, out: &mut Families<'_, '_>) -> fmt::Result {
+    fn backends(&self, out: &mut Families<'a>) {
         let mut named: BTreeMap<(&str, &str), BackendSum> = BTreeMap::new();
         let mut pooled: BTreeMap<&str, BackendSum> = BTreeMap::new();
         for pool in &self.snapshot.pools {
@@ -157,69 +209,63 @@ impl Snapshot {
             "backend_series_aggregated",
             "1 while there are too many backends for series of their own",
             over,
-        )?;
+        );
         if over {
             return each_backend(out, pooled.iter().map(|(pool, sum)| ([("pool", *pool)], sum)));
         }
         let backends =
             || named.iter().map(|((pool, name), sum)| ([("pool", *pool), ("backend", *name)], sum));
         let up = "1 while the backend is up, at one of its addresses at least";
-        out.gauges("backend_up", up, backends().map(|(labels, sum)| (labels, u64::from(sum.up))))?;
-        each_backend(out, backends())
+        out.gauges("backend_up", up, backends().map(|(labels, sum)| (labels, u64::from(sum.up))));
+        each_backend(out, backends());
     }
 }
 
-fn each_frontend<'a, const N: usize>(
-    out: &mut Families<'_, '_>,
-    frontends: impl Iterator<Item = ([(&'a str, &'a str); N], &'a FrontendCounters)> + Clone,
-) -> fmt::Result
-where
-    [(&'a str, &'a str); N]: EncodeLabelSet,
-{
+fn each_frontend<'a, 'b, const N: usize>(
+    out: &mut Families<'a>,
+    frontends: impl Iterator<Item = ([(&'a str, &'a str); N], &'b FrontendCounters)> + Clone,
+) {
     let of = |field: fn(&FrontendCounters) -> u64| {
         frontends.clone().map(move |(labels, own)| (labels, field(own)))
     };
-    out.counters("frontend_connections_opened", "Connections accepted", of(|own| own.opened))?;
+    out.counters("frontend_connections_opened", "Connections accepted", of(|own| own.opened));
     out.counters(
         "frontend_connections_closed",
         "Connections ended, refused ones included",
         of(|own| own.closed),
-    )?;
-    out.gauges("frontend_connections_live", "Connections accepted and not yet ended", of(|own| own.live))?;
-    out.counters("frontend_upstream_bytes", "Bytes from clients to backends", of(|own| own.bytes_up))?;
-    out.counters("frontend_downstream_bytes", "Bytes from backends to clients", of(|own| own.bytes_down))?;
+    );
+    out.gauges("frontend_connections_live", "Connections accepted and not yet ended", of(|own| own.live));
+    out.counters("frontend_upstream_bytes", "Bytes from clients to backends", of(|own| own.bytes_up));
+    out.counters("frontend_downstream_bytes", "Bytes from backends to clients", of(|own| own.bytes_down));
     let datagrams = |field: fn(&DatagramCounters) -> u64| {
         let told = frontends.clone().filter_map(|(labels, own)| own.datagrams.map(|own| (labels, own)));
         told.map(move |(labels, own)| (labels, field(&own)))
     };
     let up = "Datagrams from clients to backends";
-    out.counters("frontend_upstream_datagrams", up, datagrams(|own| own.up))?;
+    out.counters("frontend_upstream_datagrams", up, datagrams(|own| own.up));
     let down = "Datagrams from backends to clients";
-    out.counters("frontend_downstream_datagrams", down, datagrams(|own| own.down))?;
+    out.counters("frontend_downstream_datagrams", down, datagrams(|own| own.down));
     let lost = "Datagrams from clients that could not be sent on";
-    out.counters("frontend_upstream_datagrams_lost", lost, datagrams(|own| own.lost_up))?;
+    out.counters("frontend_upstream_datagrams_lost", lost, datagrams(|own| own.lost_up));
     let lost = "Datagrams from backends that could not be sent on";
-    out.counters("frontend_downstream_datagrams_lost", lost, datagrams(|own| own.lost_down))?;
+    out.counters("frontend_downstream_datagrams_lost", lost, datagrams(|own| own.lost_down));
     let refused = frontends.clone().flat_map(|(labels, own)| {
         let reason =
             move |reason: Reason| ((labels, [("reason", reason.as_str())]), own.refused[reason.index()]);
         Reason::ALL.into_iter().map(reason)
     });
-    out.counters("frontend_refused", "Connections that got no backend, by reason", refused)?;
-    each_relay(out, frontends.clone())?;
+    out.counters("frontend_refused", "Connections that got no backend, by reason", refused);
+    each_relay(out, frontends.clone());
     let connect = frontends.clone().map(|(labels, own)| (labels, &own.connect_seconds));
-    out.histograms("frontend_connect_seconds", "Time to connect a backend", connect)?;
+    out.histograms("frontend_connect_seconds", "Time to connect a backend", connect);
     let session = frontends.map(|(labels, own)| (labels, &own.session_seconds));
-    out.histograms("frontend_session_seconds", "Life of a connection", session)
+    out.histograms("frontend_session_seconds", "Life of a connection", session);
 }
 
-fn each_relay<'a, const N: usize>(
-    out: &mut Families<'_, '_>,
-    frontends: impl Iterator<Item = ([(&'a str, &'a str); N], &'a FrontendCounters)> + Clone,
-) -> fmt::Result
-where
-    [(&'a str, &'a str); N]: EncodeLabelSet,
-{
+fn each_relay<'a, 'b, const N: usize>(
+    out: &mut Families<'a>,
+    frontends: impl Iterator<Item = ([(&'a str, &'a str); N], &'b FrontendCounters)> + Clone,
+) {
     let of = |field: fn(&RelayCounters) -> u64| {
         frontends.clone().flat_map(move |(labels, own)| {
             let one = move |relay: KernelRelay| {
@@ -228,36 +274,32 @@ where
             KernelRelay::ALL.into_iter().map(one)
         })
     };
-    out.gauges("frontend_relay_live", "Connections that the relay carries", of(|own| own.live))?;
+    out.gauges("frontend_relay_live", "Connections that the relay carries", of(|own| own.live));
     out.counters(
         "frontend_relay_promoted",
         "Connections that it took over from copy",
         of(|own| own.promoted),
-    )?;
-    out.counters(
-        "frontend_relay_kept",
-        "Connections that were due and stayed with copy",
-        of(|own| own.kept),
-    )?;
+    );
+    out.counters("frontend_relay_kept", "Connections that were due and stayed with copy", of(|own| own.kept));
     let demoted = "Directions that userspace took back because of a slow reader";
-    out.counters("frontend_relay_demoted", demoted, of(|own| own.demoted))?;
-    out.counters("frontend_relay_resumed", "Of these, given back to the kernel", of(|own| own.resumed))?;
-    out.counters("frontend_relay_bytes", "Bytes that did not pass through userspace", of(|own| own.bytes))
+    out.counters("frontend_relay_demoted", demoted, of(|own| own.demoted));
+    out.counters("frontend_relay_resumed", "Of these, given back to the kernel", of(|own| own.resumed));
+    out.counters("frontend_relay_bytes", "Bytes that did not pass through userspace", of(|own| own.bytes));
 }
 
-fn each_backend<'a, L: EncodeLabelSet>(
-    out: &mut Families<'_, '_>,
-    backends: impl Iterator<Item = (L, &'a BackendSum)> + Clone,
-) -> fmt::Result {
+fn each_backend<'a, 'b, L: Into<Labels<'a>>>(
+    out: &mut Families<'a>,
+    backends: impl Iterator<Item = (L, &'b BackendSum)> + Clone,
+) {
     let of = |field: fn(&BackendSum) -> u64| backends.clone().map(move |(labels, sum)| (labels, field(sum)));
-    out.gauges("backend_connections_live", "Connections that exist or are being made", of(|sum| sum.live))?;
-    out.gauges("backend_connections_connecting", "Connections being made", of(|sum| sum.connecting))?;
-    out.counters("backend_connections_opened", "Connections established", of(|sum| sum.opened))?;
-    out.counters("backend_picks", "Times picked", of(|sum| sum.picks))?;
-    out.counters("backend_connect_failures", "Connects that failed or timed out", of(|sum| sum.failures))?;
-    out.counters("backend_resets", "Connections reset by the backend", of(|sum| sum.resets))?;
-    out.counters("backend_upstream_bytes", "Bytes from clients to backends", of(|sum| sum.bytes_up))?;
-    out.counters("backend_downstream_bytes", "Bytes from backends to clients", of(|sum| sum.bytes_down))?;
+    out.gauges("backend_connections_live", "Connections that exist or are being made", of(|sum| sum.live));
+    out.gauges("backend_connections_connecting", "Connections being made", of(|sum| sum.connecting));
+    out.counters("backend_connections_opened", "Connections established", of(|sum| sum.opened));
+    out.counters("backend_picks", "Times picked", of(|sum| sum.picks));
+    out.counters("backend_connect_failures", "Connects that failed or timed out", of(|sum| sum.failures));
+    out.counters("backend_resets", "Connections reset by the backend", of(|sum| sum.resets));
+    out.counters("backend_upstream_bytes", "Bytes from clients to backends", of(|sum| sum.bytes_up));
+    out.counters("backend_downstream_bytes", "Bytes from backends to clients", of(|sum| sum.bytes_down));
     // Series that the kernel told nothing of are left out: a zero would be a claim.
     let told = || backends.clone().filter_map(|(labels, sum)| sum.tcp.map(|tcp| (labels, tcp)));
     let tcp = |field: fn(&TcpCounters) -> u64| told().map(move |(labels, tcp)| (labels, field(&tcp)));
@@ -269,17 +311,17 @@ fn each_backend<'a, L: EncodeLabelSet>(
         told.map(move |(labels, counts)| (labels, field(&counts)))
     };
     let srtt = "Smoothed round-trip time, longest of the addresses";
-    out.gauges("backend_tcp_srtt_seconds", srtt, seconds(|tcp| tcp.srtt_us))?;
+    out.gauges("backend_tcp_srtt_seconds", srtt, seconds(|tcp| tcp.srtt_us));
     let connect = "Newest handshake as timed in the kernel, longest of the addresses";
     let handshakes = told().filter_map(|(labels, tcp)| Some((labels, tcp.counts?.connect_us)));
     let handshakes = handshakes.map(|(labels, micros)| (labels, f64::from(micros) / 1e6));
-    out.gauges("backend_tcp_connect_seconds", connect, handshakes)?;
-    out.counters("backend_tcp_retransmits", "Segments sent again", tcp(|tcp| tcp.retransmits))?;
-    out.counters("backend_tcp_closes", "Established connections that ended", counts(|tcp| tcp.closes))?;
+    out.gauges("backend_tcp_connect_seconds", connect, handshakes);
+    out.counters("backend_tcp_retransmits", "Segments sent again", tcp(|tcp| tcp.retransmits));
+    out.counters("backend_tcp_closes", "Established connections that ended", counts(|tcp| tcp.closes));
     let resets = "Of these, ended by a reset of the backend or a timeout";
-    out.counters("backend_tcp_resets", resets, counts(|tcp| tcp.resets))?;
+    out.counters("backend_tcp_resets", resets, counts(|tcp| tcp.resets));
     let early = "Of these resets, before a byte went either way";
-    out.counters("backend_tcp_early_resets", early, counts(|tcp| tcp.early_resets))
+    out.counters("backend_tcp_early_resets", early, counts(|tcp| tcp.early_resets));
 }
 
 /// What the addresses of one backend, or the backends of one pool, counted together.
@@ -346,67 +388,6 @@ fn add_frontend(mut sum: FrontendCounters, one: FrontendCounters) -> FrontendCou
         sum.sum += one.sum;
     }
     sum
-}
-
-/// Writes whole metric families.
-struct Families<'a, 'b>(&'a mut DescriptorEncoder<'b>);
-
-impl Families<'_, '_> {
-    fn counter(&mut self, name: &str, help: &str, value: u64) -> fmt::Result {
-        let mut encoder = self.0.encode_descriptor(name, help, None, MetricType::Counter)?;
-        count(&mut encoder, value)
-    }
-
-    fn gauge(&mut self, name: &str, help: &str, value: impl Into<u64>) -> fmt::Result {
-        self.0.encode_descriptor(name, help, None, MetricType::Gauge)?.encode_gauge(&value.into())
-    }
-
-    fn counters<L: EncodeLabelSet>(
-        &mut self,
-        name: &str,
-        help: &str,
-        series: impl Iterator<Item = (L, u64)>,
-    ) -> fmt::Result {
-        let mut encoder = self.0.encode_descriptor(name, help, None, MetricType::Counter)?;
-        for (labels, value) in series {
-            count(&mut encoder.encode_family(&labels)?, value)?;
-        }
-        Ok(())
-    }
-
-    fn gauges<L: EncodeLabelSet, V: EncodeGaugeValue>(
-        &mut self,
-        name: &str,
-        help: &str,
-        series: impl Iterator<Item = (L, V)>,
-    ) -> fmt::Result {
-        let mut encoder = self.0.encode_descriptor(name, help, None, MetricType::Gauge)?;
-        for (labels, value) in series {
-            encoder.encode_family(&labels)?.encode_gauge(&value)?;
-        }
-        Ok(())
-    }
-
-    fn histograms<'c, L: EncodeLabelSet>(
-        &mut self,
-        name: &str,
-        help: &str,
-        series: impl Iterator<Item = (L, &'c HistogramCounts)>,
-    ) -> fmt::Result {
-        let mut encoder = self.0.encode_descriptor(name, help, None, MetricType::Histogram)?;
-        let bounds = || BUCKETS.into_iter().chain([f64::INFINITY]);
-        for (labels, histogram) in series {
-            let buckets: Vec<_> = bounds().zip(histogram.counts).collect();
-            let total = histogram.counts.iter().sum();
-            let mut encoder = encoder.encode_family(&labels)?;
-            encoder.encode_histogram::<NoLabelSet>(histogram.sum, total, &buckets, None)?;
-        }
-        Ok(())
-    }
-}
-
-fn count(encoder: &mut MetricEncoder<'_>, value: u64) -> fmt::Result {
-    encoder.encode_counter::<NoLabelSet, _, u64>(&value, None)
 }
 
 mod format;

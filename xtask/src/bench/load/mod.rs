@@ -10,6 +10,7 @@ mod sample;
 mod serve;
 mod steady;
 mod usage;
+mod watch;
 mod wire;
 
 use std::io::{Write, stdout};
@@ -50,6 +51,9 @@ pub enum Load {
     /// Opens connections at a fixed rate and records each.
     #[command(hide = true)]
     Steady(steady::Plan),
+    /// Watches an admin interface as pages and a scraper do, until it is killed.
+    #[command(hide = true)]
+    Watch(watch::Plan),
     /// Asks until the wanted number of backends have answered without a failure between.
     #[command(hide = true)]
     First(first::Plan),
@@ -65,6 +69,7 @@ impl Load {
             Self::Bulk(plan) => print(&bulk::run(&plan)?),
             Self::Hold(plan) => hold::run(&plan),
             Self::Steady(plan) => print(&steady::run(&plan)?),
+            Self::Watch(plan) => watch::run(&plan),
             Self::First(plan) => print(&first::run(&plan)?),
         }
     }

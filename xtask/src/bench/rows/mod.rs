@@ -1,5 +1,6 @@
 //! How each row is measured.
 
+mod cost;
 mod failure;
 mod memory;
 mod reload;
@@ -47,6 +48,7 @@ impl Trial<'_> {
             Measure::Reload => reload::reload(self),
             Measure::Kill => failure::kill(self),
             Measure::Silent => failure::silent(self),
+            Measure::Cost => cost::cost(self),
             Measure::Syscalls => syscalls::per_round_trip(self),
             Measure::Start | Measure::Scale => Ok(Vec::new()),
         }

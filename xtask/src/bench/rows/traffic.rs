@@ -67,7 +67,7 @@ pub(super) fn bulk(trial: &Trial<'_>, direction: Direction) -> Result<Readings> 
     Ok(readings)
 }
 
-fn closed(trial: &Trial<'_>, rest: &[&str]) -> Result<Closed> {
+pub(super) fn closed(trial: &Trial<'_>, rest: &[&str]) -> Result<Closed> {
     let seconds = trial.sample.as_secs_f64().to_string();
     let watch = trial.watch();
     let mut words = rest.to_vec();

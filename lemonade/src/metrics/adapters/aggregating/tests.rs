@@ -47,6 +47,8 @@ fn a_snapshot_repeats_each_cell() {
         &process.probes,
         &process.reloads_accepted,
         &process.reloads_refused,
+        &process.telemetry_dropped,
+        &process.telemetry_failures,
     ];
     (11..).zip(large).for_each(|(number, cell)| cell.store(number, Ordering::Relaxed));
     (40..).zip(&web.refused).for_each(|(number, cell)| cell.store(number, Ordering::Relaxed));
@@ -82,6 +84,8 @@ fn a_snapshot_repeats_each_cell() {
         probes: 29,
         reloads_accepted: 30,
         reloads_refused: 31,
+        telemetry_dropped: 32,
+        telemetry_failures: 33,
         last_reload_failed: true,
     };
     assert_eq!(snapshot.process, expected);

@@ -7,7 +7,7 @@ use lemonade_common::{BackendIx, FrontendIx};
 use proptest::prelude::*;
 
 use super::*;
-use crate::metrics::snapshot::ProcessCounters;
+use crate::metrics::snapshot::{HistogramCounts, ProcessCounters};
 use crate::model::Name;
 use crate::model::config::StrategyKind;
 
@@ -139,16 +139,17 @@ prop_compose! {
 
 prop_compose! {
     fn snapshot()(
-        n in prop::array::uniform9(0..MAX), last_reload_failed: bool,
+        n in prop::array::uniform11(0..MAX), last_reload_failed: bool,
         frontends in (0_u32..4).prop_flat_map(|n| (0..n).map(frontend).collect::<Vec<_>>()),
         pools in (0_usize..3).prop_flat_map(|n| (0..n).map(pool).collect::<Vec<_>>()),
     ) -> MetricsSnapshot {
-        let [live, opened, closed, accept_pauses, events_dropped, health_transitions, probes, accepted, refused] = n;
+        let [live, opened, closed, accept_pauses, events_dropped, health_transitions, probes, accepted, refused, telemetry_dropped, telemetry_failures] = n;
         MetricsSnapshot {
             at: SystemTime::UNIX_EPOCH, table_version: live, config_version: opened,
             process: ProcessCounters {
                 live, opened, closed, accept_pauses, events_dropped, health_transitions, probes,
                 reloads_accepted: accepted, reloads_refused: refused, last_reload_failed,
+                telemetry_dropped, telemetry_failures,
             },
             relays: Vec::new(), frontends, pools,
         }
@@ -157,12 +158,14 @@ prop_compose! {
 
 type Read<T> = (&'static str, fn(&T) -> u64);
 
-const PROCESS: [Read<ProcessCounters>; 10] = [
+const PROCESS: [Read<ProcessCounters>; 12] = [
     ("connections_opened_total", |p| p.opened),
     ("connections_closed_total", |p| p.closed),
     ("connections_live", |p| p.live),
     ("accept_pauses_total", |p| p.accept_pauses),
     ("events_dropped_total", |p| p.events_dropped),
+    ("telemetry_dropped_total", |p| p.telemetry_dropped),
+    ("telemetry_failures_total", |p| p.telemetry_failures),
     ("health_transitions_total", |p| p.health_transitions),
     ("probes_total", |p| p.probes),
     ("reloads_accepted_total", |p| p.reloads_accepted),
