@@ -99,8 +99,12 @@ pub struct Packet {
     pub network: u16,
     /// Where its TCP, UDP or ICMP header begins.
     pub transport: u16,
+    /// Bytes from its IP header to its end, as the header says.
+    pub length: u32,
     /// Time to live, or hop limit.
     pub ttl: u8,
+    /// Type of service, or traffic class.
+    pub service: u8,
     /// Flags of TCP; 0 else.
     pub flags: u8,
     /// Checksum of the IPv4 header; 0 else.
@@ -119,7 +123,9 @@ impl Packet {
         family: Family::V4,
         network: 0,
         transport: 0,
+        length: 0,
         ttl: 0,
+        service: 0,
         flags: 0,
         checksum: [0; 2],
         tagged: false,
@@ -198,7 +204,9 @@ fn v4<B: Bytes + ?Sized>(bytes: &B, network: usize, packet: &mut Packet) -> Resu
         family: Family::V4,
         network: network as u16,
         transport: (network + words * 4) as u16,
+        length: total as u32,
         ttl: header[8],
+        service: header[1],
         flags: 0,
         checksum: [header[10], header[11]],
         tagged: false,
@@ -229,7 +237,9 @@ fn v6<B: Bytes + ?Sized>(bytes: &B, network: usize, packet: &mut Packet) -> Resu
         family: Family::V6,
         network: network as u16,
         transport: at as u16,
+        length: payload as u32 + 40,
         ttl: header[7],
+        service: header[0] << 4 | header[1] >> 4,
         flags: 0,
         checksum: [0; 2],
         tagged: false,
@@ -359,6 +369,18 @@ fn icmp_error<B: Bytes + ?Sized>(bytes: &B, packet: &mut Packet) -> Result<(), N
 fn ports(key: &mut FlowKey, bytes: [u8; 4]) {
     key.sport = [bytes[0], bytes[1]];
     key.dport = [bytes[2], bytes[3]];
+}
+
+/// Family of an address as [`FlowKey`] holds it.
+#[inline(always)]
+pub const fn family(address: &[u8; 16]) -> Family {
+    let high = u64::from_ne_bytes([
+        address[0], address[1], address[2], address[3], address[4], address[5], address[6], address[7],
+    ]);
+    match (high, [address[8], address[9], address[10], address[11]]) {
+        (0, [0, 0, 0xff, 0xff]) => Family::V4,
+        _ => Family::V6,
+    }
 }
 
 /// An IPv4 address as [`FlowKey`] holds it.

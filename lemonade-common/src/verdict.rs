@@ -116,11 +116,15 @@ pub enum PacketReason {
     TableFull,
     /// The kernel did not take the change: dropped.
     NotSent,
+    /// It belongs to a flow that the table did not know; the ring named its backend, and it was sent on.
+    Adopted,
+    /// It came while flows opened faster than they may be written down; the ring named its backend, and it was sent on.
+    Unrecorded,
 }
 
 impl PacketReason {
     /// Every reason, in the order of its index.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 21] = [
         Self::Forwarded,
         Self::Opened,
         Self::IcmpError,
@@ -140,6 +144,8 @@ impl PacketReason {
         Self::PortsExhausted,
         Self::TableFull,
         Self::NotSent,
+        Self::Adopted,
+        Self::Unrecorded,
     ];
 
     /// Number of reasons, the size of a counter array.
@@ -173,6 +179,8 @@ impl PacketReason {
             Self::PortsExhausted => "ports_exhausted",
             Self::TableFull => "table_full",
             Self::NotSent => "not_sent",
+            Self::Adopted => "adopted",
+            Self::Unrecorded => "unrecorded",
         }
     }
 }

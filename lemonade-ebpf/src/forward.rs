@@ -3,21 +3,22 @@
 use core::ffi::c_void;
 
 use aya_ebpf::EbpfContext as _;
+use aya_ebpf::bindings::bpf_adj_room_mode::BPF_ADJ_ROOM_MAC;
 use aya_ebpf::bindings::{
-    __sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_NOEXIST, TC_ACT_OK, TC_ACT_SHOT,
+    __sk_buff, BPF_F_ADJ_ROOM_ENCAP_L3_IPV4, BPF_F_ADJ_ROOM_ENCAP_L3_IPV6, BPF_F_MARK_MANGLED_0,
+    BPF_F_PSEUDO_HDR, TC_ACT_OK, TC_ACT_SHOT, bpf_redir_neigh, bpf_redir_neigh__bindgen_ty_1,
 };
 use aya_ebpf::helpers::{
-    bpf_check_mtu, bpf_ktime_get_coarse_ns, bpf_l4_csum_replace, bpf_redirect_neigh, bpf_skb_load_bytes,
-    bpf_skb_store_bytes,
+    bpf_check_mtu, bpf_ktime_get_coarse_ns, bpf_l4_csum_replace, bpf_redirect_neigh, bpf_skb_adjust_room,
+    bpf_skb_load_bytes, bpf_skb_store_bytes,
 };
-use aya_ebpf::macros::map;
-use aya_ebpf::maps::{Array, HashMap, PerCpuArray};
 use aya_ebpf::programs::TcContext;
-use lemonade_common::decide::{Arrival, Inserted, TableView, Verdict, decide, without_flow};
-use lemonade_common::forward::{Flow, Service, ServiceKey, Target};
-use lemonade_common::maglev::SLOTS;
-use lemonade_common::packet::{Bytes, Family, Kind, Packet, read};
-use lemonade_common::{FlowKey, PacketReason, rewrite};
+use lemonade_common::decide::{Arrival, Verdict, decide, without_flow};
+use lemonade_common::forward::{DSR_IPIP, DSR_L2, Flow, answers_pass_by};
+use lemonade_common::packet::{Bytes, ETHERNET, Family, Kind, Packet, family, read};
+use lemonade_common::{PacketReason, rewrite};
+
+use crate::tables::{Maps, PACKET, count};
 
 /// Flag of `bpf_l4_csum_replace` for IPv6 addresses, which a checksum made by the network card needs (Linux 6.16 and
 /// stable kernels); it is not in the bindings.
@@ -28,95 +29,6 @@ const BPF_MTU_CHK_SEGS: u64 = 1;
 
 /// Bytes that every link takes, so that smaller packets need no look at it.
 const SMALL: u32 = 576;
-
-/// Flag of a map whose memory the control plane writes without a call for each element.
-const BPF_F_MMAPABLE: u32 = 1 << 10;
-
-/// Directions of flows; its size is set when it is made.
-#[map]
-static CONNECTIONS: HashMap<FlowKey, Shared> = HashMap::with_max_entries(1 << 18, 0);
-
-/// What is served.
-#[map]
-static SERVICES: HashMap<ServiceKey, Service> = HashMap::with_max_entries(1 << 14, 0);
-
-/// Backends by index.
-#[map]
-static BACKEND_TARGETS: HashMap<u32, Target> = HashMap::with_max_entries(1 << 16, 0);
-
-/// Rings one after another; how many is set when it is made.
-#[map]
-static RINGS: Array<u32> = Array::with_max_entries(SLOTS, BPF_F_MMAPABLE);
-
-/// Packets by reason.
-#[map]
-static REASONS: PerCpuArray<u64> = PerCpuArray::with_max_entries(PacketReason::COUNT as u32, 0);
-
-/// The packet that this core is about, which has no room on the stack.
-#[map]
-static PACKET: PerCpuArray<Packet> = PerCpuArray::with_max_entries(1, 0);
-
-/// The seed of the flow hash.
-#[map]
-static SEED: Array<u64> = Array::with_max_entries(1, 0);
-
-/// An entry that all cores see.
-#[repr(transparent)]
-struct Shared(Flow);
-
-// SAFETY: whole words are loaded and stored, each by one instruction; which of two cores was last does not matter.
-unsafe impl Sync for Shared {}
-
-/// The maps as a decision sees them.
-struct Maps;
-
-impl TableView for Maps {
-    #[inline(always)]
-    fn flow(&self, key: &FlowKey) -> Option<&Flow> {
-        // SAFETY: what changes in an entry is atomic. One that is freed meanwhile may serve another flow while this
-        // packet is under way, as a packet may arrive a moment too late.
-        unsafe { CONNECTIONS.get(key) }.map(|shared| &shared.0)
-    }
-
-    #[inline(always)]
-    fn insert(&self, key: &FlowKey, flow: &Flow) -> Inserted {
-        const EXISTS: i32 = -17;
-        // SAFETY: the one is the other.
-        let shared = unsafe { &*core::ptr::from_ref(flow).cast::<Shared>() };
-        match CONNECTIONS.insert(key, shared, u64::from(BPF_NOEXIST)) {
-            Ok(()) => Inserted::Done,
-            Err(EXISTS) => Inserted::Exists,
-            Err(_) => Inserted::Full,
-        }
-    }
-
-    #[inline(always)]
-    fn remove(&self, key: &FlowKey) -> bool {
-        CONNECTIONS.remove(key).is_ok()
-    }
-
-    #[inline(always)]
-    fn service(&self, key: &ServiceKey) -> Option<&Service> {
-        // SAFETY: values of this map are replaced, never changed.
-        unsafe { SERVICES.get(key) }
-    }
-
-    #[inline(always)]
-    fn slot(&self, ring: u32, slot: u32) -> Option<u32> {
-        RINGS.get(ring * SLOTS + slot).copied()
-    }
-
-    #[inline(always)]
-    fn target(&self, backend: u32) -> Option<&Target> {
-        // SAFETY: values of this map are replaced, never changed.
-        unsafe { BACKEND_TARGETS.get(&backend) }
-    }
-
-    #[inline(always)]
-    fn seed(&self) -> u64 {
-        SEED.get(0).copied().unwrap_or(0)
-    }
-}
 
 /// A packet in the kernel.
 struct Skb(*mut __sk_buff);
@@ -160,11 +72,13 @@ pub fn arrived(ctx: &TcContext) -> i32 {
     // SAFETY: it takes nothing.
     let now = unsafe { bpf_ktime_get_coarse_ns() };
     let arrival = Arrival { length: skb.length() as u64, now, interface };
-    match decide(&Maps, packet, &arrival) {
+    match decide(&Maps { context: skb.0.cast() }, packet, &arrival) {
         Verdict::Pass(reason) => count(reason, TC_ACT_OK),
         Verdict::Drop(reason) => count(reason, TC_ACT_SHOT),
         // Errors are not translated yet: the host has them.
-        Verdict::Forward(_, reason) if packet.kind == Kind::IcmpError => count(reason, TC_ACT_OK),
+        Verdict::Forward(flow, reason) if packet.kind == Kind::IcmpError && !answers_pass_by(flow.mode) => {
+            count(reason, TC_ACT_OK)
+        }
         Verdict::Forward(flow, reason) => send(&skb, packet, flow, reason),
     }
 }
@@ -172,25 +86,89 @@ pub fn arrived(ctx: &TcContext) -> i32 {
 #[inline(always)]
 fn send(skb: &Skb, packet: &Packet, flow: &Flow, reason: PacketReason) -> i32 {
     let interface = flow.interface;
-    if skb.length() as u32 > SMALL && too_big(skb, interface) {
+    if skb.length() as u32 > SMALL && too_big(skb, interface, overhead(flow)) {
         return count(PacketReason::TooBig, TC_ACT_SHOT);
     }
-    if !rewritten(skb, packet, flow) {
+    let done = match flow.mode {
+        DSR_L2 => true,
+        DSR_IPIP => encapsulated(skb.0, packet, flow),
+        _ => rewritten(skb, packet, flow),
+    };
+    if !done {
         return count(PacketReason::NotSent, TC_ACT_SHOT);
     }
     count(reason, 0);
+    if flow.mode == DSR_L2 {
+        return to_neighbour(interface, &flow.dst);
+    }
     // SAFETY: without parameters the kernel finds the next hop by the destination.
     (unsafe { bpf_redirect_neigh(interface, core::ptr::null_mut(), 0, 0) }) as i32
 }
 
+/// Bytes by which a packet grows.
 #[inline(always)]
-fn too_big(skb: &Skb, interface: u32) -> bool {
-    let mut mtu = 0;
-    // SAFETY: `mtu` is one word. Only packets of one segment have a length to compare, the others have segments.
-    unsafe {
-        let segments = if (*skb.0).gso_segs > 1 { BPF_MTU_CHK_SEGS } else { 0 };
-        bpf_check_mtu(skb.0.cast::<c_void>(), interface, &raw mut mtu, 0, segments) > 0
+fn overhead(flow: &Flow) -> i32 {
+    if flow.mode != DSR_IPIP {
+        return 0;
     }
+    match family(&flow.dst) {
+        Family::V4 => 20,
+        Family::V6 => 40,
+    }
+}
+
+#[inline(always)]
+fn too_big(skb: &Skb, interface: u32, overhead: i32) -> bool {
+    let mut mtu = 0;
+    // SAFETY: `mtu` is one word. Only packets of one segment have a length to compare, the others have segments; these
+    // shrink by what is put in front of them, so that they fit afterwards if they do before.
+    unsafe {
+        let cut = (*skb.0).gso_segs > 1;
+        let (more, segments) = if cut { (0, BPF_MTU_CHK_SEGS) } else { (overhead, 0) };
+        bpf_check_mtu(skb.0.cast::<c_void>(), interface, &raw mut mtu, more, segments) > 0
+    }
+}
+
+/// Sends a packet, whatever its destination, to a neighbour on the interface.
+// A frame of its own: programs have 512 bytes of stack.
+#[inline(never)]
+fn to_neighbour(interface: u32, address: &[u8; 16]) -> i32 {
+    const AF_INET: u32 = 2;
+    const AF_INET6: u32 = 10;
+    let word = |n: usize| u32::from_ne_bytes([address[n], address[n + 1], address[n + 2], address[n + 3]]);
+    // Every word is set, since the kernel asks for that whatever the family.
+    let v6 = [word(0), word(4), word(8), word(12)];
+    let (nh_family, words) = match family(address) {
+        Family::V4 => (AF_INET, [v6[3], 0, 0, 0]),
+        Family::V6 => (AF_INET6, v6),
+    };
+    let hop = bpf_redir_neigh__bindgen_ty_1 { ipv6_nh: words };
+    let mut hop = bpf_redir_neigh { nh_family, __bindgen_anon_1: hop };
+    // SAFETY: the parameters are read before the helper returns.
+    (unsafe { bpf_redirect_neigh(interface, &raw mut hop, size_of::<bpf_redir_neigh>() as i32, 0) }) as i32
+}
+
+/// Puts an outer header in front; says whether the kernel took it.
+// A frame of its own: programs have 512 bytes of stack.
+#[inline(never)]
+fn encapsulated(skb: *mut __sk_buff, packet: &Packet, flow: &Flow) -> bool {
+    let at = ETHERNET - 2;
+    match family(&flow.dst) {
+        Family::V4 => {
+            grown(skb, 20, BPF_F_ADJ_ROOM_ENCAP_L3_IPV4)
+                && store(&Skb(skb), at, &rewrite::outer_v4(packet, flow))
+        }
+        Family::V6 => {
+            grown(skb, 40, BPF_F_ADJ_ROOM_ENCAP_L3_IPV6)
+                && store(&Skb(skb), at, &rewrite::outer_v6(packet, flow))
+        }
+    }
+}
+
+#[inline(always)]
+fn grown(skb: *mut __sk_buff, bytes: i32, family: u32) -> bool {
+    // SAFETY: numbers; the helper judges them.
+    (unsafe { bpf_skb_adjust_room(skb, bytes, BPF_ADJ_ROOM_MAC, u64::from(family)) }) == 0
 }
 
 #[inline(always)]
@@ -218,13 +196,4 @@ fn rewritten(skb: &Skb, packet: &Packet, flow: &Flow) -> bool {
 fn store<const N: usize>(skb: &Skb, at: usize, bytes: &[u8; N]) -> bool {
     // SAFETY: `bytes` has N; the helper checks the packet's end.
     unsafe { bpf_skb_store_bytes(skb.0, at as u32, bytes.as_ptr().cast::<c_void>(), N as u32, 0) == 0 }
-}
-
-#[inline(always)]
-fn count(reason: PacketReason, action: i32) -> i32 {
-    if let Some(counter) = REASONS.get_ptr_mut(reason.index() as u32) {
-        // SAFETY: this core's own; a softirq does not interrupt another of its kind.
-        unsafe { *counter += 1 };
-    }
-    action
 }

@@ -4,5 +4,6 @@
 
 mod forward;
 mod forwarding;
+mod modes;
 mod programs;
 mod signals;

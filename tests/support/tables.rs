@@ -1,11 +1,11 @@
 //! The tables of the forward plane in memory, and its rewriting on a slice.
 
-use std::cell::RefCell;
-use std::collections::HashMap;
+use std::cell::{Cell, RefCell};
+use std::collections::{HashMap, HashSet};
 
 use lemonade_common::decide::{Inserted, TableView};
-use lemonade_common::forward::{Flow, Service, ServiceKey, Target};
-use lemonade_common::packet::{Family, Packet};
+use lemonade_common::forward::{DSR_IPIP, DSR_L2, Flow, Service, ServiceKey, Target};
+use lemonade_common::packet::{Family, Packet, family};
 use lemonade_common::{FlowKey, rewrite};
 
 /// Tables in memory.
@@ -23,6 +23,12 @@ pub struct Tables {
     pub targets: HashMap<u32, Target>,
     /// Seed of the hash.
     pub seed: u64,
+    /// Connections of the host itself.
+    pub own: HashSet<FlowKey>,
+    /// Flows that may still be written down where that is limited; `None` without a limit.
+    pub admitted: Cell<Option<u32>>,
+    /// The entry that is kept aside.
+    pub lent: Cell<Option<&'static Flow>>,
 }
 
 impl TableView for Tables {
@@ -44,6 +50,24 @@ impl TableView for Tables {
 
     fn remove(&self, key: &FlowKey) -> bool {
         self.flows.borrow_mut().remove(key).is_some()
+    }
+
+    fn lend(&self, flow: &Flow) {
+        self.lent.set(Some(Box::leak(Box::new(Flow::from_bytes(&bytes_of(flow))))));
+    }
+
+    fn lent(&self) -> Option<&Flow> {
+        self.lent.get()
+    }
+
+    fn is_own(&self, key: &FlowKey) -> bool {
+        self.own.contains(key)
+    }
+
+    fn admits(&self, _: u64) -> bool {
+        let left = self.admitted.get();
+        self.admitted.set(left.map(|left| left.saturating_sub(1)));
+        left != Some(0)
     }
 
     fn service(&self, key: &ServiceKey) -> Option<&Service> {
@@ -70,9 +94,10 @@ pub fn bytes_of(flow: &Flow) -> [u8; size_of::<Flow>()] {
     bytes[16..32].copy_from_slice(&flow.dst);
     bytes[32..34].copy_from_slice(&flow.sport);
     bytes[34..36].copy_from_slice(&flow.dport);
+    let (address_delta, port_delta) = (flow.address_delta, flow.port_delta);
     let words =
-        [flow.interface, flow.backend, flow.frontend, flow.address_delta, flow.port_delta, flow.protocol];
-    for (place, word) in bytes[36..60].chunks_exact_mut(4).zip(words) {
+        [flow.interface, flow.backend, flow.frontend, address_delta, port_delta, flow.protocol, flow.mode];
+    for (place, word) in bytes[36..64].chunks_exact_mut(4).zip(words) {
         place.copy_from_slice(&word.to_ne_bytes());
     }
     for (place, long) in
@@ -81,6 +106,16 @@ pub fn bytes_of(flow: &Flow) -> [u8; size_of::<Flow>()] {
         place.copy_from_slice(&long.get().to_ne_bytes());
     }
     bytes
+}
+
+/// What a packet becomes as the entry says, in any mode.
+pub fn changed(bytes: &[u8], packet: &Packet, flow: &Flow) -> Vec<u8> {
+    match (flow.mode, family(&flow.dst)) {
+        (DSR_L2, _) => bytes.to_vec(),
+        (DSR_IPIP, Family::V4) => [&bytes[..12], &rewrite::outer_v4(packet, flow), &bytes[14..]].concat(),
+        (DSR_IPIP, Family::V6) => [&bytes[..12], &rewrite::outer_v6(packet, flow), &bytes[14..]].concat(),
+        _ => rewritten(bytes, packet, flow),
+    }
 }
 
 /// Rewrites a packet as the entry says.

@@ -8,7 +8,7 @@ use crate::tables::Tables;
 use fastrand::Rng;
 use lemonade_common::decide::{Arrival, Verdict, decide};
 use lemonade_common::flow::mapped;
-use lemonade_common::forward::{Service, ServiceKey, Target};
+use lemonade_common::forward::{DSR_IPIP, Service, ServiceKey, Target};
 use lemonade_common::maglev::SLOTS;
 use lemonade_common::packet::{Packet, parse};
 
@@ -78,6 +78,21 @@ pub fn world() -> Tables {
     }
 }
 
+/// The services of [`world`] in another mode. Where packets are wrapped, those of IPv4 in turn go to backends of IPv6.
+pub fn world_in(mode: u32) -> Tables {
+    let mut tables = world();
+    for service in tables.services.values_mut() {
+        service.mode = mode;
+    }
+    if mode == DSR_IPIP {
+        tables.rings[0] = (0..SLOTS).map(|slot| slot % 6).collect();
+        for target in tables.targets.values_mut() {
+            target.ports = 0;
+        }
+    }
+    tables
+}
+
 /// Reads a packet of a flow.
 pub fn read(bytes: &[u8]) -> Packet {
     parse(bytes).expect("a packet of a flow")
@@ -124,5 +139,6 @@ pub fn any_shape(random: &mut Rng) -> Shape {
         options,
         bare: !v6 && random.bool(),
         tags: Vec::new(),
+        class: random.u8(..),
     }
 }

@@ -12,6 +12,7 @@ use aya::programs::{LinkOrder, SchedClassifier, TcAttachType, TestRun as _, Test
 use aya::{Ebpf, EbpfLoader};
 use lemonade_common::abi::{ABI_VERSION, ABI_VERSION_AT};
 use lemonade_common::forward::{Flow, Service, ServiceKey, Target};
+use lemonade_common::gate::{NEW_FLOWS, NEW_FLOWS_LIMIT};
 use lemonade_common::maglev::SLOTS;
 use lemonade_common::{FlowKey, PacketReason};
 
@@ -54,6 +55,8 @@ impl Forward {
         versions.set(ABI_VERSION_AT, ABI_VERSION, 0).map_err(|error| refused(&error))?;
         let mut seeds: Array<_, u64> = table(&mut ebpf, "SEED")?;
         seeds.set(0, seed, 0).map_err(|error| refused(&error))?;
+        let mut limits: Array<_, u32> = table(&mut ebpf, "LIMITS")?;
+        limits.set(NEW_FLOWS, NEW_FLOWS_LIMIT, 0).map_err(|error| refused(&error))?;
         let rings = match ebpf.map("RINGS") {
             Some(Map::Array(map)) => Rings::open(map, rings)
                 .map_err(|error| corrupt(&format!("the rings cannot be mapped: {error}")))?,
@@ -150,6 +153,15 @@ impl Forward {
     /// Fills a ring that no service names.
     pub fn fill_ring(&mut self, ring: u32, slots: &[u32]) {
         self.rings.fill(ring, slots);
+    }
+
+    /// Says how many flows a second each core writes down in modes whose answers pass by; 0 is no limit.
+    ///
+    /// # Errors
+    /// As bpf(2), in words.
+    pub fn limit_new_flows(&mut self, per_second: u32) -> Result<(), Unavailable> {
+        let mut limits: Array<_, u32> = table(&mut self.ebpf, "LIMITS")?;
+        limits.set(NEW_FLOWS, per_second, 0).map_err(|error| refused(&error))
     }
 
     /// Packets by reason since the maps were made.
