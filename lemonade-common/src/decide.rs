@@ -2,8 +2,8 @@
 
 use crate::flow::{FlowKey, TCP};
 use crate::forward::{
-    ANSWERED, DOWN, FIN_DOWN, FIN_UP, Flow, NAT, NAT_GATEWAY, PASS_FRAGMENTS, RESET, Service, ServiceKey,
-    Target, answers_pass_by, ended,
+    ANSWER_ECHO, ANSWERED, DOWN, FIN_DOWN, FIN_UP, Flow, NAT, NAT_GATEWAY, PASS_FRAGMENTS, RESET, Service,
+    ServiceKey, Target, answers_pass_by, ended,
 };
 use crate::open::{forget, open, open_gateway, open_passing};
 use crate::packet::{ACK, FIN, Kind, NoFlow, Oddity, Packet, RST, SYN};
@@ -56,6 +56,8 @@ pub enum Verdict<'t> {
     Pass(PacketReason),
     /// It goes nowhere.
     Drop(PacketReason),
+    /// It goes back to who sent it, as the answer to a request for an echo.
+    Echo,
     /// It leaves as the entry says.
     Forward(&'t Flow, PacketReason),
 }
@@ -77,7 +79,6 @@ pub const fn without_flow(why: NoFlow) -> PacketReason {
     match why {
         NoFlow::NotIp => PacketReason::NotIp,
         NoFlow::OtherProtocol => PacketReason::OtherProtocol,
-        NoFlow::LaterFragment => PacketReason::LaterFragment,
         NoFlow::Torn => PacketReason::Torn,
     }
 }
@@ -87,6 +88,9 @@ pub const fn without_flow(why: NoFlow) -> PacketReason {
 pub fn decide<'t, T: TableView>(table: &'t T, packet: &Packet, arrival: &Arrival) -> Verdict<'t> {
     if packet.tagged {
         return Verdict::Pass(PacketReason::Tagged);
+    }
+    if matches!(packet.kind, Kind::Echo | Kind::LaterFragment) {
+        return without_ports(table, packet);
     }
     let error = packet.kind == Kind::IcmpError;
     if let Some(flow) = table.flow(&packet.key) {
@@ -149,6 +153,20 @@ pub fn decide<'t, T: TableView>(table: &'t T, packet: &Packet, arrival: &Arrival
         Verdict::Forward(flow, reason)
     } else {
         Verdict::Forward(flow, PacketReason::Adopted)
+    }
+}
+
+/// Decides on a packet that names an address only.
+#[inline(always)]
+fn without_ports<'t, T: TableView>(table: &'t T, packet: &Packet) -> Verdict<'t> {
+    let later = packet.kind == Kind::LaterFragment;
+    let flags = table.service(&ServiceKey::whole(packet.key.dst)).map(|service| service.flags);
+    match (flags, packet.odd) {
+        (None, _) if later => Verdict::Pass(PacketReason::LaterFragment),
+        (Some(flags), _) if later && flags & PASS_FRAGMENTS != 0 => Verdict::Pass(PacketReason::Fragment),
+        (Some(_), _) if later => Verdict::Drop(PacketReason::Fragment),
+        (Some(flags), None) if flags & ANSWER_ECHO != 0 => Verdict::Echo,
+        _ => Verdict::Pass(PacketReason::OtherProtocol),
     }
 }
 

@@ -24,7 +24,7 @@ pub struct Service {
     pub frontend: u32,
     /// Which of the rings in the map `RINGS` is its pool's.
     pub ring: u32,
-    /// Sum of [`BY_SOURCE`], [`PASS_FRAGMENTS`] and [`BY_PORT`].
+    /// Sum of [`BY_SOURCE`], [`PASS_FRAGMENTS`], [`BY_PORT`] and [`ANSWER_ECHO`].
     pub flags: u32,
     /// How packets reach the backend: [`NAT`], [`NAT_GATEWAY`], [`DSR_L2`] or [`DSR_IPIP`].
     pub mode: u32,
@@ -60,6 +60,9 @@ pub const PASS_FRAGMENTS: u32 = 2;
 
 /// Flag of a service whose ports each keep to one backend, whoever the client is.
 pub const BY_PORT: u32 = 4;
+
+/// Flag of the service at [`ServiceKey::whole`]: the balancer answers who asks the address for an echo.
+pub const ANSWER_ECHO: u32 = 8;
 
 /// One backend of a service: value of the map `BACKEND_TARGETS`, whose key is the index of the backend.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -148,6 +151,13 @@ impl ServiceKey {
     #[inline(always)]
     pub const fn of(key: &FlowKey) -> Self {
         Self { address: key.dst, port: key.dport, protocol: [0, key.protocol as u8] }
+    }
+
+    /// An address as a whole: the flags that are put there hold for packets without ports, which are later fragments
+    /// ([`PASS_FRAGMENTS`]) and requests for an echo ([`ANSWER_ECHO`]).
+    #[inline(always)]
+    pub const fn whole(address: [u8; 16]) -> Self {
+        Self { address, port: [0; 2], protocol: [0; 2] }
     }
 
     /// The same address and protocol with any port: what is served there holds where nothing is served at the port itself.

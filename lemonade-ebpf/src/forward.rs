@@ -9,13 +9,13 @@ use aya_ebpf::bindings::{
     BPF_F_PSEUDO_HDR, TC_ACT_OK, TC_ACT_SHOT, bpf_redir_neigh, bpf_redir_neigh__bindgen_ty_1,
 };
 use aya_ebpf::helpers::{
-    bpf_check_mtu, bpf_ktime_get_coarse_ns, bpf_l4_csum_replace, bpf_redirect_neigh, bpf_skb_adjust_room,
-    bpf_skb_load_bytes, bpf_skb_store_bytes,
+    bpf_check_mtu, bpf_ktime_get_coarse_ns, bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh,
+    bpf_skb_adjust_room, bpf_skb_load_bytes, bpf_skb_store_bytes,
 };
 use aya_ebpf::programs::TcContext;
 use lemonade_common::decide::{Arrival, Verdict, decide, without_flow};
-use lemonade_common::forward::{DSR_IPIP, DSR_L2, Flow, answers_pass_by};
-use lemonade_common::packet::{Bytes, ETHERNET, Family, Kind, Packet, family, read};
+use lemonade_common::forward::{DSR_IPIP, DSR_L2, Flow};
+use lemonade_common::packet::{Bytes, BytesMut, ETHERNET, Family, Kind, Packet, family, read};
 use lemonade_common::{PacketReason, rewrite};
 
 use crate::tables::{Maps, PACKET, count};
@@ -56,10 +56,18 @@ impl Bytes for Skb {
     }
 }
 
+impl BytesMut for Skb {
+    #[inline(always)]
+    fn store<const N: usize>(&mut self, at: usize, bytes: &[u8; N]) -> bool {
+        // SAFETY: `bytes` has N; the helper checks the packet's end.
+        unsafe { bpf_skb_store_bytes(self.0, at as u32, bytes.as_ptr().cast::<c_void>(), N as u32, 0) == 0 }
+    }
+}
+
 /// What becomes of a packet that has arrived: an action of tc.
 #[inline(always)]
 pub fn arrived(ctx: &TcContext) -> i32 {
-    let skb = Skb(ctx.as_ptr().cast());
+    let mut skb = Skb(ctx.as_ptr().cast());
     // SAFETY: words of the context.
     let (interface, tagged) = unsafe { ((*skb.0).ifindex, (*skb.0).vlan_present != 0) };
     let Some(packet) = PACKET.get_ptr_mut(0) else { return TC_ACT_OK };
@@ -75,16 +83,27 @@ pub fn arrived(ctx: &TcContext) -> i32 {
     match decide(&Maps { context: skb.0.cast() }, packet, &arrival) {
         Verdict::Pass(reason) => count(reason, TC_ACT_OK),
         Verdict::Drop(reason) => count(reason, TC_ACT_SHOT),
-        // Errors are not translated yet: the host has them.
-        Verdict::Forward(flow, reason) if packet.kind == Kind::IcmpError && !answers_pass_by(flow.mode) => {
-            count(reason, TC_ACT_OK)
-        }
-        Verdict::Forward(flow, reason) => send(&skb, packet, flow, reason),
+        Verdict::Echo => answer(&mut skb, packet),
+        Verdict::Forward(flow, reason) => send(skb.0, packet, flow, reason),
     }
 }
 
+/// Answers a request for an echo where it came from.
 #[inline(always)]
-fn send(skb: &Skb, packet: &Packet, flow: &Flow, reason: PacketReason) -> i32 {
+fn answer(skb: &mut Skb, packet: &Packet) -> i32 {
+    if !rewrite::echo(skb, packet) {
+        return count(PacketReason::NotSent, TC_ACT_SHOT);
+    }
+    count(PacketReason::Echo, 0);
+    // SAFETY: numbers, and a word of the context.
+    (unsafe { bpf_redirect((*skb.0).ifindex, 0) }) as i32
+}
+
+/// Changes a packet and sends it on.
+// A frame of its own: programs have 512 bytes of stack; and the verifier follows it fewer times.
+#[inline(never)]
+fn send(skb: *mut __sk_buff, packet: &Packet, flow: &Flow, reason: PacketReason) -> i32 {
+    let skb = &mut Skb(skb);
     let interface = flow.interface;
     if skb.length() as u32 > SMALL && too_big(skb, interface, overhead(flow)) {
         return count(PacketReason::TooBig, TC_ACT_SHOT);
@@ -92,6 +111,7 @@ fn send(skb: &Skb, packet: &Packet, flow: &Flow, reason: PacketReason) -> i32 {
     let done = match flow.mode {
         DSR_L2 => true,
         DSR_IPIP => encapsulated(skb.0, packet, flow),
+        _ if packet.kind == Kind::IcmpError => rewrite::translate_error(skb, packet, flow),
         _ => rewritten(skb, packet, flow),
     };
     if !done {
@@ -156,11 +176,11 @@ fn encapsulated(skb: *mut __sk_buff, packet: &Packet, flow: &Flow) -> bool {
     match family(&flow.dst) {
         Family::V4 => {
             grown(skb, 20, BPF_F_ADJ_ROOM_ENCAP_L3_IPV4)
-                && store(&Skb(skb), at, &rewrite::outer_v4(packet, flow))
+                && Skb(skb).store(at, &rewrite::outer_v4(packet, flow))
         }
         Family::V6 => {
             grown(skb, 40, BPF_F_ADJ_ROOM_ENCAP_L3_IPV6)
-                && store(&Skb(skb), at, &rewrite::outer_v6(packet, flow))
+                && Skb(skb).store(at, &rewrite::outer_v6(packet, flow))
         }
     }
 }
@@ -172,11 +192,11 @@ fn grown(skb: *mut __sk_buff, bytes: i32, family: u32) -> bool {
 }
 
 #[inline(always)]
-fn rewritten(skb: &Skb, packet: &Packet, flow: &Flow) -> bool {
+fn rewritten(skb: &mut Skb, packet: &Packet, flow: &Flow) -> bool {
     let (network, transport) = (usize::from(packet.network), usize::from(packet.transport));
     let (stored, family) = match packet.family {
-        Family::V4 => (store(skb, network + rewrite::V4_AT, &rewrite::v4(packet, flow)), 0),
-        Family::V6 => (store(skb, network + rewrite::V6_AT, &rewrite::v6(packet, flow)), BPF_F_IPV6),
+        Family::V4 => (skb.store(network + rewrite::V4_AT, &rewrite::v4(packet, flow)), 0),
+        Family::V6 => (skb.store(network + rewrite::V6_AT, &rewrite::v6(packet, flow)), BPF_F_IPV6),
     };
     let at = (transport + rewrite::checksum_at(packet.key.protocol)) as u32;
     // UDP without a checksum keeps none; the flag does nothing to TCP's.
@@ -189,11 +209,5 @@ fn rewritten(skb: &Skb, packet: &Packet, flow: &Flow) -> bool {
         bpf_l4_csum_replace(skb.0, at, 0, u64::from(flow.address_delta), addresses | family) == 0
             && bpf_l4_csum_replace(skb.0, at, 0, u64::from(flow.port_delta), udp) == 0
     };
-    stored && summed && store(skb, transport, &rewrite::ports(flow))
-}
-
-#[inline(always)]
-fn store<const N: usize>(skb: &Skb, at: usize, bytes: &[u8; N]) -> bool {
-    // SAFETY: `bytes` has N; the helper checks the packet's end.
-    unsafe { bpf_skb_store_bytes(skb.0, at as u32, bytes.as_ptr().cast::<c_void>(), N as u32, 0) == 0 }
+    stored && summed && skb.store(transport, &rewrite::ports(flow))
 }

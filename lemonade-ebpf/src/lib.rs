@@ -6,6 +6,7 @@
 #[cfg(feature = "faults")]
 pub mod faults;
 pub mod forward;
+pub mod forward_xdp;
 pub mod maps;
 pub mod signals;
 pub mod sk_msg;

@@ -82,7 +82,7 @@ impl<'n> Plane<'n> {
 }
 
 /// Index of an interface of this thread's namespace.
-fn interface_index(name: &str) -> u32 {
+pub fn interface_index(name: &str) -> u32 {
     let text = std::fs::read_to_string("/proc/thread-self/net/if_inet6").expect("proc is mounted");
     let line = text.lines().find(|line| line.ends_with(name)).expect("the interface has an address");
     let index = line.split_whitespace().nth(1).expect("its second field");

@@ -2,8 +2,11 @@
 
 #![cfg(target_os = "linux")]
 
+mod errors;
 mod forward;
 mod forwarding;
+mod katran;
 mod modes;
 mod programs;
 mod signals;
+mod xdp;

@@ -12,7 +12,7 @@ fn every_program_passes_the_verifier_within_its_bound() {
     let mut kernel = Kernel::load().expect("the object is loaded");
     let mut programs = kernel.verify();
     assert!(!programs.is_empty(), "the object has no program");
-    programs.push(Forward::verify());
+    programs.extend([Forward::verify(), Forward::verify_xdp()]);
     let mut bounds: BTreeMap<&str, u32> = BOUNDS
         .lines()
         .filter(|line| !line.starts_with('#'))

@@ -152,6 +152,64 @@ pub fn icmp_error(router: IpAddr, kind: u8, packet: &[u8], quoted: usize) -> Vec
     bytes
 }
 
+/// An ICMP error as it goes on from `from` about `sent`, of which it quotes as much as `error` quotes of another packet of
+/// the same length; its hop limit is one less. Checksums are computed anew.
+///
+/// # Panics
+/// When `error` is none.
+pub fn readdressed_error(error: &[u8], from: IpAddr, sent: &[u8]) -> Vec<u8> {
+    let header = if from.is_ipv4() { 28 } else { 48 };
+    let mut out = icmp_error(from, error[14 + header - 8], sent, error.len() - 14 - header);
+    let ttl = if from.is_ipv4() { 22 } else { 21 };
+    out[ttl] = error[ttl] - 1;
+    if from.is_ipv4() {
+        out[24..26].copy_from_slice(&[0, 0]);
+        let sum = checksum(&out[14..34]);
+        out[24..26].copy_from_slice(&sum);
+    }
+    out
+}
+
+/// A request for an echo, or the answer to it.
+pub fn echo(from: IpAddr, to: IpAddr, answer: bool, ttl: u8) -> Vec<u8> {
+    let kind = match (from.is_ipv4(), answer) {
+        (true, false) => 8,
+        (true, true) => 0,
+        (false, false) => 128,
+        (false, true) => 129,
+    };
+    let mut message = vec![kind, 0, 0, 0, 0x12, 0x34, 0, 1];
+    message.extend(b"whatever was sent");
+    let mut bytes = vec![2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2];
+    match (from, to) {
+        (IpAddr::V4(from), IpAddr::V4(to)) => {
+            let sum = checksum(&message);
+            message[2..4].copy_from_slice(&sum);
+            bytes.extend([0x08, 0x00]);
+            let mut header = vec![0x45, 0];
+            header.extend(((20 + message.len()) as u16).to_be_bytes());
+            header.extend([0, 1, 0, 0, ttl, 1, 0, 0]);
+            header.extend(from.octets());
+            header.extend(to.octets());
+            let sum = checksum(&header);
+            header[10..12].copy_from_slice(&sum);
+            bytes.extend(header);
+        }
+        (IpAddr::V6(from), IpAddr::V6(to)) => {
+            let sum = checksum(&pseudo(IpAddr::V6(from), IpAddr::V6(to), 58, &message));
+            message[2..4].copy_from_slice(&sum);
+            bytes.extend([0x86, 0xdd, 0x60, 0, 0, 0]);
+            bytes.extend((message.len() as u16).to_be_bytes());
+            bytes.extend([58, ttl]);
+            bytes.extend(from.octets());
+            bytes.extend(to.octets());
+        }
+        _ => panic!("{from} and {to} are of two families"),
+    }
+    bytes.extend(message);
+    bytes
+}
+
 /// What a well-formed packet without tags says.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Said {

@@ -5,7 +5,7 @@ use std::collections::{HashMap, HashSet};
 
 use lemonade_common::decide::{Inserted, TableView};
 use lemonade_common::forward::{DSR_IPIP, DSR_L2, Flow, Service, ServiceKey, Target};
-use lemonade_common::packet::{Family, Packet, family};
+use lemonade_common::packet::{Family, Kind, Packet, family};
 use lemonade_common::{FlowKey, rewrite};
 
 /// Tables in memory.
@@ -23,6 +23,8 @@ pub struct Tables {
     pub targets: HashMap<u32, Target>,
     /// Seed of the hash.
     pub seed: u64,
+    /// Interface that packets arrive on.
+    pub outside: u32,
     /// Connections of the host itself.
     pub own: HashSet<FlowKey>,
     /// Flows that may still be written down where that is limited; `None` without a limit.
@@ -118,23 +120,17 @@ pub fn changed(bytes: &[u8], packet: &Packet, flow: &Flow) -> Vec<u8> {
     }
 }
 
-/// Rewrites a packet as the entry says.
+/// Rewrites a packet, or an error about one, as the entry says.
+///
+/// # Panics
+/// When the packet ends too early.
 pub fn rewritten(bytes: &[u8], packet: &Packet, flow: &Flow) -> Vec<u8> {
     let mut out = bytes.to_vec();
-    let (network, transport) = (usize::from(packet.network), usize::from(packet.transport));
-    match packet.family {
-        Family::V4 => {
-            let at = network + rewrite::V4_AT;
-            out[at..at + 12].copy_from_slice(&rewrite::v4(packet, flow));
-        }
-        Family::V6 => {
-            let at = network + rewrite::V6_AT;
-            out[at..at + 33].copy_from_slice(&rewrite::v6(packet, flow));
-        }
-    }
-    out[transport..transport + 4].copy_from_slice(&rewrite::ports(flow));
-    let at = transport + rewrite::checksum_at(flow.protocol);
-    let sum = rewrite::checksum([out[at], out[at + 1]], flow);
-    out[at..at + 2].copy_from_slice(&sum);
+    let whole = if packet.kind == Kind::IcmpError {
+        rewrite::translate_error(&mut out[..], packet, flow)
+    } else {
+        rewrite::translate(&mut out[..], packet, flow)
+    };
+    assert!(whole, "a packet that was read has all that is rewritten");
     out
 }

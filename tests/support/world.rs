@@ -74,6 +74,7 @@ pub fn world() -> Tables {
         rings: vec![(0..SLOTS).map(|slot| slot % 3).collect(), (0..SLOTS).map(|slot| 3 + slot % 3).collect()],
         targets: (0..6).map(|n| (n, target(n))).collect(),
         seed: 42,
+        outside: OUTSIDE,
         ..Tables::default()
     }
 }
@@ -100,7 +101,7 @@ pub fn read(bytes: &[u8]) -> Packet {
 
 /// Decides on a packet from outside.
 pub fn decided<'t>(tables: &'t Tables, bytes: &[u8], now: u64) -> Verdict<'t> {
-    let arrival = Arrival { length: bytes.len() as u64, now, interface: OUTSIDE };
+    let arrival = Arrival { length: bytes.len() as u64, now, interface: tables.outside };
     decide(tables, &read(bytes), &arrival)
 }
 

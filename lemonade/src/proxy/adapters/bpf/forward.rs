@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray};
 use aya::programs::tc::SchedClassifierLinkId;
-use aya::programs::{LinkOrder, SchedClassifier, TcAttachType, TestRun as _, TestRunOptions};
+use aya::programs::xdp::XdpLinkId;
+use aya::programs::{LinkOrder, SchedClassifier, TcAttachType, TestRun as _, TestRunOptions, Xdp, XdpMode};
 use aya::{Ebpf, EbpfLoader};
 use lemonade_common::abi::{ABI_VERSION, ABI_VERSION_AT};
 use lemonade_common::forward::{Flow, Service, ServiceKey, Target};
@@ -26,7 +27,7 @@ static FORWARD: &[u8] = aya::include_bytes_aligned!(env!("LEMONADE_BPF_FORWARD")
 /// What one trial run of a program came to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Trial {
-    /// Action of tc that the program returned.
+    /// Action of tc or XDP that the program returned.
     pub action: u32,
     /// The packet as the program left it.
     pub packet: Vec<u8>,
@@ -40,6 +41,7 @@ pub struct Forward {
     ebpf: Ebpf,
     rings: Rings,
     links: BTreeMap<String, SchedClassifierLinkId>,
+    xdp_links: BTreeMap<String, XdpLinkId>,
 }
 
 impl Forward {
@@ -62,7 +64,7 @@ impl Forward {
                 .map_err(|error| corrupt(&format!("the rings cannot be mapped: {error}")))?,
             _ => return Err(corrupt("no map RINGS")),
         };
-        let mut own = Self { ebpf, rings, links: BTreeMap::new() };
+        let mut own = Self { ebpf, rings, links: BTreeMap::new(), xdp_links: BTreeMap::new() };
         own.program()?.load().map_err(|error| refused(&error))?;
         Ok(own)
     }
@@ -75,6 +77,28 @@ impl Forward {
             Ok(info.verified_instruction_count().unwrap_or(0))
         };
         Verified { name: "forward_tc".to_owned(), verdict: followed() }
+    }
+
+    /// As [`Self::verify`], the program for XDP.
+    pub fn verify_xdp() -> Verified {
+        let followed = || -> Result<u32, Unavailable> {
+            let mut own = Self::load(1, 1, 0)?;
+            let info = own.xdp()?.info().map_err(|error| refused(&error))?;
+            Ok(info.verified_instruction_count().unwrap_or(0))
+        };
+        Verified { name: "forward_xdp".to_owned(), verdict: followed() }
+    }
+
+    /// The program for XDP, which goes through the verifier when it is first asked for.
+    fn xdp(&mut self) -> Result<&mut Xdp, Unavailable> {
+        let program =
+            self.ebpf.program_mut("forward_xdp").ok_or_else(|| corrupt("no program forward_xdp"))?;
+        let program: &mut Xdp =
+            program.try_into().map_err(|error: aya::programs::ProgramError| corrupt(&error.to_string()))?;
+        if program.fd().is_err() {
+            program.load().map_err(|error| refused(&error))?;
+        }
+        Ok(program)
     }
 
     fn program(&mut self) -> Result<&mut SchedClassifier, Unavailable> {
@@ -100,8 +124,33 @@ impl Forward {
         Ok(())
     }
 
+    /// Attaches to what arrives on an interface before the kernel has made anything of it, too, and in the driver if
+    /// `native`. What the program leaves goes to the one that [`Self::attach`] attaches, which this does as well.
+    ///
+    /// # Errors
+    /// Why that is not possible.
+    pub fn attach_xdp(&mut self, interface: &str, native: bool) -> Result<(), Unavailable> {
+        self.attach(interface)?;
+        if self.xdp_links.contains_key(interface) {
+            return Ok(());
+        }
+        let mode = if native { XdpMode::Driver } else { XdpMode::Skb };
+        let link = self.xdp()?.attach(interface, mode).map_err(|error| {
+            let refused = refused(&error);
+            Unavailable { why: format!("interface {interface}: XDP: {}", refused.why), cure: refused.cure }
+        })?;
+        self.xdp_links.insert(interface.to_owned(), link);
+        Ok(())
+    }
+
     /// Detaches from every interface that is not in `kept`.
     pub fn detach_others(&mut self, kept: &[String]) {
+        let gone: Vec<String> = self.xdp_links.keys().filter(|name| !kept.contains(name)).cloned().collect();
+        for name in gone {
+            let Some(link) = self.xdp_links.remove(&name) else { continue };
+            // As below.
+            let _ = self.xdp().map(|program| program.detach(link));
+        }
         let gone: Vec<String> = self.links.keys().filter(|name| !kept.contains(name)).cloned().collect();
         for name in gone {
             let Some(link) = self.links.remove(&name) else { continue };
@@ -210,6 +259,28 @@ impl Forward {
             ..TestRunOptions::default()
         };
         let result = self.program()?.test_run(options).map_err(|error| refused(&error))?;
+        out.truncate(result.data_size_out as usize);
+        Ok(Trial { action: result.return_value, packet: out, took: result.duration })
+    }
+
+    /// As [`Self::trial`], the program for XDP, as if the packet had arrived on an interface of that index. It must be one
+    /// that has such a program attached, or a tunnel.
+    ///
+    /// # Errors
+    /// As bpf(2), in words.
+    pub fn trial_xdp(&mut self, packet: &[u8], interface: u32, repeat: u32) -> Result<Trial, Unavailable> {
+        let mut out = vec![0; packet.len() + 256];
+        // `struct xdp_md` of linux/bpf.h: data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex.
+        let words = [0, packet.len() as u32, 0, interface, 0, 0];
+        let context: Vec<u8> = words.into_iter().flat_map(u32::to_ne_bytes).collect();
+        let options = TestRunOptions {
+            data_in: Some(packet),
+            data_out: Some(&mut out),
+            ctx_in: Some(&context),
+            repeat,
+            ..TestRunOptions::default()
+        };
+        let result = self.xdp()?.test_run(options).map_err(|error| refused(&error))?;
         out.truncate(result.data_size_out as usize);
         Ok(Trial { action: result.return_value, packet: out, took: result.duration })
     }
