@@ -14,11 +14,17 @@ pub struct Gate {
 /// Index in the maps `GATES` and `LIMITS` of flows that are written down in modes whose answers pass by.
 pub const NEW_FLOWS: u32 = 0;
 
+/// Index in the same maps of senders that are told of packets that are too big.
+pub const TOLD: u32 = 1;
+
 /// How many kinds are counted.
-pub const GATE_KINDS: u32 = 1;
+pub const GATE_KINDS: u32 = 2;
 
 /// Flows a second and core that are written down at first; the figure is Katran's.
 pub const NEW_FLOWS_LIMIT: u32 = 125_000;
+
+/// Senders a second and core that are told at first: enough for each client to hear in time, too little to flood one.
+pub const TOLD_LIMIT: u32 = 1_000;
 
 impl Gate {
     /// Whether one more may pass at `now`, in nanoseconds of CLOCK_MONOTONIC, if `limit` may in a second (0: no limit).

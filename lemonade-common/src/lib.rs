@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 pub mod abi;
+pub mod answer;
 pub mod csum;
 pub mod decide;
 pub mod flow;

@@ -3,7 +3,7 @@
 use crate::csum;
 use crate::flow::TCP;
 use crate::forward::Flow;
-use crate::packet::{BytesMut, Family, Packet, echo_request};
+use crate::packet::{BytesMut, Family, Packet};
 
 /// Place in an IPv4 header from which [`v4`] replaces it: time to live, protocol, checksum and both addresses.
 pub const V4_AT: usize = 8;
@@ -147,46 +147,7 @@ fn error_v6<B: BytesMut + ?Sized>(
     stored.then_some(u32::from(csum::fold(outer)) + u32::from(csum::fold(flow.address_delta)))
 }
 
-/// Makes of a request for an echo the answer to it, in place and from its Ethernet header on; says whether the packet has
-/// all that is changed.
-// A frame of its own: programs in the kernel have 512 bytes of stack.
-#[inline(never)]
-pub fn echo<B: BytesMut + ?Sized>(bytes: &mut B, packet: &Packet) -> bool {
-    let (network, transport) = (usize::from(packet.network), usize::from(packet.transport));
-    let Some([a, b, c, d, e, f, g, h, i, j, k, l]) = bytes.load(0) else { return false };
-    let Some([kind, code, high, low]) = bytes.load(transport) else { return false };
-    let reply = match packet.family {
-        Family::V4 => 0,
-        Family::V6 => echo_request(Family::V6) + 1,
-    };
-    let mut sum = csum::update([high, low], csum::delta(&[kind, code], &[reply, code]));
-    // Of a message that is all zeroes this is the only form that is right, and it is right for the others too.
-    if sum == [0, 0] {
-        sum = [0xff, 0xff];
-    }
-    let (src, dst) = (packet.key.dst, packet.key.src);
-    let header = match packet.family {
-        Family::V4 => {
-            let protocol = packet.key.protocol as u8;
-            // The addresses change places, which leaves the sum as it is.
-            let sum = csum::update(packet.checksum, csum::delta(&[packet.ttl, protocol], &[HOPS, protocol]));
-            let mut new = [HOPS, protocol, sum[0], sum[1], 0, 0, 0, 0, 0, 0, 0, 0];
-            new[4..8].copy_from_slice(&src[12..]);
-            new[8..].copy_from_slice(&dst[12..]);
-            bytes.store(network + V4_AT, &new)
-        }
-        Family::V6 => {
-            bytes.store(network + V6_AT, &[HOPS])
-                && bytes.store(network + 8, &src)
-                && bytes.store(network + 24, &dst)
-        }
-    };
-    header
-        && bytes.store(transport, &[reply, code, sum[0], sum[1]])
-        && bytes.store(0, &[g, h, i, j, k, l, a, b, c, d, e, f])
-}
-
-/// Hop limit of outer headers and of the balancer's own packets.
+/// Hop limit of outer headers.
 const HOPS: u8 = 64;
 
 /// Protocols of an outer header that carries IPv4 and IPv6 (RFC 2003, RFC 2473).

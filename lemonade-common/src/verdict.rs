@@ -108,7 +108,7 @@ pub enum PacketReason {
     BadLength,
     /// Its time to live ends here: dropped.
     HopLimit,
-    /// It is larger than the way to its destination takes: dropped.
+    /// It is larger than the way to its destination takes: dropped, and its sender told.
     TooBig,
     /// No port is left towards the backend: dropped.
     PortsExhausted,

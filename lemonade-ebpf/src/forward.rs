@@ -6,19 +6,21 @@ use aya_ebpf::EbpfContext as _;
 use aya_ebpf::bindings::bpf_adj_room_mode::BPF_ADJ_ROOM_MAC;
 use aya_ebpf::bindings::{
     __sk_buff, BPF_F_ADJ_ROOM_ENCAP_L3_IPV4, BPF_F_ADJ_ROOM_ENCAP_L3_IPV6, BPF_F_MARK_MANGLED_0,
-    BPF_F_PSEUDO_HDR, TC_ACT_OK, TC_ACT_SHOT, bpf_redir_neigh, bpf_redir_neigh__bindgen_ty_1,
+    BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM, TC_ACT_OK, TC_ACT_SHOT, bpf_redir_neigh,
+    bpf_redir_neigh__bindgen_ty_1,
 };
 use aya_ebpf::helpers::{
     bpf_check_mtu, bpf_ktime_get_coarse_ns, bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh,
-    bpf_skb_adjust_room, bpf_skb_load_bytes, bpf_skb_store_bytes,
+    bpf_skb_adjust_room, bpf_skb_change_tail, bpf_skb_load_bytes, bpf_skb_store_bytes,
 };
 use aya_ebpf::programs::TcContext;
 use lemonade_common::decide::{Arrival, Verdict, decide, without_flow};
 use lemonade_common::forward::{DSR_IPIP, DSR_L2, Flow};
+use lemonade_common::gate::TOLD;
 use lemonade_common::packet::{Bytes, BytesMut, ETHERNET, Family, Kind, Packet, family, read};
-use lemonade_common::{PacketReason, rewrite};
+use lemonade_common::{PacketReason, answer, rewrite};
 
-use crate::tables::{Maps, PACKET, count};
+use crate::tables::{Maps, PACKET, admits, count};
 
 /// Flag of `bpf_l4_csum_replace` for IPv6 addresses, which a checksum made by the network card needs (Linux 6.16 and
 /// stable kernels); it is not in the bindings.
@@ -64,6 +66,30 @@ impl BytesMut for Skb {
     }
 }
 
+/// A packet of which so much is written anew that a sum over all of it, which the network card may have made, must follow.
+struct Anew(*mut __sk_buff);
+
+impl Bytes for Anew {
+    #[inline(always)]
+    fn load<const N: usize>(&self, at: usize) -> Option<[u8; N]> {
+        Skb(self.0).load(at)
+    }
+
+    #[inline(always)]
+    fn length(&self) -> usize {
+        Skb(self.0).length()
+    }
+}
+
+impl BytesMut for Anew {
+    #[inline(always)]
+    fn store<const N: usize>(&mut self, at: usize, bytes: &[u8; N]) -> bool {
+        let (bytes, flags) = (bytes.as_ptr().cast::<c_void>(), u64::from(BPF_F_RECOMPUTE_CSUM));
+        // SAFETY: `bytes` has N; the helper checks the packet's end.
+        unsafe { bpf_skb_store_bytes(self.0, at as u32, bytes, N as u32, flags) == 0 }
+    }
+}
+
 /// What becomes of a packet that has arrived: an action of tc.
 #[inline(always)]
 pub fn arrived(ctx: &TcContext) -> i32 {
@@ -91,7 +117,7 @@ pub fn arrived(ctx: &TcContext) -> i32 {
 /// Answers a request for an echo where it came from.
 #[inline(always)]
 fn answer(skb: &mut Skb, packet: &Packet) -> i32 {
-    if !rewrite::echo(skb, packet) {
+    if !answer::echo(skb, packet) {
         return count(PacketReason::NotSent, TC_ACT_SHOT);
     }
     count(PacketReason::Echo, 0);
@@ -105,8 +131,11 @@ fn answer(skb: &mut Skb, packet: &Packet) -> i32 {
 fn send(skb: *mut __sk_buff, packet: &Packet, flow: &Flow, reason: PacketReason) -> i32 {
     let skb = &mut Skb(skb);
     let interface = flow.interface;
-    if skb.length() as u32 > SMALL && too_big(skb, interface, overhead(flow)) {
-        return count(PacketReason::TooBig, TC_ACT_SHOT);
+    if skb.length() as u32 > SMALL {
+        let mtu = exceeded(skb, interface, overhead(flow));
+        if mtu != 0 {
+            return count(PacketReason::TooBig, tell(skb.0, packet, mtu));
+        }
     }
     let done = match flow.mode {
         DSR_L2 => true,
@@ -137,16 +166,44 @@ fn overhead(flow: &Flow) -> i32 {
     }
 }
 
+/// The largest packet that goes through, if this one is larger; else 0.
 #[inline(always)]
-fn too_big(skb: &Skb, interface: u32, overhead: i32) -> bool {
+fn exceeded(skb: &Skb, interface: u32, overhead: i32) -> u32 {
     let mut mtu = 0;
     // SAFETY: `mtu` is one word. Only packets of one segment have a length to compare, the others have segments; these
     // shrink by what is put in front of them, so that they fit afterwards if they do before.
-    unsafe {
+    let told = unsafe {
         let cut = (*skb.0).gso_segs > 1;
         let (more, segments) = if cut { (0, BPF_MTU_CHK_SEGS) } else { (overhead, 0) };
-        bpf_check_mtu(skb.0.cast::<c_void>(), interface, &raw mut mtu, more, segments) > 0
+        bpf_check_mtu(skb.0.cast::<c_void>(), interface, &raw mut mtu, more, segments)
+    };
+    if told > 0 { mtu.saturating_sub(overhead as u32) } else { 0 }
+}
+
+/// Tells the sender of a packet that it is larger than `mtu`, in the packet's own memory; an error is dropped instead.
+// A frame of its own: programs have 512 bytes of stack.
+#[inline(never)]
+fn tell(skb: *mut __sk_buff, packet: &Packet, mtu: u32) -> i32 {
+    // SAFETY: it takes nothing.
+    let now = unsafe { bpf_ktime_get_coarse_ns() };
+    if packet.kind != Kind::Flow || !admits(TOLD, now) {
+        return TC_ACT_SHOT;
     }
+    let Some(quoted) = Skb(skb).load(usize::from(packet.network)) else { return TC_ACT_SHOT };
+    let length = answer::too_big_length(packet.family) as u32;
+    // A checksum that the network card completes would be written into the answer. The kernel forgets it once the place that
+    // it begins at is cut away.
+    let cut = u32::from(packet.transport) + 8;
+    // SAFETY: numbers; the helpers judge them. The first also undoes that the packet is several in one.
+    let resized = unsafe {
+        bpf_skb_change_tail(skb, length + cut, 0) == 0
+            && bpf_skb_adjust_room(skb, -(cut as i32), BPF_ADJ_ROOM_MAC, 0) == 0
+    };
+    if !resized || !answer::too_big(&mut Anew(skb), packet, &quoted, mtu) {
+        return TC_ACT_SHOT;
+    }
+    // SAFETY: numbers, and a word of the context.
+    (unsafe { bpf_redirect((*skb).ifindex, 0) }) as i32
 }
 
 /// Sends a packet, whatever its destination, to a neighbour on the interface.

@@ -17,7 +17,7 @@ use aya_ebpf::programs::XdpContext;
 use lemonade_common::decide::{Arrival, Verdict, decide, without_flow};
 use lemonade_common::forward::{DSR_IPIP, DSR_L2, Flow};
 use lemonade_common::packet::{Bytes, BytesMut, Family, Kind, Packet, family, read};
-use lemonade_common::{PacketReason, rewrite};
+use lemonade_common::{PacketReason, answer, rewrite};
 
 use crate::tables::{Maps, PACKET, count};
 
@@ -75,7 +75,7 @@ pub fn arrived(ctx: &XdpContext) -> u32 {
     match decide(&Maps { context: frame.0.cast() }, packet, &arrival) {
         Verdict::Pass(reason) => count(reason, XDP_PASS),
         Verdict::Drop(reason) => count(reason, XDP_DROP),
-        Verdict::Echo if rewrite::echo(&mut frame, packet) => count(PacketReason::Echo, XDP_TX),
+        Verdict::Echo if answer::echo(&mut frame, packet) => count(PacketReason::Echo, XDP_TX),
         Verdict::Echo => count(PacketReason::NotSent, XDP_DROP),
         Verdict::Forward(flow, reason) => send(frame.0, packet, flow, reason),
     }

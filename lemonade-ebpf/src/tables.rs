@@ -144,7 +144,7 @@ impl TableView for Maps {
 
 /// Whether one more of a kind may pass.
 #[inline(always)]
-fn admits(kind: u32, now: u64) -> bool {
+pub fn admits(kind: u32, now: u64) -> bool {
     let limit = LIMITS.get(kind).copied().unwrap_or(0);
     let Some(gate) = GATES.get_ptr_mut(kind) else { return false };
     // SAFETY: this core's own, and a softirq does not interrupt another of its kind.

@@ -7,6 +7,8 @@ mod forward;
 mod forwarding;
 mod katran;
 mod modes;
+mod passing;
 mod programs;
 mod signals;
+mod too_big;
 mod xdp;

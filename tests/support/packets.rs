@@ -152,6 +152,35 @@ pub fn icmp_error(router: IpAddr, kind: u8, packet: &[u8], quoted: usize) -> Vec
     bytes
 }
 
+/// What a sender is told of an untagged packet that is larger than `mtu`: by the address that it sent it to, at the Ethernet
+/// address that it came from, with 64 bytes of it.
+pub fn too_big(packet: &[u8], mtu: u32) -> Vec<u8> {
+    let v4 = packet[12..14] == [0x08, 0x00];
+    let mut message = if v4 { vec![3, 4, 0, 0] } else { vec![2, 0, 0, 0] };
+    message.extend(mtu.to_be_bytes());
+    message.extend(&packet[14..78]);
+    let mut out = [&packet[6..12], &packet[..6], &packet[12..14]].concat();
+    if v4 {
+        let sum = checksum(&message);
+        message[2..4].copy_from_slice(&sum);
+        let mut header = vec![0x45, 0, 0, 92, 0, 0, 0x40, 0, 64, 1, 0, 0];
+        header.extend(&packet[30..34]);
+        header.extend(&packet[26..30]);
+        let sum = checksum(&header);
+        header[10..12].copy_from_slice(&sum);
+        out.extend(header);
+    } else {
+        let address = |at: usize| IpAddr::from(<[u8; 16]>::try_from(&packet[at..at + 16]).expect("16 bytes"));
+        let sum = checksum(&pseudo(address(38), address(22), 58, &message));
+        message[2..4].copy_from_slice(&sum);
+        out.extend([0x60, 0, 0, 0, 0, 72, 58, 64]);
+        out.extend(&packet[38..54]);
+        out.extend(&packet[22..38]);
+    }
+    out.extend(message);
+    out
+}
+
 /// An ICMP error as it goes on from `from` about `sent`, of which it quotes as much as `error` quotes of another packet of
 /// the same length; its hop limit is one less. Checksums are computed anew.
 ///

@@ -13,7 +13,7 @@ use aya::programs::{LinkOrder, SchedClassifier, TcAttachType, TestRun as _, Test
 use aya::{Ebpf, EbpfLoader};
 use lemonade_common::abi::{ABI_VERSION, ABI_VERSION_AT};
 use lemonade_common::forward::{Flow, Service, ServiceKey, Target};
-use lemonade_common::gate::{NEW_FLOWS, NEW_FLOWS_LIMIT};
+use lemonade_common::gate::{NEW_FLOWS, NEW_FLOWS_LIMIT, TOLD, TOLD_LIMIT};
 use lemonade_common::maglev::SLOTS;
 use lemonade_common::{FlowKey, PacketReason};
 
@@ -58,7 +58,9 @@ impl Forward {
         let mut seeds: Array<_, u64> = table(&mut ebpf, "SEED")?;
         seeds.set(0, seed, 0).map_err(|error| refused(&error))?;
         let mut limits: Array<_, u32> = table(&mut ebpf, "LIMITS")?;
-        limits.set(NEW_FLOWS, NEW_FLOWS_LIMIT, 0).map_err(|error| refused(&error))?;
+        for (kind, limit) in [(NEW_FLOWS, NEW_FLOWS_LIMIT), (TOLD, TOLD_LIMIT)] {
+            limits.set(kind, limit, 0).map_err(|error| refused(&error))?;
+        }
         let rings = match ebpf.map("RINGS") {
             Some(Map::Array(map)) => Rings::open(map, rings)
                 .map_err(|error| corrupt(&format!("the rings cannot be mapped: {error}")))?,
