@@ -9,6 +9,7 @@
 pub mod abi;
 pub mod answer;
 pub mod csum;
+pub mod decap;
 pub mod decide;
 pub mod flow;
 pub mod forward;

@@ -6,12 +6,11 @@ use aya_ebpf::EbpfContext as _;
 use aya_ebpf::bindings::bpf_adj_room_mode::BPF_ADJ_ROOM_MAC;
 use aya_ebpf::bindings::{
     __sk_buff, BPF_F_ADJ_ROOM_ENCAP_L3_IPV4, BPF_F_ADJ_ROOM_ENCAP_L3_IPV6, BPF_F_MARK_MANGLED_0,
-    BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM, TC_ACT_OK, TC_ACT_SHOT, bpf_redir_neigh,
-    bpf_redir_neigh__bindgen_ty_1,
+    BPF_F_PSEUDO_HDR, TC_ACT_OK, TC_ACT_SHOT, bpf_redir_neigh, bpf_redir_neigh__bindgen_ty_1,
 };
 use aya_ebpf::helpers::{
     bpf_check_mtu, bpf_ktime_get_coarse_ns, bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh,
-    bpf_skb_adjust_room, bpf_skb_change_tail, bpf_skb_load_bytes, bpf_skb_store_bytes,
+    bpf_skb_adjust_room, bpf_skb_change_tail,
 };
 use aya_ebpf::programs::TcContext;
 use lemonade_common::decide::{Arrival, Verdict, decide, without_flow};
@@ -20,6 +19,7 @@ use lemonade_common::gate::TOLD;
 use lemonade_common::packet::{Bytes, BytesMut, ETHERNET, Family, Kind, Packet, family, read};
 use lemonade_common::{PacketReason, answer, rewrite};
 
+use crate::skb::{Anew, Skb};
 use crate::tables::{Maps, PACKET, admits, count};
 
 /// Flag of `bpf_l4_csum_replace` for IPv6 addresses, which a checksum made by the network card needs (Linux 6.16 and
@@ -31,64 +31,6 @@ const BPF_MTU_CHK_SEGS: u64 = 1;
 
 /// Bytes that every link takes, so that smaller packets need no look at it.
 const SMALL: u32 = 576;
-
-/// A packet in the kernel.
-struct Skb(*mut __sk_buff);
-
-impl Bytes for Skb {
-    #[inline(always)]
-    fn load<const N: usize>(&self, at: usize) -> Option<[u8; N]> {
-        let mut bytes = [0; N];
-        // SAFETY: `bytes` has room for N; the helper checks the packet's end.
-        let failed = unsafe {
-            bpf_skb_load_bytes(
-                self.0.cast::<c_void>(),
-                at as u32,
-                bytes.as_mut_ptr().cast::<c_void>(),
-                N as u32,
-            )
-        };
-        (failed == 0).then_some(bytes)
-    }
-
-    #[inline(always)]
-    fn length(&self) -> usize {
-        // SAFETY: a word of the context.
-        (unsafe { (*self.0).len }) as usize
-    }
-}
-
-impl BytesMut for Skb {
-    #[inline(always)]
-    fn store<const N: usize>(&mut self, at: usize, bytes: &[u8; N]) -> bool {
-        // SAFETY: `bytes` has N; the helper checks the packet's end.
-        unsafe { bpf_skb_store_bytes(self.0, at as u32, bytes.as_ptr().cast::<c_void>(), N as u32, 0) == 0 }
-    }
-}
-
-/// A packet of which so much is written anew that a sum over all of it, which the network card may have made, must follow.
-struct Anew(*mut __sk_buff);
-
-impl Bytes for Anew {
-    #[inline(always)]
-    fn load<const N: usize>(&self, at: usize) -> Option<[u8; N]> {
-        Skb(self.0).load(at)
-    }
-
-    #[inline(always)]
-    fn length(&self) -> usize {
-        Skb(self.0).length()
-    }
-}
-
-impl BytesMut for Anew {
-    #[inline(always)]
-    fn store<const N: usize>(&mut self, at: usize, bytes: &[u8; N]) -> bool {
-        let (bytes, flags) = (bytes.as_ptr().cast::<c_void>(), u64::from(BPF_F_RECOMPUTE_CSUM));
-        // SAFETY: `bytes` has N; the helper checks the packet's end.
-        unsafe { bpf_skb_store_bytes(self.0, at as u32, bytes, N as u32, flags) == 0 }
-    }
-}
 
 /// What becomes of a packet that has arrived: an action of tc.
 #[inline(always)]

@@ -3,6 +3,7 @@
 #![no_std]
 #![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
 
+pub mod decap;
 #[cfg(feature = "faults")]
 pub mod faults;
 pub mod forward;
@@ -10,5 +11,6 @@ pub mod forward_xdp;
 pub mod maps;
 pub mod signals;
 pub mod sk_msg;
+pub mod skb;
 pub mod sockmap;
 pub mod tables;

@@ -1,13 +1,19 @@
 //! Real connections in modes that keep the client's address, between network namespaces.
 
 use std::collections::BTreeSet;
-use std::net::SocketAddr;
+use std::io::{BufRead as _, BufReader};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::process::{Command, Stdio};
+use std::time::Duration;
 
+use lemonade::proxy::adapters::bpf::Decap;
 use lemonade_common::PacketReason as Reason;
-use lemonade_common::forward::{DOWN, DSR_L2, NAT, NAT_GATEWAY};
+use lemonade_common::forward::{DOWN, DSR_IPIP, DSR_L2, NAT, NAT_GATEWAY};
 use lemonade_tests::backend::Backend;
+use lemonade_tests::lemonade::binary;
 use lemonade_tests::netns::Network;
 use lemonade_tests::transfer;
+use rustix::process::{Pid, Signal, kill_process};
 
 use crate::forwarding::{PORT, Plane, V4, V6, ip};
 
@@ -99,6 +105,80 @@ fn over_the_link_transfers_are_exact_under_loss_over_ipv6() {
         return;
     };
     past_the_balancer(&network, V6, DSR_L2);
+}
+
+/// As over the link, but the backends' namespace takes off what is put in front.
+fn wrapped(test: &str, addresses: [&'static str; 5]) {
+    let Some(network) = Network::start(test) else { return };
+    let mut decap = Decap::load(&[ip(addresses[1])]).expect("the program passes the verifier");
+    network.backends.enter(|| decap.attach("to_balancer")).expect("the interface is there");
+    past_the_balancer(&network, addresses, DSR_IPIP);
+    let [done, strangers, refused] = decap.counts();
+    assert!(done > 120, "{done} packets unwrapped");
+    assert_eq!((strangers, refused), (0, 0));
+}
+
+#[test]
+fn wrapped_transfers_are_exact_under_loss_over_ipv4() {
+    wrapped("wrapped_transfers_are_exact_under_loss_over_ipv4", V4);
+}
+
+#[test]
+fn wrapped_transfers_are_exact_under_loss_over_ipv6() {
+    wrapped("wrapped_transfers_are_exact_under_loss_over_ipv6", V6);
+}
+
+#[test]
+fn wrapped_transfers_of_ipv4_are_exact_over_ipv6() {
+    let test = "wrapped_transfers_of_ipv4_are_exact_over_ipv6";
+    let [vip, ..] = V4;
+    let [_, own, a, b, c] = V6;
+    wrapped(test, [vip, own, a, b, c]);
+}
+
+#[test]
+fn the_command_unwraps_until_it_is_stopped_and_says_how_many() {
+    let Some(network) = Network::start("the_command_unwraps_until_it_is_stopped_and_says_how_many") else {
+        return;
+    };
+    let mut child = network.backends.enter(|| {
+        let mut decap = Command::new(binary());
+        decap.args(["decap", "--interface", "to_balancer", "--from", V4[1]]);
+        decap.stdout(Stdio::piped()).spawn().expect("lemonade starts")
+    });
+    let mut lines = BufReader::new(child.stdout.take().expect("piped")).lines();
+    let mut line = move || lines.next().expect("a line").expect("text");
+    assert_eq!(line(), "unwrapping");
+    network.pass_by(&["10.77.1.2/32"]);
+    let server = network.backends.enter(|| TcpListener::bind((V4[0], PORT))).expect("our address");
+    let plane = Plane::start_in(&network, V4, [PORT; 3], DSR_IPIP);
+    let client = network.client.enter(|| TcpStream::connect(plane.address())).expect("it is unwrapped");
+    let (_, from) = server.accept().expect("a connection");
+    assert_eq!(from, client.local_addr().expect("a connected socket"), "the client's own address");
+    kill_process(Pid::from_child(&child), Signal::TERM).expect("it runs");
+    let told = line();
+    assert!(
+        told.ends_with(" packets unwrapped, 0 of other senders and 0 others left as they were"),
+        "{told}"
+    );
+    assert!(!told.starts_with("0 "), "{told}");
+    assert!(child.wait().expect("it ends").success());
+    let gone = network.client.enter(|| TcpStream::connect_timeout(&plane.address(), Duration::from_secs(1)));
+    assert!(gone.is_err(), "the program stayed behind");
+}
+
+#[test]
+fn what_others_wrap_is_left_as_it_is() {
+    let Some(network) = Network::start("what_others_wrap_is_left_as_it_is") else { return };
+    let mut decap = Decap::load(&[ip("10.77.2.77")]).expect("the program passes the verifier");
+    network.backends.enter(|| decap.attach("to_balancer")).expect("the interface is there");
+    network.pass_by(&["10.77.1.2/32"]);
+    let plane = Plane::start_in(&network, V4, [PORT; 3], DSR_IPIP);
+    let refused =
+        network.client.enter(|| TcpStream::connect_timeout(&plane.address(), Duration::from_millis(1_500)));
+    assert!(refused.is_err(), "nobody takes the header off");
+    let [done, strangers, refused] = decap.counts();
+    assert!(done == 0 && strangers > 0 && refused == 0, "{done}, {strangers}, {refused}");
 }
 
 fn narrow(test: &str, addresses: [&'static str; 5]) {

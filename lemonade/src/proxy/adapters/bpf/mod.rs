@@ -9,6 +9,11 @@ mod batch;
 #[cfg(all(feature = "ebpf", target_os = "linux"))]
 mod cgroup;
 #[cfg(all(feature = "ebpf", target_os = "linux"))]
+mod decap;
+#[cfg(not(all(feature = "ebpf", target_os = "linux")))]
+#[path = "decap_absent.rs"]
+mod decap;
+#[cfg(all(feature = "ebpf", target_os = "linux"))]
 mod forward;
 #[cfg(all(feature = "ebpf", target_os = "linux"))]
 mod layout;
@@ -27,6 +32,7 @@ mod sockmap;
 pub use absent::{Kernel, Sockmap, cleanup};
 #[cfg(all(feature = "ebpf", target_os = "linux"))]
 pub use cgroup::cleanup;
+pub use decap::Decap;
 #[cfg(all(feature = "ebpf", target_os = "linux"))]
 pub use forward::{Forward, Trial};
 #[cfg(all(feature = "ebpf", target_os = "linux"))]

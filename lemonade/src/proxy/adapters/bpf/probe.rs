@@ -24,7 +24,7 @@ pub fn programs() -> Result<Verdicts, Unavailable> {
     #[cfg(all(feature = "ebpf", target_os = "linux"))]
     {
         let mut programs = Kernel::load()?.verify();
-        programs.extend([super::Forward::verify(), super::Forward::verify_xdp()]);
+        programs.extend([super::Forward::verify(), super::Forward::verify_xdp(), super::Decap::verify()]);
         Ok(programs.into_iter().map(|own| (own.name, own.verdict)).collect())
     }
     #[cfg(not(all(feature = "ebpf", target_os = "linux")))]
