@@ -2,6 +2,7 @@
 
 #![cfg(target_os = "linux")]
 
+mod cost;
 mod errors;
 mod forward;
 mod forwarding;
