@@ -37,6 +37,8 @@ pub trait TableView {
     fn lent(&self) -> Option<&Flow>;
     /// What is served at an address.
     fn service(&self, key: &ServiceKey) -> Option<&Service>;
+    /// Whether anything is served at all ports of an address; else nobody looks for it.
+    fn any_ports(&self) -> bool;
     /// Index of the backend in a slot of a ring.
     fn slot(&self, ring: u32, slot: u32) -> Option<u32>;
     /// Where a backend is.
@@ -177,7 +179,8 @@ fn served<'t, T: TableView>(table: &'t T, key: &FlowKey) -> Option<&'t Service> 
     let at = ServiceKey::of(key);
     match table.service(&at) {
         Some(service) => Some(service),
-        None => table.service(&at.any_port()),
+        None if table.any_ports() => table.service(&at.any_port()),
+        None => None,
     }
 }
 

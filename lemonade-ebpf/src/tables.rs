@@ -27,6 +27,10 @@ static CONNECTIONS: HashMap<FlowKey, Shared> = HashMap::with_max_entries(1 << 18
 #[map]
 static SERVICES: HashMap<ServiceKey, Service> = HashMap::with_max_entries(1 << 14, 0);
 
+/// Not 0 once anything is served at all ports of an address.
+#[map]
+static ANY_PORTS: Array<u32> = Array::with_max_entries(1, 0);
+
 /// Backends by index.
 #[map]
 static BACKEND_TARGETS: HashMap<u32, Target> = HashMap::with_max_entries(1 << 16, 0);
@@ -113,6 +117,11 @@ impl TableView for Maps {
     fn service(&self, key: &ServiceKey) -> Option<&Service> {
         // SAFETY: values of this map are replaced, never changed.
         unsafe { SERVICES.get(key) }
+    }
+
+    #[inline(always)]
+    fn any_ports(&self) -> bool {
+        ANY_PORTS.get(0).is_some_and(|any| *any != 0)
     }
 
     #[inline(always)]

@@ -76,6 +76,10 @@ impl TableView for Tables {
         self.services.get(key)
     }
 
+    fn any_ports(&self) -> bool {
+        self.services.keys().any(|key| *key == key.any_port() && *key != ServiceKey::whole(key.address))
+    }
+
     fn slot(&self, ring: u32, slot: u32) -> Option<u32> {
         self.rings.get(ring as usize)?.get(slot as usize).copied()
     }

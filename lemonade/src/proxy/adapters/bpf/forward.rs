@@ -171,6 +171,10 @@ impl Forward {
     /// # Errors
     /// As bpf(2), in words.
     pub fn put_service(&mut self, key: ServiceKey, service: Service) -> Result<(), Unavailable> {
+        if key == key.any_port() && key != ServiceKey::whole(key.address) {
+            let mut any: Array<_, u32> = table(&mut self.ebpf, "ANY_PORTS")?;
+            any.set(0, 1, 0).map_err(|error| refused(&error))?;
+        }
         let mut map: HashMap<_, [u8; size_of::<ServiceKey>()], [u8; size_of::<Service>()]> =
             table(&mut self.ebpf, "SERVICES")?;
         map.insert(key.to_bytes(), service.to_bytes(), 0).map_err(|error| refused(&error))
