@@ -11,10 +11,10 @@ use aya_ebpf::helpers::{
     bpf_skb_store_bytes,
 };
 use aya_ebpf::macros::map;
-use aya_ebpf::maps::{Array, HashMap, PerCpuArray};
+use aya_ebpf::maps::{Array, HashMap, PerCpuArray, PerCpuHashMap};
 use aya_ebpf::programs::TcContext;
 use lemonade_common::decide::{Arrival, Inserted, TableView, Verdict, decide, without_flow};
-use lemonade_common::forward::{Flow, Service, ServiceKey, Target};
+use lemonade_common::forward::{Flow, Service, ServiceKey, Target, opened_key};
 use lemonade_common::maglev::SLOTS;
 use lemonade_common::packet::{Bytes, Family, Kind, Packet, read};
 use lemonade_common::{FlowKey, PacketReason, rewrite};
@@ -51,6 +51,10 @@ static RINGS: Array<u32> = Array::with_max_entries(SLOTS, BPF_F_MMAPABLE);
 /// Packets by reason.
 #[map]
 static REASONS: PerCpuArray<u64> = PerCpuArray::with_max_entries(PacketReason::COUNT as u32, 0);
+
+/// Flows opened by frontend and backend; whoever lists a backend makes its counters.
+#[map]
+static OPENED: PerCpuHashMap<u64, u64> = PerCpuHashMap::with_max_entries(1 << 16, 0);
 
 /// The packet that this core is about, which has no room on the stack.
 #[map]
@@ -179,8 +183,19 @@ fn send(skb: &Skb, packet: &Packet, flow: &Flow, reason: PacketReason) -> i32 {
         return count(PacketReason::NotSent, TC_ACT_SHOT);
     }
     count(reason, 0);
+    if reason == PacketReason::Opened {
+        opened(flow);
+    }
     // SAFETY: without parameters the kernel finds the next hop by the destination.
     (unsafe { bpf_redirect_neigh(interface, core::ptr::null_mut(), 0, 0) }) as i32
+}
+
+#[inline(always)]
+fn opened(flow: &Flow) {
+    if let Some(counter) = OPENED.get_ptr_mut(opened_key(flow.frontend, flow.backend)) {
+        // SAFETY: this core's own; a softirq does not interrupt another of its kind.
+        unsafe { *counter += 1 };
+    }
 }
 
 #[inline(always)]

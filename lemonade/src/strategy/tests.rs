@@ -38,6 +38,7 @@ impl Bench {
             .enumerate()
             .map(|(position, &weight)| Candidate {
                 ix: BackendIx(100 + position as u32),
+                identity: format!("pool/{position}").into(),
                 position,
                 weight,
                 max_connections: 0,
@@ -79,6 +80,7 @@ impl Bench {
             cursor: &self.cursor,
             now: self.now,
             entropy: self.entropy,
+            seed: 0,
             excluded: &self.excluded,
             desperate: false,
         };

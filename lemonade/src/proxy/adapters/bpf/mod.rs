@@ -10,6 +10,9 @@ mod batch;
 mod cgroup;
 #[cfg(all(feature = "ebpf", target_os = "linux"))]
 mod forward;
+#[cfg(not(all(feature = "ebpf", target_os = "linux")))]
+#[path = "forward_absent.rs"]
+mod forward;
 #[cfg(all(feature = "ebpf", target_os = "linux"))]
 mod layout;
 #[cfg(all(feature = "ebpf", target_os = "linux"))]
@@ -27,7 +30,6 @@ mod sockmap;
 pub use absent::{Kernel, Sockmap, cleanup};
 #[cfg(all(feature = "ebpf", target_os = "linux"))]
 pub use cgroup::cleanup;
-#[cfg(all(feature = "ebpf", target_os = "linux"))]
 pub use forward::{Forward, Trial};
 #[cfg(all(feature = "ebpf", target_os = "linux"))]
 pub use loader::{Kernel, Verified};
