@@ -2,5 +2,8 @@
 
 #![cfg(target_os = "linux")]
 
+mod changes;
+mod examples;
+mod fallback;
 mod serving;
 mod stage;

@@ -55,6 +55,8 @@ pub(super) struct Kernel {
     /// Entries that the table has room for.
     room: u32,
     scarce: bool,
+    /// Whole rounds over the table since what is served has changed.
+    rounds: u32,
 }
 
 impl Kernel {
@@ -84,6 +86,7 @@ impl Kernel {
             tally: Tally::default(),
             room,
             scarce: false,
+            rounds: 0,
         })
     }
 
@@ -144,10 +147,9 @@ impl Kernel {
                 entry.cell.rings.set(v6, ring);
             }
         }
-        self.interfaces = std::mem::take(&mut self.wanted);
-        // Live flows come by the interfaces that they came by before.
-        if self.live(|_| true) == 0 {
-            self.release();
+        let interfaces = std::mem::take(&mut self.wanted);
+        if interfaces != self.interfaces {
+            (self.interfaces, self.rounds) = (interfaces, 0);
         }
         Ok(())
     }
@@ -186,10 +188,14 @@ impl Kernel {
         }
     }
 
-    /// Detaches from interfaces that nothing needs.
-    pub(super) fn release(&mut self) {
-        let kept: Vec<String> = self.interfaces.iter().cloned().collect();
-        self.forward.detach_others(&kept);
+    /// Detaches from interfaces that nothing needs any more: no service, and no flow that came by them before.
+    fn release(&mut self, entries: u64) {
+        // The first round may have begun before the change.
+        self.rounds = self.rounds.saturating_add(1);
+        if entries == 0 && self.rounds > 1 {
+            let kept: Vec<String> = self.interfaces.iter().cloned().collect();
+            self.forward.detach_others(&kept);
+        }
     }
 
     /// Where the program is attached, for people.
@@ -284,9 +290,7 @@ impl Kernel {
         for (packets, counted) in cell.packets.iter().zip(self.forward.reasons()) {
             packets.store(counted, Ordering::Relaxed);
         }
-        if total.live == 0 {
-            self.release();
-        }
+        self.release(total.entries);
     }
 
     /// Forgets every flow of such lanes; says how many had not ended.

@@ -111,10 +111,8 @@ impl ForwardPlane {
                 state.commit(lowered);
                 Ok(())
             }
-            Err(error) => {
-                state.release();
-                Err(error)
-            }
+            // What was attached for it goes with the next round over the table.
+            Err(error) => Err(error),
         }
     }
 
@@ -237,13 +235,6 @@ impl State {
             Stage::Untried => String::new(),
             Stage::Impossible(why) => format!("not possible: {why}"),
             Stage::Loaded(kernel) => kernel.words(),
-        }
-    }
-
-    /// Takes away what was prepared for a table that was not taken.
-    fn release(&mut self) {
-        if let Stage::Loaded(kernel) = &mut self.stage {
-            kernel.release();
         }
     }
 
