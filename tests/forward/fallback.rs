@@ -52,6 +52,30 @@ fn what_cannot_be_lowered_stays_with_the_proxy_until_it_can() {
     assert_eq!(lemonade.status().frontend("web")["plane"], "forward");
 }
 
+/// What `doctor` says of the file, and whether it runs as asked.
+fn examined(network: &Network, setup: &Setup) -> (Option<i32>, String) {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("lemonade.toml");
+    std::fs::write(&file, setup.text(folder.path())).expect("a writable folder");
+    let arguments = ["doctor", "--config", file.to_str().expect("a plain path")];
+    let output = network.balancer.enter(|| lemonade::run(&arguments));
+    (output.status.code(), String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+#[test]
+fn doctor_says_beforehand_who_would_serve() {
+    let Some(network) = Network::start("doctor_says_beforehand_who_would_serve") else { return };
+    let backends = V4.backends(&network);
+    let setup = V4.setup(&backends);
+    let (code, text) = examined(&network, &setup);
+    assert!(text.contains("FRONTEND web: plane forward, relay nat (asked: forward)"), "{text}");
+    assert_eq!(code, Some(0), "{text}");
+    let (code, text) = examined(&network, &setup.frontend(&["forward.snat_ports = \"40000-50000\""]));
+    assert!(text.contains("snat_ports 40000-50000 overlap the ports 32768-60999"), "{text}");
+    assert!(text.contains("FRONTEND web: plane proxy"), "{text}");
+    assert_ne!(code, Some(0), "{text}");
+}
+
 #[test]
 fn an_interface_that_comes_later_is_found() {
     let Some(network) = Network::start("an_interface_that_comes_later_is_found") else { return };

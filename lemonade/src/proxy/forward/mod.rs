@@ -5,11 +5,14 @@
 //! its plane by one entry of a map, and what cannot be forwarded is served all the same.
 
 mod expiry;
+mod foresee;
 mod ground;
 pub mod host;
 mod kernel;
 mod tally;
 mod trial;
+
+pub use foresee::foresee;
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
