@@ -142,6 +142,55 @@ fn datagrams(test: &str, addresses: &Addresses) {
 }
 
 #[test]
+fn sessions_of_datagrams_leave_a_dead_server_and_end_when_they_are_silent() {
+    let test = "sessions_of_datagrams_leave_a_dead_server_and_end_when_they_are_silent";
+    let Some(network) = Network::start(test) else { return };
+    // Each answers probes over TCP beside its datagrams.
+    let probed = V4.backends(&network);
+    let at: Vec<_> = probed.iter().map(|backend| backend.address).collect();
+    for address in at.clone() {
+        let server = network.backends.enter(|| UdpSocket::bind(address)).expect("our address");
+        std::thread::spawn(move || {
+            let mut buffer = [0; 64];
+            server.set_read_timeout(Some(Duration::from_secs(60))).expect("a live socket");
+            while let Ok((_, from)) = server.recv_from(&mut buffer) {
+                server.send_to(address.ip().to_string().as_bytes(), from).expect("the balancer is near");
+            }
+        });
+    }
+    let setup = V4.setup(&probed).frontend(&["protocol = \"udp\"", "idle_timeout = \"3s\""]).health(&[
+        "kind = \"tcp\"",
+        "interval = \"100ms\"",
+        "fast_interval = \"100ms\"",
+        "fall = 2",
+    ]);
+    let lemonade = start(&network, &setup);
+    let client = network.client.enter(|| UdpSocket::bind("0.0.0.0:0")).expect("a free port");
+    client.set_read_timeout(Some(Duration::from_millis(500))).expect("a live socket");
+    network.client.enter(|| client.connect(V4.frontend())).expect("a route");
+    let who = || {
+        wait::for_some("an answer", wait::SOON, || {
+            let mut buffer = [0; 64];
+            client.send(b"who").ok()?;
+            let length = client.recv(&mut buffer).ok()?;
+            Some(String::from_utf8_lossy(&buffer[..length]).into_owned())
+        })
+    };
+    let first = who();
+    assert_eq!(who(), first, "a session stays");
+    let own = at.iter().position(|address| address.ip().to_string() == first).expect("one of them");
+    probed[own].refuse();
+    wait::until("the session has left", wait::SOON, || who() != first);
+    let second = who();
+    assert_eq!(who(), second, "and stays with the next");
+    wait::until("silent sessions are forgotten", wait::SOON, || {
+        let metrics = lemonade.metrics();
+        let of = |name: &str| metrics.sum(&format!("lemonade_forward_{name}"), &[]);
+        (of("flows_live"), of("table_entries")) == (0, 0)
+    });
+}
+
+#[test]
 fn datagrams_pass_through_the_kernel_over_ipv4() {
     datagrams("datagrams_pass_through_the_kernel_over_ipv4", &V4);
 }

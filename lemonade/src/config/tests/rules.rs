@@ -431,3 +431,15 @@ fn keys_of_the_forward_plane_are_read() {
     };
     assert_eq!(*own, expected);
 }
+
+#[test]
+fn a_table_of_another_size_waits_for_the_next_start() {
+    let of = |size: u32| {
+        packets("'192.0.2.1:80'", &format!("[frontend.web.forward]\nconnection_table = {size}"), "")
+            .unwrap_or_else(|error| panic!("{error}"))
+    };
+    assert_eq!(needs_restart(&of(512), &of(1024)), ["frontend.web.forward.connection_table"]);
+    assert_eq!(needs_restart(&of(512), &of(512)), [""; 0]);
+    let proxied = check(&file("", "", "")).expect("valid");
+    assert_eq!(needs_restart(&proxied, &of(512)), [""; 0], "the table is made when it is first asked for");
+}

@@ -46,9 +46,9 @@ impl ProxyService for Tiered {
         let proxied = self.proxy.drain(scope.clone(), deadline);
         #[cfg(target_os = "linux")]
         {
-            let forward = Arc::clone(&self.forward);
+            let forwarded = self.forward.drain(scope, deadline);
             Box::pin(async move {
-                let (proxied, forwarded) = tokio::join!(proxied, forward.drain(scope, deadline));
+                let (proxied, forwarded) = tokio::join!(proxied, forwarded);
                 proxied + forwarded
             })
         }

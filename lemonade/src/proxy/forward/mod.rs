@@ -14,7 +14,7 @@ mod trial;
 
 pub use foresee::foresee;
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -27,9 +27,9 @@ use super::error::{ApplyError, ForwardError};
 use super::port::DrainScope;
 use crate::control::image::Image;
 use crate::control::lower::{Lowered, unsuited};
-use crate::control::table::DispatchTable;
+use crate::control::table::{BackendId, DispatchTable};
 use crate::model::forward::{Fallback, PlaneCell};
-use crate::model::{Moment, ProcessCell};
+use crate::model::{Moment, Name, ProcessCell};
 use kernel::Kernel;
 
 /// Time from one look at the connection table to the next.
@@ -121,17 +121,28 @@ impl ForwardPlane {
 
     /// Stops opening flows in `scope` and waits for those that there are; forgets what is left after `deadline`, which the
     /// hosts' own stacks then reset. Returns how many flows that were.
-    pub async fn drain(&self, scope: DrainScope, deadline: Duration) -> u64 {
-        let covers = self.state().leave(scope);
-        let ended = async {
-            while self.state().live(&covers) > 0 {
-                tokio::time::sleep(PULSE).await;
+    /// What has come back into the table by then is let go on.
+    pub fn drain(
+        self: &Arc<Self>,
+        scope: DrainScope,
+        deadline: Duration,
+    ) -> impl Future<Output = u64> + Send + 'static {
+        // At once: the next table may come before the future is polled.
+        let mut covers = self.state().leave(scope);
+        let own = Arc::clone(self);
+        async move {
+            let ended = async {
+                while own.state().live(&covers) > 0 {
+                    tokio::time::sleep(PULSE).await;
+                }
+            };
+            if tokio::time::timeout(deadline, ended).await.is_ok() {
+                return 0;
             }
-        };
-        if tokio::time::timeout(deadline, ended).await.is_ok() {
-            return 0;
+            let mut state = own.state();
+            covers.spare(&state.table);
+            state.forget(&covers)
         }
-        self.state().forget(&covers)
     }
 
     /// Flows that have not ended.
@@ -158,15 +169,24 @@ impl ForwardPlane {
 enum Covers {
     All,
     /// Those of frontends and backends that left the table.
-    Gone(BTreeSet<FrontendIx>, BTreeSet<BackendIx>),
+    Gone(BTreeMap<FrontendIx, Name>, BTreeMap<BackendIx, BackendId>),
 }
 
 impl Covers {
     fn has(&self, (frontend, backend): tally::Lane) -> bool {
         match self {
             Self::All => true,
-            Self::Gone(frontends, backends) => frontends.contains(&frontend) || backends.contains(&backend),
+            Self::Gone(frontends, backends) => {
+                frontends.contains_key(&frontend) || backends.contains_key(&backend)
+            }
         }
+    }
+
+    /// Leaves out what is in the table again, with another index.
+    fn spare(&mut self, table: &DispatchTable) {
+        let Self::Gone(frontends, backends) = self else { return };
+        frontends.retain(|_, name| !table.frontends.values().any(|entry| entry.frontend.name == *name));
+        backends.retain(|_, id| !table.has_backend(id));
     }
 }
 
@@ -253,9 +273,10 @@ impl State {
         self.count();
         // The table in force has none of them any more.
         let gone = self.previous.frontends.values().filter(|entry| frontends.contains(&entry.frontend.name));
-        let gone = gone.map(|entry| entry.ix).collect();
+        let gone = gone.map(|entry| (entry.ix, entry.frontend.name.clone())).collect();
         let former = self.previous.pools.values().flat_map(|pool| &pool.backends);
-        Covers::Gone(gone, former.filter(|own| backends.contains(&own.id)).map(|own| own.ix).collect())
+        let former = former.filter(|own| backends.contains(&own.id));
+        Covers::Gone(gone, former.map(|own| (own.ix, own.id.clone())).collect())
     }
 
     /// Counts every flow that there is.
