@@ -5,7 +5,7 @@ use core::cell::Cell;
 use crate::flow::FlowKey;
 
 /// Address, port and protocol that clients use: key of the map `SERVICES`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(C)]
 pub struct ServiceKey {
     /// IPv6 address, or an IPv4 address mapped into one.
@@ -123,6 +123,12 @@ pub struct Flow {
     pub packets: Cell<u64>,
     /// Bytes in this direction, with Ethernet headers.
     pub bytes: Cell<u64>,
+}
+
+/// Key of the map `OPENED`, which counts the flows that were opened: a frontend and one of its backends.
+#[inline(always)]
+pub const fn opened_key(frontend: u32, backend: u32) -> u64 {
+    ((frontend as u64) << 32) | backend as u64
 }
 
 /// State of the entry whose direction is from the backend to the client.

@@ -20,7 +20,7 @@ use lemonade_common::packet::{Bytes, BytesMut, ETHERNET, Family, Kind, Packet, f
 use lemonade_common::{PacketReason, answer, rewrite};
 
 use crate::skb::{Anew, Skb};
-use crate::tables::{Maps, PACKET, admits, count};
+use crate::tables::{Maps, PACKET, admits, count, opened};
 
 /// Flag of `bpf_l4_csum_replace` for IPv6 addresses, which a checksum made by the network card needs (Linux 6.16 and
 /// stable kernels); it is not in the bindings.
@@ -52,7 +52,13 @@ pub fn arrived(ctx: &TcContext) -> i32 {
         Verdict::Pass(reason) => count(reason, TC_ACT_OK),
         Verdict::Drop(reason) => count(reason, TC_ACT_SHOT),
         Verdict::Echo => answer(&mut skb, packet),
-        Verdict::Forward(flow, reason) => send(skb.0, packet, flow, reason),
+        Verdict::Forward(flow, reason) => {
+            // Here and not in `send`, which the verifier would follow once for each reason.
+            if reason == PacketReason::Opened {
+                opened(flow);
+            }
+            send(skb.0, packet, flow, reason)
+        }
     }
 }
 

@@ -19,7 +19,7 @@ use lemonade_common::forward::{DSR_IPIP, DSR_L2, Flow};
 use lemonade_common::packet::{Bytes, BytesMut, Family, Kind, Packet, family, read};
 use lemonade_common::{PacketReason, answer, rewrite};
 
-use crate::tables::{Maps, PACKET, count};
+use crate::tables::{Maps, PACKET, count, opened};
 
 /// A packet in the driver's memory.
 struct Frame(*mut xdp_md);
@@ -77,7 +77,13 @@ pub fn arrived(ctx: &XdpContext) -> u32 {
         Verdict::Drop(reason) => count(reason, XDP_DROP),
         Verdict::Echo if answer::echo(&mut frame, packet) => count(PacketReason::Echo, XDP_TX),
         Verdict::Echo => count(PacketReason::NotSent, XDP_DROP),
-        Verdict::Forward(flow, reason) => send(frame.0, packet, flow, reason),
+        Verdict::Forward(flow, reason) => {
+            // As at tc.
+            if reason == PacketReason::Opened {
+                opened(flow);
+            }
+            send(frame.0, packet, flow, reason)
+        }
     }
 }
 

@@ -8,9 +8,9 @@ use aya_ebpf::bindings::{
 };
 use aya_ebpf::helpers::{bpf_sk_release, bpf_skc_lookup_tcp};
 use aya_ebpf::macros::map;
-use aya_ebpf::maps::{Array, HashMap, PerCpuArray};
+use aya_ebpf::maps::{Array, HashMap, PerCpuArray, PerCpuHashMap};
 use lemonade_common::decide::{Inserted, TableView};
-use lemonade_common::forward::{Flow, Service, ServiceKey, Target};
+use lemonade_common::forward::{Flow, Service, ServiceKey, Target, opened_key};
 use lemonade_common::gate::{GATE_KINDS, Gate, NEW_FLOWS};
 use lemonade_common::maglev::SLOTS;
 use lemonade_common::packet::{Family, Packet, family};
@@ -42,6 +42,10 @@ static RINGS: Array<u32> = Array::with_max_entries(SLOTS, BPF_F_MMAPABLE);
 /// Packets by reason.
 #[map]
 static REASONS: PerCpuArray<u64> = PerCpuArray::with_max_entries(PacketReason::COUNT as u32, 0);
+
+/// Flows opened by frontend and backend; whoever lists a backend makes its counters.
+#[map]
+static OPENED: PerCpuHashMap<u64, u64> = PerCpuHashMap::with_max_entries(1 << 16, 0);
 
 /// The packet that this core is about, which has no room on the stack.
 #[map]
@@ -212,4 +216,13 @@ pub fn count<A>(reason: PacketReason, action: A) -> A {
         unsafe { *counter += 1 };
     }
     action
+}
+
+/// Counts a flow that was opened.
+#[inline(always)]
+pub fn opened(flow: &Flow) {
+    if let Some(counter) = OPENED.get_ptr_mut(opened_key(flow.frontend, flow.backend)) {
+        // SAFETY: this core's own; a softirq does not interrupt another of its kind.
+        unsafe { *counter += 1 };
+    }
 }

@@ -1,5 +1,7 @@
 //! The composition root: everything is made here, bound before the first accept, and run until a signal.
 
+mod follow;
+
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -12,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::admin::{self, AdminSockets, AdminWiring};
 use crate::config::port::ConfigService;
-use crate::control::controller::{Controller, Effects, Inbox, Outbox};
+use crate::control::controller::{Controller, Inbox, Outbox};
 use crate::control::journal::Journal;
 use crate::control::table::DispatchTable;
 use crate::control::{ControlState, resolve, signals};
@@ -25,16 +27,19 @@ use crate::log::{LogHandle, Style};
 use crate::metrics::adapters::access::AccessWriter;
 use crate::metrics::adapters::aggregating::Aggregating;
 use crate::metrics::port::MetricsService;
-use crate::model::config::AccessLog;
 use crate::model::{Config, ProcessCell, Resolution};
 use crate::proxy::adapters::bpf::{Kernel, Unavailable};
+use crate::proxy::adapters::tiered::Tiered;
 use crate::proxy::adapters::tokio_proxy::{PlaneSettings, TokioProxy};
 use crate::proxy::clock::Clock;
+#[cfg(target_os = "linux")]
+use crate::proxy::forward::ForwardPlane;
 use crate::proxy::port::{DrainScope, ProxyService};
 use crate::proxy::tap::{self, Tap};
 use crate::shutdown::{Phase, Signals};
 use crate::state_dir::StateDir;
 use crate::{limits, systemd};
+use follow::Follow;
 
 /// Passive health signals that may wait; the data plane drops and counts what is above.
 const SIGNALS: usize = 4096;
@@ -73,6 +78,9 @@ pub struct Settings {
 pub struct Bound {
     config: Arc<Config>,
     plane: Arc<TokioProxy>,
+    tiers: Arc<Tiered>,
+    #[cfg(target_os = "linux")]
+    forward: Arc<ForwardPlane>,
     health: Arc<BackendHealth>,
     metrics: Arc<Aggregating>,
     service: Arc<dyn ConfigService>,
@@ -150,12 +158,18 @@ pub async fn build(settings: Settings) -> anyhow::Result<Bound> {
     })
     .context("cannot start the workers")?;
     let plane = Arc::new(plane);
-    let effects =
-        Follow { log: log.clone(), access: access.clone(), level: None, target: config.log.access.clone() };
+    #[cfg(target_os = "linux")]
+    let forward = Arc::new(ForwardPlane::new(Arc::clone(&process), clock, seed));
+    let tiers = Arc::new(Tiered::new(
+        Arc::clone(&plane),
+        #[cfg(target_os = "linux")]
+        Arc::clone(&forward),
+    ));
+    let effects = Follow::new(log.clone(), access.clone(), config.log.access.clone());
     let controller = Controller::start(
         Arc::clone(&config),
         first,
-        Arc::clone(&plane) as Arc<dyn ProxyService>,
+        Arc::clone(&tiers) as Arc<dyn ProxyService>,
         Box::new(effects),
         Arc::clone(&journal),
         Arc::clone(&process),
@@ -170,7 +184,7 @@ pub async fn build(settings: Settings) -> anyhow::Result<Bound> {
         phase: phase_receiver,
         metrics: Arc::clone(&metrics) as Arc<dyn MetricsService>,
         health: Arc::clone(&health) as Arc<dyn HealthService>,
-        plane: Arc::clone(&plane) as Arc<dyn ProxyService>,
+        plane: Arc::clone(&tiers) as Arc<dyn ProxyService>,
         journal,
         log,
         reloads: reloads.clone(),
@@ -211,6 +225,9 @@ pub async fn build(settings: Settings) -> anyhow::Result<Bound> {
     Ok(Bound {
         config,
         plane,
+        tiers,
+        #[cfg(target_os = "linux")]
+        forward,
         health,
         metrics,
         service,
@@ -251,6 +268,9 @@ impl Bound {
         let Self {
             config,
             plane,
+            tiers,
+            #[cfg(target_os = "linux")]
+            forward,
             health,
             metrics,
             service,
@@ -274,6 +294,8 @@ impl Bound {
         spawn(&mut tasks, "resolver", resolve::run(tables, resolution, stop.clone()));
         spawn(&mut tasks, "metrics", metrics.run(stop.clone()));
         spawn(&mut tasks, "watchdog", watchdog(stop.clone()));
+        #[cfg(target_os = "linux")]
+        spawn(&mut tasks, "forward", forward.run(stop.clone()));
         if let Some(kernel) = kernel {
             #[cfg(target_os = "linux")]
             let relays = {
@@ -317,7 +339,7 @@ impl Bound {
         systemd::stopping();
         // As the configuration stands now, not as it stood at start.
         let config = current.borrow().config.clone().unwrap_or(config);
-        drain(&phase, &*plane, &config, &mut stops).await;
+        drain(&phase, &*tiers, &config, &mut stops).await;
         stop.cancel();
         let _ = tokio::time::timeout(TASKS_END, async { while tasks.join_next().await.is_some() {} }).await;
         tasks.shutdown().await;
@@ -325,6 +347,7 @@ impl Bound {
         admin_stop.cancel();
         // A thread that failed has said so in its panic message.
         let _ = admin_thread.join();
+        drop(tiers);
         plane.stop();
         access.flush(TASKS_END);
         failure.map_or(Ok(()), |failure| Err(anyhow!(failure)))
@@ -412,44 +435,6 @@ async fn watchdog(stop: CancellationToken) {
     }
 }
 
-/// Log level and access log follow the configuration; the supervisor is told.
-struct Follow {
-    log: LogHandle,
-    access: AccessWriter,
-    /// Level that the configuration asked for last; a filter set through the admin socket stays until it changes.
-    level: Option<String>,
-    target: AccessLog,
-}
-
-impl Effects for Follow {
-    fn begin(&mut self) {
-        systemd::reloading();
-        // A log rotator asks for a reload when it has moved the file away.
-        self.access.reopen();
-    }
-
-    fn settled(&mut self, version: u64) {
-        systemd::ready(&format!("serving, configuration version {version}"));
-    }
-
-    fn adopt(&mut self, config: &Config) -> Result<(), String> {
-        let before = self.log.current();
-        if self.level.as_ref() != Some(&config.log.level) {
-            self.log.set(&config.log.level).map_err(|error| format!("log.level: {error}"))?;
-        }
-        if self.target != config.log.access {
-            if let Err(error) = self.access.set(&config.log.access) {
-                // What was in force a moment ago can be so again.
-                let _ = self.log.set(&before);
-                return Err(format!("log.access: {error}"));
-            }
-            self.target = config.log.access.clone();
-        }
-        self.level = Some(config.log.level.clone());
-        Ok(())
-    }
-}
-
 fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
 }
@@ -458,37 +443,4 @@ fn cores() -> usize {
 fn default_limit(config: &Config, workers: usize) -> u32 {
     let addresses: usize = config.frontends.values().map(|frontend| frontend.listen.len()).sum();
     limits::connections(limits::raise_descriptors(), addresses * workers)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::control::compile::tests::config;
-    use crate::metrics::port::Recorder;
-
-    #[test]
-    fn a_configuration_follows_as_a_whole_or_not_at_all() {
-        let (_subscriber, log) = crate::log::build("info", Style::Json, false, std::io::sink).unwrap();
-        let access =
-            AccessWriter::start(&AccessLog::Off, Style::Json, Box::new(std::io::sink()), Arc::default())
-                .unwrap();
-        let mut follow =
-            Follow { log: log.clone(), access: access.clone(), level: None, target: AccessLog::Off };
-        let wanted = |level: &str, access: AccessLog| {
-            let mut wanted = (*config([], [])).clone();
-            (wanted.log.level, wanted.log.access) = (level.to_owned(), access);
-            wanted
-        };
-        let nowhere = AccessLog::File("/no/such/folder/access.log".into());
-
-        follow.adopt(&wanted("warn", AccessLog::Off)).unwrap();
-        log.set("debug").unwrap();
-        follow.adopt(&wanted("debgu", AccessLog::On)).unwrap_err();
-        assert!(!access.enabled(), "the level was refused");
-        follow.adopt(&wanted("error", nowhere)).unwrap_err();
-        assert_eq!(log.current(), "debug", "the access log was refused; a filter set by hand stays");
-
-        follow.adopt(&wanted("error", AccessLog::On)).unwrap();
-        assert!(access.enabled() && log.current() == "error");
-    }
 }

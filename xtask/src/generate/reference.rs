@@ -5,11 +5,12 @@ use std::fmt::Write;
 use serde_json::{Map, Value};
 
 /// Sections in the order of the annotated file, with the definition that describes each.
-const SECTIONS: [(&str, &str); 7] = [
+const SECTIONS: [(&str, &str); 8] = [
     ("[runtime]", "Runtime"),
     ("[admin]", "Admin"),
     ("[log]", "Log"),
     ("[frontend.NAME]", "Frontend"),
+    ("[frontend.NAME.forward]", "Forward"),
     ("[pool.NAME]", "Pool"),
     ("[pool.NAME.health]", "Health"),
     ("[[pool.NAME.backend]]", "Backend"),
@@ -41,7 +42,8 @@ pub fn page(schema: &Value) -> String {
         let required: Vec<_> = list(own, "required").filter_map(Value::as_str).collect();
         for (key, value) in properties(own) {
             // Those have a section of their own.
-            if matches!((definition, key.as_str()), ("Pool", "health" | "backend")) {
+            if matches!((definition, key.as_str()), ("Pool", "health" | "backend") | ("Frontend", "forward"))
+            {
                 continue;
             }
             let default = match value.get("default") {

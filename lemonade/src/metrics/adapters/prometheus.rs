@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use lemonade_common::Reason;
+use lemonade_common::{PacketReason, Reason};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{
     DescriptorEncoder, EncodeGaugeValue, EncodeLabelSet, MetricEncoder, NoLabelSet, text,
@@ -15,7 +15,8 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
 
 use crate::metrics::snapshot::{
-    BackendCounters, DatagramCounters, FrontendCounters, HistogramCounts, MetricsSnapshot, PoolCounters,
+    BackendCounters, DatagramCounters, FrontendCounters, HistogramCounts, MetricsSnapshot, PlaneChoice,
+    PoolCounters,
 };
 use crate::model::cell::BUCKETS;
 use crate::model::config::Status;
@@ -51,6 +52,7 @@ impl Collector for Snapshot {
         let mut out = Families(&mut encoder);
         self.process(&mut out)?;
         self.relays(&mut out)?;
+        self.forward(&mut out)?;
         self.frontends(&mut out)?;
         self.pools(&mut out)?;
         self.backends(&mut out)
@@ -98,6 +100,23 @@ impl Snapshot {
         out.counters("relay_self_tests_failed", failed, relays().map(|(labels, own)| (labels, own.failed)))
     }
 
+    fn forward(&self, out: &mut Families<'_, '_>) -> fmt::Result {
+        let own = &self.snapshot.forward;
+        out.counter("forward_flows_opened", "Flows opened in the kernel since the start", own.opened)?;
+        out.counter("forward_flows_closed", "Flows ended in the kernel since the start", own.closed)?;
+        out.gauge("forward_flows_live", "Flows in the kernel that have not ended", own.live)?;
+        let entries = "Directions of flows in the connection table, ended ones not yet forgotten among them";
+        out.gauge("forward_table_entries", entries, own.entries)?;
+        let room = "Directions of flows that the connection table has room for";
+        out.gauge("forward_table_room", room, own.room)?;
+        let packets = PacketReason::ALL.map(|why| ([("reason", why.as_str())], own.packets[why.index()]));
+        out.counters(
+            "forward_packets",
+            "Packets that the program saw, by what they came to",
+            packets.into_iter(),
+        )
+    }
+
     fn frontends(&self, out: &mut Families<'_, '_>) -> fmt::Result {
         let frontends = &self.snapshot.frontends;
         let over = frontends.len() > MAX_FRONTENDS;
@@ -110,6 +129,14 @@ impl Snapshot {
             let total = frontends.iter().cloned().reduce(add_frontend);
             each_frontend(out, total.iter().map(|frontend| ([], frontend)))
         } else {
+            let of = |such: fn(&PlaneChoice) -> bool| {
+                let one = move |own: &'_ FrontendCounters| u64::from(such(&own.plane));
+                frontends.iter().map(move |own| ([("frontend", own.name.as_str())], one(own)))
+            };
+            let forwarded = "1 while packets of the frontend are forwarded in the kernel";
+            out.gauges("frontend_forwarded", forwarded, of(|plane| plane.forwarded))?;
+            let kept = "1 while the frontend asks for the forward plane and the proxy serves it";
+            out.gauges("frontend_forward_kept", kept, of(|plane| plane.asked && !plane.forwarded))?;
             each_frontend(
                 out,
                 frontends.iter().map(|frontend| ([("frontend", frontend.name.as_str())], frontend)),

@@ -6,19 +6,19 @@ use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::ptr::NonNull;
 use std::time::Duration;
 
-use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray};
+use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray, PerCpuHashMap, PerCpuValues};
 use aya::programs::tc::SchedClassifierLinkId;
 use aya::programs::xdp::XdpLinkId;
 use aya::programs::{LinkOrder, SchedClassifier, TcAttachType, TestRun as _, TestRunOptions, Xdp, XdpMode};
 use aya::{Ebpf, EbpfLoader};
 use lemonade_common::abi::{ABI_VERSION, ABI_VERSION_AT};
-use lemonade_common::forward::{Flow, Service, ServiceKey, Target};
+use lemonade_common::forward::{Flow, Service, ServiceKey, Target, opened_key};
 use lemonade_common::gate::{NEW_FLOWS, NEW_FLOWS_LIMIT, TOLD, TOLD_LIMIT};
 use lemonade_common::maglev::SLOTS;
 use lemonade_common::{FlowKey, PacketReason};
 
 use super::Unavailable;
-use super::batch::entries;
+use super::batch::{self, entries};
 use super::loader::{Verified, corrupt, refused};
 
 /// The programs of the forward plane.
@@ -42,6 +42,8 @@ pub struct Forward {
     rings: Rings,
     links: BTreeMap<String, SchedClassifierLinkId>,
     xdp_links: BTreeMap<String, XdpLinkId>,
+    /// Where [`Forward::sweep`] stands.
+    swept: batch::Cursor,
 }
 
 impl Forward {
@@ -66,7 +68,8 @@ impl Forward {
                 .map_err(|error| corrupt(&format!("the rings cannot be mapped: {error}")))?,
             _ => return Err(corrupt("no map RINGS")),
         };
-        let mut own = Self { ebpf, rings, links: BTreeMap::new(), xdp_links: BTreeMap::new() };
+        let (links, xdp_links) = (BTreeMap::new(), BTreeMap::new());
+        let mut own = Self { ebpf, rings, links, xdp_links, swept: batch::Cursor::default() };
         own.program()?.load().map_err(|error| refused(&error))?;
         Ok(own)
     }
@@ -239,6 +242,57 @@ impl Forward {
         let Some(Map::HashMap(map)) = self.ebpf.map("CONNECTIONS") else { return Ok(Vec::new()) };
         let flows = entries::<{ size_of::<FlowKey>() }, { size_of::<Flow>() }>(map)?;
         Ok(flows.iter().map(|(key, flow)| (FlowKey::from_bytes(key), Flow::from_bytes(flow))).collect())
+    }
+
+    /// The next entries of the connection table, some thousand at most, and whether they were the last of all; then the
+    /// first come again.
+    ///
+    /// # Errors
+    /// As bpf(2).
+    pub fn sweep(&mut self) -> io::Result<(Vec<(FlowKey, Flow)>, bool)> {
+        let Some(Map::HashMap(map)) = self.ebpf.map("CONNECTIONS") else { return Ok((Vec::new(), true)) };
+        let mut read = Vec::new();
+        let last =
+            batch::next::<{ size_of::<FlowKey>() }, { size_of::<Flow>() }>(map, &mut self.swept, &mut read);
+        let last = last.inspect_err(|_| self.swept = batch::Cursor::default())?;
+        let flows = read.iter().map(|(key, flow)| (FlowKey::from_bytes(key), Flow::from_bytes(flow)));
+        Ok((flows.collect(), last))
+    }
+
+    /// One direction of a flow, if it is there.
+    pub fn flow(&self, key: &FlowKey) -> Option<Flow> {
+        type Flows<'a> = HashMap<&'a MapData, [u8; size_of::<FlowKey>()], [u8; size_of::<Flow>()]>;
+        let flows = Flows::try_from(self.ebpf.map("CONNECTIONS")?).ok()?;
+        flows.get(&key.to_bytes(), 0).ok().map(|flow| Flow::from_bytes(&flow))
+    }
+
+    /// Makes the counters of flows that a frontend opens to a backend, if there are none.
+    ///
+    /// # Errors
+    /// As bpf(2), in words.
+    pub fn count_opened(&mut self, frontend: u32, backend: u32) -> Result<(), Unavailable> {
+        let mut map: PerCpuHashMap<_, u64, u64> = table(&mut self.ebpf, "OPENED")?;
+        let key = opened_key(frontend, backend);
+        if map.get(&key, 0).is_ok() {
+            return Ok(());
+        }
+        let cores = aya::util::nr_cpus().map_err(|(_, error)| refused(&error))?;
+        let zeros = PerCpuValues::try_from(vec![0; cores]).map_err(|error| refused(&error))?;
+        map.insert(key, zeros, 0).map_err(|error| refused(&error))
+    }
+
+    /// Flows opened by a frontend to a backend since [`Self::count_opened`].
+    pub fn opened(&self, frontend: u32, backend: u32) -> u64 {
+        let map = self.ebpf.map("OPENED").map(PerCpuHashMap::<_, u64, u64>::try_from);
+        let Some(Ok(map)) = map else { return 0 };
+        map.get(&opened_key(frontend, backend), 0).map_or(0, |values| values.iter().sum())
+    }
+
+    /// Takes the counters of a frontend and a backend away.
+    pub fn forget_opened(&mut self, frontend: u32, backend: u32) {
+        let map: Result<PerCpuHashMap<_, u64, u64>, _> = table(&mut self.ebpf, "OPENED");
+        // What is not there needs no removal.
+        let _ = map.map(|mut map| map.remove(&opened_key(frontend, backend)));
     }
 
     /// Takes entries out of the connection table.

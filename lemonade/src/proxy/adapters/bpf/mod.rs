@@ -15,6 +15,9 @@ mod decap;
 mod decap;
 #[cfg(all(feature = "ebpf", target_os = "linux"))]
 mod forward;
+#[cfg(not(all(feature = "ebpf", target_os = "linux")))]
+#[path = "forward_absent.rs"]
+mod forward;
 #[cfg(all(feature = "ebpf", target_os = "linux"))]
 mod layout;
 #[cfg(all(feature = "ebpf", target_os = "linux"))]
@@ -33,7 +36,6 @@ pub use absent::{Kernel, Sockmap, cleanup};
 #[cfg(all(feature = "ebpf", target_os = "linux"))]
 pub use cgroup::cleanup;
 pub use decap::Decap;
-#[cfg(all(feature = "ebpf", target_os = "linux"))]
 pub use forward::{Forward, Trial};
 #[cfg(all(feature = "ebpf", target_os = "linux"))]
 pub use loader::{Kernel, Verified};
