@@ -1,23 +1,15 @@
 //! What becomes of a packet: the one decision that the programs in the kernel and the model in tests share.
 
-use core::cell::Cell;
-
-use crate::csum;
 use crate::flow::{FlowKey, TCP};
 use crate::forward::{
-    ANSWERED, BY_SOURCE, DOWN, FIN_DOWN, FIN_UP, Flow, PASS_FRAGMENTS, RESET, Service, ServiceKey, Target,
-    ended,
+    ANSWER_ECHO, ANSWERED, DOWN, FIN_DOWN, FIN_UP, Flow, NAT, NAT_GATEWAY, PASS_FRAGMENTS, RESET, Service,
+    ServiceKey, Target, answers_pass_by, ended,
 };
-use crate::hash::flow_hash;
-use crate::maglev;
+use crate::open::{forget, open, open_gateway, open_passing};
 use crate::packet::{ACK, FIN, Kind, NoFlow, Oddity, Packet, RST, SYN};
 use crate::verdict::PacketReason;
 
-/// Ports that are tried for a new flow before they count as exhausted.
-pub const PORT_TRIES: u32 = 16;
-
-/// Nanoseconds for which the ports of an ended flow are kept from others when there is a lack of them.
-pub const LINGER: u64 = 1_000_000_000;
+pub use crate::open::{LINGER, PORT_TRIES, source_hash};
 
 /// What an insertion came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,12 +31,22 @@ pub trait TableView {
     fn insert(&self, key: &FlowKey, flow: &Flow) -> Inserted;
     /// Takes an entry away; says whether it was there.
     fn remove(&self, key: &FlowKey) -> bool;
+    /// Keeps an entry aside, for one packet that is not written down.
+    fn lend(&self, flow: &Flow);
+    /// The entry that was kept aside last.
+    fn lent(&self) -> Option<&Flow>;
     /// What is served at an address.
     fn service(&self, key: &ServiceKey) -> Option<&Service>;
+    /// Whether anything is served at all ports of an address; else nobody looks for it.
+    fn any_ports(&self) -> bool;
     /// Index of the backend in a slot of a ring.
     fn slot(&self, ring: u32, slot: u32) -> Option<u32>;
     /// Where a backend is.
     fn target(&self, backend: u32) -> Option<&Target>;
+    /// Whether a connection of the host itself has this key.
+    fn is_own(&self, key: &FlowKey) -> bool;
+    /// Whether one more flow may be written down now, where that is limited.
+    fn admits(&self, now: u64) -> bool;
     /// Seed of the flow hash.
     fn seed(&self) -> u64;
 }
@@ -56,6 +58,8 @@ pub enum Verdict<'t> {
     Pass(PacketReason),
     /// It goes nowhere.
     Drop(PacketReason),
+    /// It goes back to who sent it, as the answer to a request for an echo.
+    Echo,
     /// It leaves as the entry says.
     Forward(&'t Flow, PacketReason),
 }
@@ -77,7 +81,6 @@ pub const fn without_flow(why: NoFlow) -> PacketReason {
     match why {
         NoFlow::NotIp => PacketReason::NotIp,
         NoFlow::OtherProtocol => PacketReason::OtherProtocol,
-        NoFlow::LaterFragment => PacketReason::LaterFragment,
         NoFlow::Torn => PacketReason::Torn,
     }
 }
@@ -88,26 +91,30 @@ pub fn decide<'t, T: TableView>(table: &'t T, packet: &Packet, arrival: &Arrival
     if packet.tagged {
         return Verdict::Pass(PacketReason::Tagged);
     }
+    if matches!(packet.kind, Kind::Echo | Kind::LaterFragment) {
+        return without_ports(table, packet);
+    }
+    let error = packet.kind == Kind::IcmpError;
     if let Some(flow) = table.flow(&packet.key) {
-        if packet.kind == Kind::IcmpError {
-            return icmp_error(flow, packet);
-        }
         if let Some(odd) = packet.odd {
             return Verdict::Drop(oddity(odd));
         }
-        if packet.ttl <= 1 {
+        if packet.ttl <= 1 && !answers_pass_by(flow.mode) {
             return Verdict::Drop(PacketReason::HopLimit);
+        }
+        // An error says nothing of the flow's state: it may be forged.
+        if error {
+            return Verdict::Forward(flow, PacketReason::IcmpError);
         }
         if !reopens(packet, flow) {
             note(table, packet, flow, arrival);
             return Verdict::Forward(flow, PacketReason::Forwarded);
         }
         forget(table, &packet.key, flow);
-    } else if packet.kind == Kind::IcmpError {
-        return Verdict::Pass(PacketReason::OtherProtocol);
     }
-    let Some(service) = table.service(&ServiceKey::of(&packet.key)) else {
-        return Verdict::Pass(PacketReason::NotOurs);
+    let unknown = if error { PacketReason::OtherProtocol } else { PacketReason::NotOurs };
+    let Some(service) = served(table, &packet.key) else {
+        return Verdict::Pass(unknown);
     };
     match packet.odd {
         Some(Oddity::Fragment) if service.flags & PASS_FRAGMENTS != 0 => {
@@ -116,165 +123,80 @@ pub fn decide<'t, T: TableView>(table: &'t T, packet: &Packet, arrival: &Arrival
         Some(odd) => return Verdict::Drop(oddity(odd)),
         None => {}
     }
-    if packet.ttl <= 1 {
+    if packet.ttl <= 1 && !answers_pass_by(service.mode) {
         return Verdict::Drop(PacketReason::HopLimit);
     }
-    if packet.key.protocol == TCP && packet.flags & (SYN | ACK | RST | FIN) != SYN {
+    let first = !error && opens(packet);
+    if service.mode == NAT && !first {
+        // A ring says nothing of the port that a flow took.
+        return Verdict::Pass(if error { PacketReason::OtherProtocol } else { PacketReason::UnknownFlow });
+    }
+    if !first && !error && table.is_own(&packet.key) {
         return Verdict::Pass(PacketReason::UnknownFlow);
     }
-    let reason = open(table, packet, service, arrival);
+    let reason = match service.mode {
+        NAT => open(table, packet, service, arrival),
+        NAT_GATEWAY => open_gateway(table, packet, service, arrival, first),
+        _ => open_passing(table, packet, service, arrival, first),
+    };
     if reason == PacketReason::NoBackend {
         return Verdict::Pass(reason);
     }
     if matches!(reason, PacketReason::PortsExhausted | PacketReason::TableFull) {
         return Verdict::Drop(reason);
     }
-    match table.flow(&packet.key) {
-        Some(flow) => Verdict::Forward(flow, reason),
-        None => Verdict::Drop(PacketReason::TableFull),
+    let flow = if reason == PacketReason::Unrecorded { table.lent() } else { table.flow(&packet.key) };
+    let Some(flow) = flow else {
+        return Verdict::Drop(PacketReason::TableFull);
+    };
+    if error {
+        Verdict::Forward(flow, PacketReason::IcmpError)
+    } else if first {
+        Verdict::Forward(flow, reason)
+    } else {
+        Verdict::Forward(flow, PacketReason::Adopted)
     }
 }
 
-/// Opens a flow: the ring names the backend, a port is taken for it, and both directions are written down. Says what
-/// it came to; the entry is found by the packet's key.
-// This and what it calls have frames of their own: programs in the kernel have 512 bytes of stack in all.
-#[inline(never)]
-fn open<T: TableView>(table: &T, packet: &Packet, service: &Service, arrival: &Arrival) -> PacketReason {
-    let key = &packet.key;
-    let seed = table.seed();
-    let hash = flow_hash(key, seed);
-    let slot = maglev::slot(if service.flags & BY_SOURCE == 0 { hash } else { source_hash(key, seed) });
-    let Some(backend) = table.slot(service.ring, slot).filter(|backend| *backend != maglev::EMPTY) else {
-        return PacketReason::NoBackend;
-    };
-    let Some(target) = table.target(backend) else {
-        return PacketReason::NoBackend;
-    };
-    let mut opening = Opening {
-        interface: arrival.interface,
-        backend,
-        frontend: service.frontend,
-        entropy: hash as u32,
-        state: u64::from(DOWN),
-        now: arrival.now,
-        bytes: 0,
-    };
-    // The entry of the answers has the port that is taken in its key.
-    let mut taken = FlowKey {
-        src: target.address,
-        dst: target.snat,
-        sport: if target.port == [0; 2] { key.dport } else { target.port },
-        dport: [0; 2],
-        protocol: key.protocol,
-    };
-    match claim(table, &mut taken, key, target, &opening) {
-        Inserted::Done => {}
-        Inserted::Exists => return PacketReason::PortsExhausted,
-        Inserted::Full => return PacketReason::TableFull,
-    }
-    (opening.interface, opening.state, opening.bytes) = (target.interface, 0, arrival.length);
-    match put(table, key, &taken, &opening) {
-        Inserted::Done => PacketReason::Opened,
-        // Full, or another core was faster with the same packet: its entry holds.
-        other @ (Inserted::Exists | Inserted::Full) => {
-            table.remove(&taken);
-            if other == Inserted::Full { PacketReason::TableFull } else { PacketReason::Forwarded }
-        }
+/// Decides on a packet that names an address only.
+#[inline(always)]
+fn without_ports<'t, T: TableView>(table: &'t T, packet: &Packet) -> Verdict<'t> {
+    let later = packet.kind == Kind::LaterFragment;
+    let flags = table.service(&ServiceKey::whole(packet.key.dst)).map(|service| service.flags);
+    match (flags, packet.odd) {
+        (None, _) if later => Verdict::Pass(PacketReason::LaterFragment),
+        (Some(flags), _) if later && flags & PASS_FRAGMENTS != 0 => Verdict::Pass(PacketReason::Fragment),
+        (Some(_), _) if later => Verdict::Drop(PacketReason::Fragment),
+        (Some(flags), None) if flags & ANSWER_ECHO != 0 => Verdict::Echo,
+        _ => Verdict::Pass(PacketReason::OtherProtocol),
     }
 }
 
-/// What is not addresses and ports in the entries of a new flow.
-struct Opening {
-    interface: u32,
-    backend: u32,
-    frontend: u32,
-    entropy: u32,
-    state: u64,
-    now: u64,
-    bytes: u64,
-}
-
-/// Takes a port towards the target by putting the entry of the answers where there is none; completes its key.
+/// What is served where a packet goes.
+// A frame of its own: programs in the kernel have 512 bytes of stack.
 #[inline(never)]
-fn claim<T: TableView>(
-    table: &T,
-    taken: &mut FlowKey,
-    key: &FlowKey,
-    target: &Target,
-    opening: &Opening,
-) -> Inserted {
-    let first = u32::from(u16::from_be_bytes(target.first_port));
-    for attempt in 0..PORT_TRIES {
-        // Steps by a prime that divides no usual number of ports.
-        let at = opening.entropy.wrapping_add(attempt.wrapping_mul(7_919));
-        let offset = ((u64::from(at.wrapping_mul(0x9e37_79b1)) * u64::from(target.ports)) >> 32) as u32;
-        taken.dport = ((first + offset) as u16).to_be_bytes();
-        let mut inserted = put(table, taken, key, opening);
-        // When ports are scarce, those of a flow that ended a while ago may serve again.
-        if inserted == Inserted::Exists && attempt >= PORT_TRIES / 2 && left(table, taken, opening.now) {
-            inserted = put(table, taken, key, opening);
-        }
-        if inserted != Inserted::Exists {
-            return inserted;
-        }
+fn served<'t, T: TableView>(table: &'t T, key: &FlowKey) -> Option<&'t Service> {
+    let at = ServiceKey::of(key);
+    match table.service(&at) {
+        Some(service) => Some(service),
+        None if table.any_ports() => table.service(&at.any_port()),
+        None => None,
     }
-    Inserted::Exists
 }
 
-/// Takes away the flow that has a port if it ended a while ago; of two cores one does.
-#[inline(never)]
-fn left<T: TableView>(table: &T, taken: &FlowKey, now: u64) -> bool {
-    let Some(other) = table.flow(taken) else { return false };
-    if !ended(other.state()) || other.seen.get() + LINGER > now {
-        return false;
-    }
-    table.remove(&other.leaves().reversed());
-    table.remove(taken)
-}
-
-/// Takes both directions of a flow away.
-#[inline(never)]
-fn forget<T: TableView>(table: &T, key: &FlowKey, flow: &Flow) {
-    table.remove(&flow.leaves().reversed());
-    table.remove(key);
-}
-
-/// Puts one direction of a new flow: that of packets with the key `from`, whose answers arrive with the key `answers`.
-#[inline(never)]
-fn put<T: TableView>(table: &T, from: &FlowKey, answers: &FlowKey, opening: &Opening) -> Inserted {
-    // Written once as a whole: what is changed afterwards costs a copy on the stack.
-    let flow = Flow {
-        src: answers.dst,
-        dst: answers.src,
-        sport: answers.dport,
-        dport: answers.sport,
-        interface: opening.interface,
-        backend: opening.backend,
-        frontend: opening.frontend,
-        address_delta: csum::address_delta(&from.src, &answers.dst)
-            + csum::address_delta(&from.dst, &answers.src),
-        port_delta: csum::delta(&from.sport, &answers.dport) + csum::delta(&from.dport, &answers.sport),
-        protocol: from.protocol,
-        reserved: 0,
-        state: Cell::new(opening.state),
-        told: Cell::new(0),
-        seen: Cell::new(opening.now),
-        packets: Cell::new(u64::from(opening.bytes != 0)),
-        bytes: Cell::new(opening.bytes),
-    };
-    table.insert(from, &flow)
-}
-
-/// Hash of a client's address alone.
-#[inline(never)]
-pub fn source_hash(key: &FlowKey, seed: u64) -> u64 {
-    flow_hash(&FlowKey { src: key.src, dst: [0; 16], sport: [0; 2], dport: [0; 2], protocol: 0 }, seed)
+/// Whether a packet may be the first of its flow.
+#[inline(always)]
+const fn opens(packet: &Packet) -> bool {
+    packet.key.protocol != TCP || packet.flags & (SYN | ACK | RST | FIN) == SYN
 }
 
 /// Whether a packet opens a flow anew whose ports a former one has left.
 #[inline(always)]
 fn reopens(packet: &Packet, flow: &Flow) -> bool {
-    packet.flags & (SYN | ACK) == SYN && ended(flow.state()) && flow.state() & DOWN == 0
+    let state = flow.state();
+    // Where answers pass by, nobody sees the backend's FIN.
+    let over = ended(state) || answers_pass_by(flow.mode) && state & FIN_UP != 0;
+    packet.flags & (SYN | ACK) == SYN && over && state & DOWN == 0
 }
 
 /// Writes down that a packet passed, and what it says of the flow's state.
@@ -302,18 +224,11 @@ fn note<T: TableView>(table: &T, packet: &Packet, flow: &Flow, arrival: &Arrival
 fn mark<T: TableView>(table: &T, flow: &Flow, state: u32) {
     let state = u64::from(state);
     flow.state.set(flow.state.get() | state);
+    if answers_pass_by(flow.mode) {
+        return;
+    }
     if let Some(other) = table.flow(&flow.leaves().reversed()) {
         other.told.set(other.told.get() | state);
-    }
-}
-
-/// An ICMP error says nothing of the flow's state: it may be forged.
-#[inline(always)]
-fn icmp_error<'t>(flow: &'t Flow, packet: &Packet) -> Verdict<'t> {
-    match packet.odd {
-        Some(odd) => Verdict::Drop(oddity(odd)),
-        None if packet.ttl <= 1 => Verdict::Drop(PacketReason::HopLimit),
-        None => Verdict::Forward(flow, PacketReason::IcmpError),
     }
 }
 

@@ -5,7 +5,7 @@ use core::cell::Cell;
 use crate::flow::FlowKey;
 
 /// Address, port and protocol that clients use: key of the map `SERVICES`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(C)]
 pub struct ServiceKey {
     /// IPv6 address, or an IPv4 address mapped into one.
@@ -24,10 +24,32 @@ pub struct Service {
     pub frontend: u32,
     /// Which of the rings in the map `RINGS` is its pool's.
     pub ring: u32,
-    /// Sum of [`BY_SOURCE`] and [`PASS_FRAGMENTS`].
+    /// Sum of [`BY_SOURCE`], [`PASS_FRAGMENTS`], [`BY_PORT`] and [`ANSWER_ECHO`].
     pub flags: u32,
-    /// Zero.
-    pub reserved: u32,
+    /// How packets reach the backend: [`NAT`], [`NAT_GATEWAY`], [`DSR_L2`] or [`DSR_IPIP`].
+    pub mode: u32,
+    /// One more than the number of the ring that was its pool's before, 0 for none. In every mode but [`NAT`] a packet from
+    /// the middle of a flow that the table does not know asks it first.
+    pub previous: u32,
+}
+
+/// Mode that gives packets both addresses anew: answers come back whatever the routes of the backend are.
+pub const NAT: u32 = 0;
+
+/// Mode that gives packets another destination and leaves them the client's address; the backend routes its answers by way
+/// of the balancer.
+pub const NAT_GATEWAY: u32 = 1;
+
+/// Mode that changes nothing but the Ethernet header; the backend has the service's address and answers the client itself.
+pub const DSR_L2: u32 = 2;
+
+/// Mode that puts another IP header in front (RFC 2003, RFC 2473); the backend takes it off and answers the client itself.
+pub const DSR_IPIP: u32 = 3;
+
+/// Whether answers go past the balancer in this mode.
+#[inline(always)]
+pub const fn answers_pass_by(mode: u32) -> bool {
+    mode >= DSR_L2
 }
 
 /// Flag of a service whose clients each keep to one backend, whatever their port.
@@ -36,19 +58,26 @@ pub const BY_SOURCE: u32 = 1;
 /// Flag of a service whose fragments go to the host instead of nowhere.
 pub const PASS_FRAGMENTS: u32 = 2;
 
+/// Flag of a service whose ports each keep to one backend, whoever the client is.
+pub const BY_PORT: u32 = 4;
+
+/// Flag of the service at [`ServiceKey::whole`]: the balancer answers who asks the address for an echo.
+pub const ANSWER_ECHO: u32 = 8;
+
 /// One backend of a service: value of the map `BACKEND_TARGETS`, whose key is the index of the backend.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Target {
     /// Where it is: IPv6 address, or an IPv4 address mapped into one.
     pub address: [u8; 16],
-    /// The balancer's own address on the way there.
+    /// The balancer's own address on the way there; in mode [`DSR_IPIP`], source of the outer header.
     pub snat: [u8; 16],
     /// Port, big-endian; zero takes the port that the client used.
     pub port: [u8; 2],
     /// First port for [`Self::snat`], big-endian.
     pub first_port: [u8; 2],
-    /// How many ports there are from there on.
+    /// How many ports there are from there on; in mode [`DSR_IPIP`], over how many addresses from [`Self::snat`] on outer
+    /// headers are spread by the hash of their flow (0 is 1).
     pub ports: u32,
     /// Interface towards it.
     pub interface: u32,
@@ -61,9 +90,9 @@ pub struct Target {
 #[derive(Debug, Default)]
 #[repr(C)]
 pub struct Flow {
-    /// Source address as it leaves.
+    /// Source address as it leaves; that of the outer header in mode [`DSR_IPIP`].
     pub src: [u8; 16],
-    /// Destination address as it leaves.
+    /// Destination address as it leaves; in modes [`DSR_L2`] and [`DSR_IPIP`] the backend's, whatever the packet's.
     pub dst: [u8; 16],
     /// Source port as it leaves, big-endian.
     pub sport: [u8; 2],
@@ -77,12 +106,12 @@ pub struct Flow {
     pub frontend: u32,
     /// What checksums change by for the addresses.
     pub address_delta: u32,
-    /// What checksums change by for the ports.
+    /// What checksums change by for the ports; in mode [`DSR_IPIP`], the flow label of the outer header.
     pub port_delta: u32,
     /// Protocol of the flow.
     pub protocol: u32,
-    /// Zero.
-    pub reserved: u32,
+    /// Mode of the service when the flow was opened.
+    pub mode: u32,
     /// Sum of [`DOWN`], [`ANSWERED`], [`FIN_UP`], [`FIN_DOWN`] and [`RESET`], as packets of this direction say.
     pub state: Cell<u64>,
     /// The same as packets of the other direction say. Apart, since the two directions are often on two cores, and a FIN
@@ -94,6 +123,12 @@ pub struct Flow {
     pub packets: Cell<u64>,
     /// Bytes in this direction, with Ethernet headers.
     pub bytes: Cell<u64>,
+}
+
+/// Key of the map `OPENED`, which counts the flows that were opened: a frontend and one of its backends.
+#[inline(always)]
+pub const fn opened_key(frontend: u32, backend: u32) -> u64 {
+    ((frontend as u64) << 32) | backend as u64
 }
 
 /// State of the entry whose direction is from the backend to the client.
@@ -108,7 +143,7 @@ pub const FIN_DOWN: u32 = 8;
 pub const RESET: u32 = 16;
 
 const _: () = assert!(size_of::<ServiceKey>() == 20 && align_of::<ServiceKey>() == 1);
-const _: () = assert!(size_of::<Service>() == 16);
+const _: () = assert!(size_of::<Service>() == 20);
 const _: () = assert!(size_of::<Target>() == 44);
 const _: () = assert!(size_of::<Flow>() == 104);
 
@@ -122,6 +157,20 @@ impl ServiceKey {
     #[inline(always)]
     pub const fn of(key: &FlowKey) -> Self {
         Self { address: key.dst, port: key.dport, protocol: [0, key.protocol as u8] }
+    }
+
+    /// An address as a whole: the flags that are put there hold for packets without ports, which are later fragments
+    /// ([`PASS_FRAGMENTS`]) and requests for an echo ([`ANSWER_ECHO`]).
+    #[inline(always)]
+    pub const fn whole(address: [u8; 16]) -> Self {
+        Self { address, port: [0; 2], protocol: [0; 2] }
+    }
+
+    /// The same address and protocol with any port: what is served there holds where nothing is served at the port itself.
+    #[inline(always)]
+    #[must_use]
+    pub const fn any_port(self) -> Self {
+        Self { port: [0; 2], ..self }
     }
 
     /// The bytes as they stand in the map.
@@ -138,7 +187,7 @@ impl Service {
     /// The bytes as they stand in the map.
     pub fn to_bytes(self) -> [u8; size_of::<Self>()] {
         let mut bytes = [0; size_of::<Self>()];
-        let words = [self.frontend, self.ring, self.flags, self.reserved];
+        let words = [self.frontend, self.ring, self.flags, self.mode, self.previous];
         for (place, word) in bytes.chunks_exact_mut(4).zip(words) {
             place.copy_from_slice(&word.to_ne_bytes());
         }
@@ -203,7 +252,7 @@ impl Flow {
             address_delta: word(48),
             port_delta: word(52),
             protocol: word(56),
-            reserved: 0,
+            mode: word(60),
             state: long(64),
             told: long(72),
             seen: long(80),

@@ -7,13 +7,17 @@
 #![forbid(unsafe_code)]
 
 pub mod abi;
+pub mod answer;
 pub mod csum;
+pub mod decap;
 pub mod decide;
 pub mod flow;
 pub mod forward;
+pub mod gate;
 pub mod hash;
 pub mod ids;
 pub mod maglev;
+mod open;
 pub mod packet;
 pub mod rewrite;
 pub mod sk_msg;

@@ -13,6 +13,9 @@ const EXTENSIONS: usize = 4;
 /// Bytes of an IPv6 extension header at most; longer ones count as odd.
 const EXTENSION: usize = 256;
 
+/// Protocol number of the fragment header of IPv6.
+const FRAGMENT: u8 = 44;
+
 const ICMP: u8 = 1;
 const ICMP_V6: u8 = 58;
 
@@ -34,6 +37,12 @@ pub trait Bytes {
     fn length(&self) -> usize;
 }
 
+/// Bytes of a packet that can be changed in place.
+pub trait BytesMut: Bytes {
+    /// Writes from `at` on; says whether the packet has room there.
+    fn store<const N: usize>(&mut self, at: usize, bytes: &[u8; N]) -> bool;
+}
+
 impl Bytes for [u8] {
     fn load<const N: usize>(&self, at: usize) -> Option<[u8; N]> {
         self.get(at..at.checked_add(N)?)?.try_into().ok()
@@ -41,6 +50,13 @@ impl Bytes for [u8] {
 
     fn length(&self) -> usize {
         self.len()
+    }
+}
+
+impl BytesMut for [u8] {
+    fn store<const N: usize>(&mut self, at: usize, bytes: &[u8; N]) -> bool {
+        let place = at.checked_add(N).and_then(|end| self.get_mut(at..end));
+        place.map(|place| place.copy_from_slice(bytes)).is_some()
     }
 }
 
@@ -60,6 +76,10 @@ pub enum Kind {
     Flow,
     /// It is an ICMP error about a packet that went the other way than its key says: the error travels with the key.
     IcmpError,
+    /// It asks for an echo; there are no ports in its key.
+    Echo,
+    /// It is a fragment that is not the first; there are no ports in its key.
+    LaterFragment,
 }
 
 /// What is odd about a packet that nevertheless names its flow.
@@ -80,8 +100,6 @@ pub enum NoFlow {
     NotIp,
     /// Neither TCP nor UDP nor an ICMP error.
     OtherProtocol,
-    /// A fragment that is not the first, so it has no ports.
-    LaterFragment,
     /// It ends before its ports, or is none of what it says.
     Torn,
 }
@@ -99,8 +117,16 @@ pub struct Packet {
     pub network: u16,
     /// Where its TCP, UDP or ICMP header begins.
     pub transport: u16,
+    /// Where the IP header that an ICMP error quotes begins; 0 else.
+    pub quoted: u16,
+    /// Where the TCP or UDP header that an ICMP error quotes begins; 0 else.
+    pub quoted_transport: u16,
+    /// Bytes from its IP header to its end, as the header says.
+    pub length: u32,
     /// Time to live, or hop limit.
     pub ttl: u8,
+    /// Type of service, or traffic class.
+    pub service: u8,
     /// Flags of TCP; 0 else.
     pub flags: u8,
     /// Checksum of the IPv4 header; 0 else.
@@ -119,7 +145,11 @@ impl Packet {
         family: Family::V4,
         network: 0,
         transport: 0,
+        quoted: 0,
+        quoted_transport: 0,
+        length: 0,
         ttl: 0,
+        service: 0,
         flags: 0,
         checksum: [0; 2],
         tagged: false,
@@ -155,26 +185,27 @@ pub fn read<B: Bytes + ?Sized>(bytes: &B, packet: &mut Packet) -> Result<(), NoF
             network += 4;
         }
     }
-    match kind {
-        [0x08, 0x00] => v4(bytes, network, packet)?,
-        [0x86, 0xdd] => v6(bytes, network, packet)?,
-        _ => return Err(NoFlow::NotIp),
-    }
+    packet.network = network as u16;
     packet.tagged = network != ETHERNET;
-    Ok(())
+    match kind {
+        [0x08, 0x00] => v4(bytes, packet),
+        [0x86, 0xdd] => v6(bytes, packet),
+        _ => Err(NoFlow::NotIp),
+    }
 }
 
-#[inline(always)]
-fn v4<B: Bytes + ?Sized>(bytes: &B, network: usize, packet: &mut Packet) -> Result<(), NoFlow> {
+// This and the next have frames of their own, and find in the packet what was read before: the kernel's verifier then
+// follows them once, not once for each number of tags.
+#[inline(never)]
+fn v4<B: Bytes + ?Sized>(bytes: &B, packet: &mut Packet) -> Result<(), NoFlow> {
+    let network = usize::from(packet.network);
     let header: [u8; 20] = bytes.load(network).ok_or(NoFlow::Torn)?;
     let words = usize::from(header[0] & 0x0f);
     if header[0] >> 4 != 4 || words < 5 {
         return Err(NoFlow::Torn);
     }
     let fragment = u16::from_be_bytes([header[6], header[7]]);
-    if fragment & 0x1fff != 0 {
-        return Err(NoFlow::LaterFragment);
-    }
+    let later = fragment & 0x1fff != 0;
     let total = usize::from(u16::from_be_bytes([header[2], header[3]]));
     let frame = bytes.length().saturating_sub(network);
     let mut odd = None;
@@ -194,21 +225,26 @@ fn v4<B: Bytes + ?Sized>(bytes: &B, network: usize, packet: &mut Packet) -> Resu
             dport: [0; 2],
             protocol: u32::from(header[9]),
         },
-        kind: Kind::Flow,
+        kind: if later { Kind::LaterFragment } else { Kind::Flow },
         family: Family::V4,
-        network: network as u16,
+        network: packet.network,
         transport: (network + words * 4) as u16,
+        quoted: 0,
+        quoted_transport: 0,
+        length: total as u32,
         ttl: header[8],
+        service: header[1],
         flags: 0,
         checksum: [header[10], header[11]],
-        tagged: false,
+        tagged: packet.tagged,
         odd,
     };
-    transport(bytes, packet)
+    if later { Ok(()) } else { transport(bytes, packet) }
 }
 
-#[inline(always)]
-fn v6<B: Bytes + ?Sized>(bytes: &B, network: usize, packet: &mut Packet) -> Result<(), NoFlow> {
+#[inline(never)]
+fn v6<B: Bytes + ?Sized>(bytes: &B, packet: &mut Packet) -> Result<(), NoFlow> {
+    let network = usize::from(packet.network);
     let header: [u8; 40] = bytes.load(network).ok_or(NoFlow::Torn)?;
     if header[0] >> 4 != 6 {
         return Err(NoFlow::Torn);
@@ -220,25 +256,30 @@ fn v6<B: Bytes + ?Sized>(bytes: &B, network: usize, packet: &mut Packet) -> Resu
         odd = Some(Oddity::BadLength);
     }
     let (next, at) = extensions(bytes, header[6], network + 40, &mut odd)?;
+    let later = next == FRAGMENT;
     let [mut src, mut dst] = [[0; 16]; 2];
     src.copy_from_slice(&header[8..24]);
     dst.copy_from_slice(&header[24..40]);
     *packet = Packet {
         key: FlowKey { src, dst, sport: [0; 2], dport: [0; 2], protocol: u32::from(next) },
-        kind: Kind::Flow,
+        kind: if later { Kind::LaterFragment } else { Kind::Flow },
         family: Family::V6,
-        network: network as u16,
+        network: packet.network,
         transport: at as u16,
+        quoted: 0,
+        quoted_transport: 0,
+        length: payload as u32 + 40,
         ttl: header[7],
+        service: header[0] << 4 | header[1] >> 4,
         flags: 0,
         checksum: [0; 2],
-        tagged: false,
+        tagged: packet.tagged,
         odd,
     };
-    transport(bytes, packet)
+    if later { Ok(()) } else { transport(bytes, packet) }
 }
 
-/// Protocol and place of what follows the extension headers.
+/// Protocol and place of what follows the extension headers; [`FRAGMENT`] of a fragment that is not the first.
 #[inline(always)]
 fn extensions<B: Bytes + ?Sized>(
     bytes: &B,
@@ -262,10 +303,10 @@ fn extensions<B: Bytes + ?Sized>(
                 next = head[0];
                 at += length;
             }
-            44 => {
+            FRAGMENT => {
                 let head: [u8; 8] = bytes.load(at).ok_or(NoFlow::Torn)?;
                 if u16::from_be_bytes([head[2], head[3]]) & 0xfff8 != 0 {
-                    return Err(NoFlow::LaterFragment);
+                    return Ok((FRAGMENT, at));
                 }
                 odd.get_or_insert(Oddity::Fragment);
                 next = head[0];
@@ -275,12 +316,13 @@ fn extensions<B: Bytes + ?Sized>(
         }
     }
     match next {
-        0 | 43 | 44 | 60 => Err(NoFlow::OtherProtocol),
+        0 | 43 | FRAGMENT | 60 => Err(NoFlow::OtherProtocol),
         _ => Ok((next, at)),
     }
 }
 
-#[inline(always)]
+// A frame of its own, as above.
+#[inline(never)]
 fn transport<B: Bytes + ?Sized>(bytes: &B, packet: &mut Packet) -> Result<(), NoFlow> {
     let at = usize::from(packet.transport);
     match packet.key.protocol {
@@ -305,21 +347,25 @@ fn transport<B: Bytes + ?Sized>(bytes: &B, packet: &mut Packet) -> Result<(), No
             }
             Ok(())
         }
-        _ => icmp_error(bytes, packet),
+        _ => icmp(bytes, packet),
     }
 }
 
-/// An ICMP error takes the key of the flow in whose direction it travels: that of the packet in it, turned round.
+/// An echo request keeps its addresses as key. An ICMP error takes the key of the flow in whose direction it travels: that of the packet in it, turned round.
 ///
 /// Eight bytes of the inner packet's payload are all that a sender must include (RFC 792).
 #[inline(always)]
-fn icmp_error<B: Bytes + ?Sized>(bytes: &B, packet: &mut Packet) -> Result<(), NoFlow> {
+fn icmp<B: Bytes + ?Sized>(bytes: &B, packet: &mut Packet) -> Result<(), NoFlow> {
     let protocol = packet.key.protocol as u8;
     let at = usize::from(packet.transport);
     let kind: [u8; 1] = match (packet.family, protocol) {
         (Family::V4, ICMP) | (Family::V6, ICMP_V6) => bytes.load(at).ok_or(NoFlow::Torn)?,
         _ => return Err(NoFlow::OtherProtocol),
     };
+    if kind[0] == echo_request(packet.family) {
+        packet.kind = Kind::Echo;
+        return Ok(());
+    }
     let inner = at + 8;
     let (inner_protocol, inner_at) = match (packet.family, kind[0]) {
         // Unreachable, time exceeded, parameter problem.
@@ -352,13 +398,35 @@ fn icmp_error<B: Bytes + ?Sized>(bytes: &B, packet: &mut Packet) -> Result<(), N
     ports(&mut packet.key, [there[2], there[3], there[0], there[1]]);
     packet.key.protocol = u32::from(inner_protocol);
     packet.kind = Kind::IcmpError;
+    (packet.quoted, packet.quoted_transport) = (inner as u16, inner_at as u16);
     Ok(())
+}
+
+/// Type of an ICMP message that asks for an echo.
+#[inline(always)]
+pub const fn echo_request(family: Family) -> u8 {
+    match family {
+        Family::V4 => 8,
+        Family::V6 => 128,
+    }
 }
 
 #[inline(always)]
 fn ports(key: &mut FlowKey, bytes: [u8; 4]) {
     key.sport = [bytes[0], bytes[1]];
     key.dport = [bytes[2], bytes[3]];
+}
+
+/// Family of an address as [`FlowKey`] holds it.
+#[inline(always)]
+pub const fn family(address: &[u8; 16]) -> Family {
+    let high = u64::from_ne_bytes([
+        address[0], address[1], address[2], address[3], address[4], address[5], address[6], address[7],
+    ]);
+    match (high, [address[8], address[9], address[10], address[11]]) {
+        (0, [0, 0, 0xff, 0xff]) => Family::V4,
+        _ => Family::V6,
+    }
 }
 
 /// An IPv4 address as [`FlowKey`] holds it.

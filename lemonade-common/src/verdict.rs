@@ -90,7 +90,7 @@ pub enum PacketReason {
     NotIp,
     /// It is neither TCP nor UDP, nor an ICMP error about a flow: the host has it.
     OtherProtocol,
-    /// It is a fragment without ports: the host has it.
+    /// It is a fragment without ports, to an address that no frontend claims: the host has it.
     LaterFragment,
     /// It ends before its ports or contradicts itself: the host has it.
     Torn,
@@ -108,7 +108,7 @@ pub enum PacketReason {
     BadLength,
     /// Its time to live ends here: dropped.
     HopLimit,
-    /// It is larger than the way to its destination takes: dropped.
+    /// It is larger than the way to its destination takes: dropped, and its sender told.
     TooBig,
     /// No port is left towards the backend: dropped.
     PortsExhausted,
@@ -116,11 +116,21 @@ pub enum PacketReason {
     TableFull,
     /// The kernel did not take the change: dropped.
     NotSent,
+    /// It belongs to a flow that the table did not know; the ring named its backend, and it was sent on.
+    Adopted,
+    /// It came while flows opened faster than they may be written down; the ring named its backend, and it was sent on.
+    Unrecorded,
+    /// It asked the balancer for an echo, and was answered.
+    Echo,
+    /// The address of the next hop is not known yet: left by the program at XDP to the one at tc, which asks for it.
+    NoNeighbour,
+    /// The program at XDP cannot send it on: left to the one at tc.
+    LeftToTc,
 }
 
 impl PacketReason {
     /// Every reason, in the order of its index.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 24] = [
         Self::Forwarded,
         Self::Opened,
         Self::IcmpError,
@@ -140,6 +150,11 @@ impl PacketReason {
         Self::PortsExhausted,
         Self::TableFull,
         Self::NotSent,
+        Self::Adopted,
+        Self::Unrecorded,
+        Self::Echo,
+        Self::NoNeighbour,
+        Self::LeftToTc,
     ];
 
     /// Number of reasons, the size of a counter array.
@@ -173,6 +188,11 @@ impl PacketReason {
             Self::PortsExhausted => "ports_exhausted",
             Self::TableFull => "table_full",
             Self::NotSent => "not_sent",
+            Self::Adopted => "adopted",
+            Self::Unrecorded => "unrecorded",
+            Self::Echo => "echo",
+            Self::NoNeighbour => "no_neighbour",
+            Self::LeftToTc => "left_to_tc",
         }
     }
 }

@@ -3,21 +3,24 @@
 use core::ffi::c_void;
 
 use aya_ebpf::EbpfContext as _;
+use aya_ebpf::bindings::bpf_adj_room_mode::BPF_ADJ_ROOM_MAC;
 use aya_ebpf::bindings::{
-    __sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_NOEXIST, TC_ACT_OK, TC_ACT_SHOT,
+    __sk_buff, BPF_F_ADJ_ROOM_ENCAP_L3_IPV4, BPF_F_ADJ_ROOM_ENCAP_L3_IPV6, BPF_F_MARK_MANGLED_0,
+    BPF_F_PSEUDO_HDR, TC_ACT_OK, TC_ACT_SHOT, bpf_redir_neigh, bpf_redir_neigh__bindgen_ty_1,
 };
 use aya_ebpf::helpers::{
-    bpf_check_mtu, bpf_ktime_get_coarse_ns, bpf_l4_csum_replace, bpf_redirect_neigh, bpf_skb_load_bytes,
-    bpf_skb_store_bytes,
+    bpf_check_mtu, bpf_ktime_get_coarse_ns, bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh,
+    bpf_skb_adjust_room, bpf_skb_change_tail,
 };
-use aya_ebpf::macros::map;
-use aya_ebpf::maps::{Array, HashMap, PerCpuArray};
 use aya_ebpf::programs::TcContext;
-use lemonade_common::decide::{Arrival, Inserted, TableView, Verdict, decide, without_flow};
-use lemonade_common::forward::{Flow, Service, ServiceKey, Target};
-use lemonade_common::maglev::SLOTS;
-use lemonade_common::packet::{Bytes, Family, Kind, Packet, read};
-use lemonade_common::{FlowKey, PacketReason, rewrite};
+use lemonade_common::decide::{Arrival, Verdict, decide, without_flow};
+use lemonade_common::forward::{DSR_IPIP, DSR_L2, Flow};
+use lemonade_common::gate::TOLD;
+use lemonade_common::packet::{Bytes, BytesMut, ETHERNET, Family, Kind, Packet, family, read};
+use lemonade_common::{PacketReason, answer, rewrite};
+
+use crate::skb::{Anew, Skb};
+use crate::tables::{Maps, PACKET, admits, count, opened};
 
 /// Flag of `bpf_l4_csum_replace` for IPv6 addresses, which a checksum made by the network card needs (Linux 6.16 and
 /// stable kernels); it is not in the bindings.
@@ -29,125 +32,10 @@ const BPF_MTU_CHK_SEGS: u64 = 1;
 /// Bytes that every link takes, so that smaller packets need no look at it.
 const SMALL: u32 = 576;
 
-/// Flag of a map whose memory the control plane writes without a call for each element.
-const BPF_F_MMAPABLE: u32 = 1 << 10;
-
-/// Directions of flows; its size is set when it is made.
-#[map]
-static CONNECTIONS: HashMap<FlowKey, Shared> = HashMap::with_max_entries(1 << 18, 0);
-
-/// What is served.
-#[map]
-static SERVICES: HashMap<ServiceKey, Service> = HashMap::with_max_entries(1 << 14, 0);
-
-/// Backends by index.
-#[map]
-static BACKEND_TARGETS: HashMap<u32, Target> = HashMap::with_max_entries(1 << 16, 0);
-
-/// Rings one after another; how many is set when it is made.
-#[map]
-static RINGS: Array<u32> = Array::with_max_entries(SLOTS, BPF_F_MMAPABLE);
-
-/// Packets by reason.
-#[map]
-static REASONS: PerCpuArray<u64> = PerCpuArray::with_max_entries(PacketReason::COUNT as u32, 0);
-
-/// The packet that this core is about, which has no room on the stack.
-#[map]
-static PACKET: PerCpuArray<Packet> = PerCpuArray::with_max_entries(1, 0);
-
-/// The seed of the flow hash.
-#[map]
-static SEED: Array<u64> = Array::with_max_entries(1, 0);
-
-/// An entry that all cores see.
-#[repr(transparent)]
-struct Shared(Flow);
-
-// SAFETY: whole words are loaded and stored, each by one instruction; which of two cores was last does not matter.
-unsafe impl Sync for Shared {}
-
-/// The maps as a decision sees them.
-struct Maps;
-
-impl TableView for Maps {
-    #[inline(always)]
-    fn flow(&self, key: &FlowKey) -> Option<&Flow> {
-        // SAFETY: what changes in an entry is atomic. One that is freed meanwhile may serve another flow while this
-        // packet is under way, as a packet may arrive a moment too late.
-        unsafe { CONNECTIONS.get(key) }.map(|shared| &shared.0)
-    }
-
-    #[inline(always)]
-    fn insert(&self, key: &FlowKey, flow: &Flow) -> Inserted {
-        const EXISTS: i32 = -17;
-        // SAFETY: the one is the other.
-        let shared = unsafe { &*core::ptr::from_ref(flow).cast::<Shared>() };
-        match CONNECTIONS.insert(key, shared, u64::from(BPF_NOEXIST)) {
-            Ok(()) => Inserted::Done,
-            Err(EXISTS) => Inserted::Exists,
-            Err(_) => Inserted::Full,
-        }
-    }
-
-    #[inline(always)]
-    fn remove(&self, key: &FlowKey) -> bool {
-        CONNECTIONS.remove(key).is_ok()
-    }
-
-    #[inline(always)]
-    fn service(&self, key: &ServiceKey) -> Option<&Service> {
-        // SAFETY: values of this map are replaced, never changed.
-        unsafe { SERVICES.get(key) }
-    }
-
-    #[inline(always)]
-    fn slot(&self, ring: u32, slot: u32) -> Option<u32> {
-        RINGS.get(ring * SLOTS + slot).copied()
-    }
-
-    #[inline(always)]
-    fn target(&self, backend: u32) -> Option<&Target> {
-        // SAFETY: values of this map are replaced, never changed.
-        unsafe { BACKEND_TARGETS.get(&backend) }
-    }
-
-    #[inline(always)]
-    fn seed(&self) -> u64 {
-        SEED.get(0).copied().unwrap_or(0)
-    }
-}
-
-/// A packet in the kernel.
-struct Skb(*mut __sk_buff);
-
-impl Bytes for Skb {
-    #[inline(always)]
-    fn load<const N: usize>(&self, at: usize) -> Option<[u8; N]> {
-        let mut bytes = [0; N];
-        // SAFETY: `bytes` has room for N; the helper checks the packet's end.
-        let failed = unsafe {
-            bpf_skb_load_bytes(
-                self.0.cast::<c_void>(),
-                at as u32,
-                bytes.as_mut_ptr().cast::<c_void>(),
-                N as u32,
-            )
-        };
-        (failed == 0).then_some(bytes)
-    }
-
-    #[inline(always)]
-    fn length(&self) -> usize {
-        // SAFETY: a word of the context.
-        (unsafe { (*self.0).len }) as usize
-    }
-}
-
 /// What becomes of a packet that has arrived: an action of tc.
 #[inline(always)]
 pub fn arrived(ctx: &TcContext) -> i32 {
-    let skb = Skb(ctx.as_ptr().cast());
+    let mut skb = Skb(ctx.as_ptr().cast());
     // SAFETY: words of the context.
     let (interface, tagged) = unsafe { ((*skb.0).ifindex, (*skb.0).vlan_present != 0) };
     let Some(packet) = PACKET.get_ptr_mut(0) else { return TC_ACT_OK };
@@ -160,45 +48,160 @@ pub fn arrived(ctx: &TcContext) -> i32 {
     // SAFETY: it takes nothing.
     let now = unsafe { bpf_ktime_get_coarse_ns() };
     let arrival = Arrival { length: skb.length() as u64, now, interface };
-    match decide(&Maps, packet, &arrival) {
+    match decide(&Maps { context: skb.0.cast() }, packet, &arrival) {
         Verdict::Pass(reason) => count(reason, TC_ACT_OK),
         Verdict::Drop(reason) => count(reason, TC_ACT_SHOT),
-        // Errors are not translated yet: the host has them.
-        Verdict::Forward(_, reason) if packet.kind == Kind::IcmpError => count(reason, TC_ACT_OK),
-        Verdict::Forward(flow, reason) => send(&skb, packet, flow, reason),
+        Verdict::Echo => answer(&mut skb, packet),
+        Verdict::Forward(flow, reason) => {
+            // Here and not in `send`, which the verifier would follow once for each reason.
+            if reason == PacketReason::Opened {
+                opened(flow);
+            }
+            send(skb.0, packet, flow, reason)
+        }
     }
 }
 
+/// Answers a request for an echo where it came from.
 #[inline(always)]
-fn send(skb: &Skb, packet: &Packet, flow: &Flow, reason: PacketReason) -> i32 {
-    let interface = flow.interface;
-    if skb.length() as u32 > SMALL && too_big(skb, interface) {
-        return count(PacketReason::TooBig, TC_ACT_SHOT);
+fn answer(skb: &mut Skb, packet: &Packet) -> i32 {
+    if !answer::echo(skb, packet) {
+        return count(PacketReason::NotSent, TC_ACT_SHOT);
     }
-    if !rewritten(skb, packet, flow) {
+    count(PacketReason::Echo, 0);
+    // SAFETY: numbers, and a word of the context.
+    (unsafe { bpf_redirect((*skb.0).ifindex, 0) }) as i32
+}
+
+/// Changes a packet and sends it on.
+// A frame of its own: programs have 512 bytes of stack; and the verifier follows it fewer times.
+#[inline(never)]
+fn send(skb: *mut __sk_buff, packet: &Packet, flow: &Flow, reason: PacketReason) -> i32 {
+    let skb = &mut Skb(skb);
+    let interface = flow.interface;
+    if skb.length() as u32 > SMALL {
+        let mtu = exceeded(skb, interface, overhead(flow));
+        if mtu != 0 {
+            return count(PacketReason::TooBig, tell(skb.0, packet, mtu));
+        }
+    }
+    let done = match flow.mode {
+        DSR_L2 => true,
+        DSR_IPIP => encapsulated(skb.0, packet, flow),
+        _ if packet.kind == Kind::IcmpError => rewrite::translate_error(skb, packet, flow),
+        _ => rewritten(skb, packet, flow),
+    };
+    if !done {
         return count(PacketReason::NotSent, TC_ACT_SHOT);
     }
     count(reason, 0);
+    if flow.mode == DSR_L2 {
+        return to_neighbour(interface, &flow.dst);
+    }
     // SAFETY: without parameters the kernel finds the next hop by the destination.
     (unsafe { bpf_redirect_neigh(interface, core::ptr::null_mut(), 0, 0) }) as i32
 }
 
+/// Bytes by which a packet grows.
 #[inline(always)]
-fn too_big(skb: &Skb, interface: u32) -> bool {
+fn overhead(flow: &Flow) -> i32 {
+    if flow.mode != DSR_IPIP {
+        return 0;
+    }
+    match family(&flow.dst) {
+        Family::V4 => 20,
+        Family::V6 => 40,
+    }
+}
+
+/// The largest packet that goes through, if this one is larger; else 0.
+#[inline(always)]
+fn exceeded(skb: &Skb, interface: u32, overhead: i32) -> u32 {
     let mut mtu = 0;
-    // SAFETY: `mtu` is one word. Only packets of one segment have a length to compare, the others have segments.
-    unsafe {
-        let segments = if (*skb.0).gso_segs > 1 { BPF_MTU_CHK_SEGS } else { 0 };
-        bpf_check_mtu(skb.0.cast::<c_void>(), interface, &raw mut mtu, 0, segments) > 0
+    // SAFETY: `mtu` is one word. Only packets of one segment have a length to compare, the others have segments; these
+    // shrink by what is put in front of them, so that they fit afterwards if they do before.
+    let told = unsafe {
+        let cut = (*skb.0).gso_segs > 1;
+        let (more, segments) = if cut { (0, BPF_MTU_CHK_SEGS) } else { (overhead, 0) };
+        bpf_check_mtu(skb.0.cast::<c_void>(), interface, &raw mut mtu, more, segments)
+    };
+    if told > 0 { mtu.saturating_sub(overhead as u32) } else { 0 }
+}
+
+/// Tells the sender of a packet that it is larger than `mtu`, in the packet's own memory; an error is dropped instead.
+// A frame of its own: programs have 512 bytes of stack.
+#[inline(never)]
+fn tell(skb: *mut __sk_buff, packet: &Packet, mtu: u32) -> i32 {
+    // SAFETY: it takes nothing.
+    let now = unsafe { bpf_ktime_get_coarse_ns() };
+    if packet.kind != Kind::Flow || !admits(TOLD, now) {
+        return TC_ACT_SHOT;
+    }
+    let Some(quoted) = Skb(skb).load(usize::from(packet.network)) else { return TC_ACT_SHOT };
+    let length = answer::too_big_length(packet.family) as u32;
+    // A checksum that the network card completes would be written into the answer. The kernel forgets it once the place that
+    // it begins at is cut away.
+    let cut = u32::from(packet.transport) + 8;
+    // SAFETY: numbers; the helpers judge them. The first also undoes that the packet is several in one.
+    let resized = unsafe {
+        bpf_skb_change_tail(skb, length + cut, 0) == 0
+            && bpf_skb_adjust_room(skb, -(cut as i32), BPF_ADJ_ROOM_MAC, 0) == 0
+    };
+    if !resized || !answer::too_big(&mut Anew(skb), packet, &quoted, mtu) {
+        return TC_ACT_SHOT;
+    }
+    // SAFETY: numbers, and a word of the context.
+    (unsafe { bpf_redirect((*skb).ifindex, 0) }) as i32
+}
+
+/// Sends a packet, whatever its destination, to a neighbour on the interface.
+// A frame of its own: programs have 512 bytes of stack.
+#[inline(never)]
+fn to_neighbour(interface: u32, address: &[u8; 16]) -> i32 {
+    const AF_INET: u32 = 2;
+    const AF_INET6: u32 = 10;
+    let word = |n: usize| u32::from_ne_bytes([address[n], address[n + 1], address[n + 2], address[n + 3]]);
+    // Every word is set, since the kernel asks for that whatever the family.
+    let v6 = [word(0), word(4), word(8), word(12)];
+    let (nh_family, words) = match family(address) {
+        Family::V4 => (AF_INET, [v6[3], 0, 0, 0]),
+        Family::V6 => (AF_INET6, v6),
+    };
+    let hop = bpf_redir_neigh__bindgen_ty_1 { ipv6_nh: words };
+    let mut hop = bpf_redir_neigh { nh_family, __bindgen_anon_1: hop };
+    // SAFETY: the parameters are read before the helper returns.
+    (unsafe { bpf_redirect_neigh(interface, &raw mut hop, size_of::<bpf_redir_neigh>() as i32, 0) }) as i32
+}
+
+/// Puts an outer header in front; says whether the kernel took it.
+// A frame of its own: programs have 512 bytes of stack.
+#[inline(never)]
+fn encapsulated(skb: *mut __sk_buff, packet: &Packet, flow: &Flow) -> bool {
+    let at = ETHERNET - 2;
+    match family(&flow.dst) {
+        Family::V4 => {
+            grown(skb, 20, BPF_F_ADJ_ROOM_ENCAP_L3_IPV4)
+                && Skb(skb).store(at, &rewrite::outer_v4(packet, flow))
+        }
+        Family::V6 => {
+            grown(skb, 40, BPF_F_ADJ_ROOM_ENCAP_L3_IPV6)
+                && Skb(skb).store(at, &rewrite::outer_v6(packet, flow))
+        }
     }
 }
 
 #[inline(always)]
-fn rewritten(skb: &Skb, packet: &Packet, flow: &Flow) -> bool {
+fn grown(skb: *mut __sk_buff, bytes: i32, family: u32) -> bool {
+    // SAFETY: numbers; the helper judges them.
+    (unsafe { bpf_skb_adjust_room(skb, bytes, BPF_ADJ_ROOM_MAC, u64::from(family)) }) == 0
+}
+
+#[inline(always)]
+fn rewritten(skb: &mut Skb, packet: &Packet, flow: &Flow) -> bool {
     let (network, transport) = (usize::from(packet.network), usize::from(packet.transport));
     let (stored, family) = match packet.family {
-        Family::V4 => (store(skb, network + rewrite::V4_AT, &rewrite::v4(packet, flow)), 0),
-        Family::V6 => (store(skb, network + rewrite::V6_AT, &rewrite::v6(packet, flow)), BPF_F_IPV6),
+        Family::V4 => (skb.store(network + rewrite::V4_AT, &rewrite::v4(packet, flow)), 0),
+        Family::V6 => (skb.store(network + rewrite::V6_AT, &rewrite::v6(packet, flow)), BPF_F_IPV6),
     };
     let at = (transport + rewrite::checksum_at(packet.key.protocol)) as u32;
     // UDP without a checksum keeps none; the flag does nothing to TCP's.
@@ -211,20 +214,5 @@ fn rewritten(skb: &Skb, packet: &Packet, flow: &Flow) -> bool {
         bpf_l4_csum_replace(skb.0, at, 0, u64::from(flow.address_delta), addresses | family) == 0
             && bpf_l4_csum_replace(skb.0, at, 0, u64::from(flow.port_delta), udp) == 0
     };
-    stored && summed && store(skb, transport, &rewrite::ports(flow))
-}
-
-#[inline(always)]
-fn store<const N: usize>(skb: &Skb, at: usize, bytes: &[u8; N]) -> bool {
-    // SAFETY: `bytes` has N; the helper checks the packet's end.
-    unsafe { bpf_skb_store_bytes(skb.0, at as u32, bytes.as_ptr().cast::<c_void>(), N as u32, 0) == 0 }
-}
-
-#[inline(always)]
-fn count(reason: PacketReason, action: i32) -> i32 {
-    if let Some(counter) = REASONS.get_ptr_mut(reason.index() as u32) {
-        // SAFETY: this core's own; a softirq does not interrupt another of its kind.
-        unsafe { *counter += 1 };
-    }
-    action
+    stored && summed && skb.store(transport, &rewrite::ports(flow))
 }

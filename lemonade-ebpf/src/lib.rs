@@ -3,10 +3,14 @@
 #![no_std]
 #![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
 
+pub mod decap;
 #[cfg(feature = "faults")]
 pub mod faults;
 pub mod forward;
+pub mod forward_xdp;
 pub mod maps;
 pub mod signals;
 pub mod sk_msg;
+pub mod skb;
 pub mod sockmap;
+pub mod tables;

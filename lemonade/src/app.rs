@@ -30,8 +30,11 @@ use crate::metrics::adapters::otlp::{Exporter, Otlp, Sources};
 use crate::metrics::port::MetricsService;
 use crate::model::{Config, ProcessCell, Resolution};
 use crate::proxy::adapters::bpf::{Kernel, Unavailable};
+use crate::proxy::adapters::tiered::Tiered;
 use crate::proxy::adapters::tokio_proxy::{PlaneSettings, TokioProxy};
 use crate::proxy::clock::Clock;
+#[cfg(target_os = "linux")]
+use crate::proxy::forward::ForwardPlane;
 use crate::proxy::port::{DrainScope, ProxyService};
 use crate::proxy::tap::{self, Tap};
 use crate::shutdown::{Phase, Signals};
@@ -80,6 +83,9 @@ pub struct Settings {
 pub struct Bound {
     config: Arc<Config>,
     plane: Arc<TokioProxy>,
+    tiers: Arc<Tiered>,
+    #[cfg(target_os = "linux")]
+    forward: Arc<ForwardPlane>,
     health: Arc<BackendHealth>,
     metrics: Arc<Aggregating>,
     service: Arc<dyn ConfigService>,
@@ -166,10 +172,17 @@ pub async fn build(settings: Settings) -> anyhow::Result<Bound> {
         level: None,
         target: config.log.access.clone(),
     };
+    #[cfg(target_os = "linux")]
+    let forward = Arc::new(ForwardPlane::new(Arc::clone(&process), clock, seed));
+    let tiers = Arc::new(Tiered::new(
+        Arc::clone(&plane),
+        #[cfg(target_os = "linux")]
+        Arc::clone(&forward),
+    ));
     let controller = Controller::start(
         Arc::clone(&config),
         first,
-        Arc::clone(&plane) as Arc<dyn ProxyService>,
+        Arc::clone(&tiers) as Arc<dyn ProxyService>,
         Box::new(effects),
         Arc::clone(&journal),
         Arc::clone(&process),
@@ -186,7 +199,7 @@ pub async fn build(settings: Settings) -> anyhow::Result<Bound> {
         phase: phase_receiver,
         metrics: Arc::clone(&metrics) as Arc<dyn MetricsService>,
         health: Arc::clone(&health) as Arc<dyn HealthService>,
-        plane: Arc::clone(&plane) as Arc<dyn ProxyService>,
+        plane: Arc::clone(&tiers) as Arc<dyn ProxyService>,
         journal,
         log,
         reloads: reloads.clone(),
@@ -227,6 +240,9 @@ pub async fn build(settings: Settings) -> anyhow::Result<Bound> {
     Ok(Bound {
         config,
         plane,
+        tiers,
+        #[cfg(target_os = "linux")]
+        forward,
         health,
         metrics,
         service,
@@ -268,6 +284,9 @@ impl Bound {
         let Self {
             config,
             plane,
+            tiers,
+            #[cfg(target_os = "linux")]
+            forward,
             health,
             metrics,
             service,
@@ -292,6 +311,8 @@ impl Bound {
         spawn(&mut tasks, "resolver", resolve::run(tables, resolution, stop.clone()));
         spawn(&mut tasks, "metrics", metrics.run(stop.clone()));
         spawn(&mut tasks, "watchdog", watchdog(stop.clone()));
+        #[cfg(target_os = "linux")]
+        spawn(&mut tasks, "forward", forward.run(stop.clone()));
         if let Some(kernel) = kernel {
             #[cfg(target_os = "linux")]
             let relays = {
@@ -336,7 +357,7 @@ impl Bound {
         systemd::stopping();
         // As the configuration stands now, not as it stood at start.
         let config = current.borrow().config.clone().unwrap_or(config);
-        drain(&phase, &*plane, &config, &mut stops).await;
+        drain(&phase, &*tiers, &config, &mut stops).await;
         stop.cancel();
         let _ = tokio::time::timeout(TASKS_END, async { while tasks.join_next().await.is_some() {} }).await;
         tasks.shutdown().await;
@@ -345,6 +366,7 @@ impl Bound {
         // A thread that failed has said so in its panic message.
         let _ = admin_thread.join();
         let _ = exporter_thread.join();
+        drop(tiers);
         plane.stop();
         access.flush(TASKS_END);
         failure.map_or(Ok(()), |failure| Err(anyhow!(failure)))

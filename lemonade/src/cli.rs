@@ -1,6 +1,7 @@
 //! The command line.
 
 mod ask;
+mod decap;
 mod foresee;
 mod operate;
 mod show;
@@ -80,6 +81,8 @@ enum Command {
     },
     /// Remove what killed processes of Lemonade left in the kernel; what lives is left alone
     Cleanup,
+    /// On a backend: take off the headers that a balancer in mode dsr-ipip puts in front of packets, until stopped
+    Decap(decap::Options),
     /// Serve as a backend that says its name, for trying Lemonade out
     DemoBackend(DemoOptions),
     /// Print shell completions
@@ -120,6 +123,7 @@ pub fn main() -> ExitCode {
         }
         Command::Doctor { config, json } => return doctor(config.as_deref(), json),
         Command::Cleanup => cleanup(),
+        Command::Decap(options) => runtime().and_then(|runtime| runtime.block_on(decap::run(options))),
         Command::DemoBackend(options) => runtime().and_then(|runtime| runtime.block_on(demo::serve(options))),
         Command::Completions { shell } => {
             let mut out = Vec::new();

@@ -15,12 +15,12 @@ use lemonade_tests::world::{
 };
 
 /// Actions of tc.
-const PASS: u32 = 0;
-const DROP: u32 = 2;
-const REDIRECT: u32 = 7;
+pub const PASS: u32 = 0;
+pub const DROP: u32 = 2;
+pub const REDIRECT: u32 = 7;
 
 /// The tables of the model, in the kernel.
-fn load(tables: &Tables) -> Forward {
+pub fn load(tables: &Tables) -> Forward {
     let mut forward = Forward::load(1 << 16, 2, tables.seed).expect("the program passes the verifier");
     for (ring, slots) in tables.rings.iter().enumerate() {
         forward.fill_ring(ring as u32, slots);
@@ -34,13 +34,13 @@ fn load(tables: &Tables) -> Forward {
     forward
 }
 
-fn run(forward: &mut Forward, packet: &[u8]) -> (u32, Vec<u8>) {
+pub fn run(forward: &mut Forward, packet: &[u8]) -> (u32, Vec<u8>) {
     let trial = forward.trial(packet, 1).expect("a trial");
     (trial.action, trial.packet)
 }
 
 /// Runs a packet, and says which reason was counted for it.
-fn reason(forward: &mut Forward, packet: &[u8]) -> (u32, Reason) {
+pub fn reason(forward: &mut Forward, packet: &[u8]) -> (u32, Reason) {
     let before = forward.reasons();
     let (action, _) = run(forward, packet);
     let counted =

@@ -9,33 +9,39 @@ use lemonade::proxy::adapters::bpf::Forward;
 use lemonade::strategy::maglev::{Share, ring};
 use lemonade_common::PacketReason as Reason;
 use lemonade_common::flow::mapped;
-use lemonade_common::forward::{Service, ServiceKey, Target, ended};
+use lemonade_common::forward::{NAT, Service, ServiceKey, Target, ended};
 use lemonade_tests::backend::Backend;
 use lemonade_tests::load::{Header, Kind, calls, tally};
 use lemonade_tests::netns::Network;
 use lemonade_tests::{transfer, wait};
 
 /// Address of the service on the client's side, the balancer's own towards backends, and three backends.
-const V4: [&str; 5] = ["10.77.1.2", "10.77.2.2", "10.77.2.3", "10.77.2.4", "10.77.2.5"];
-const V6: [&str; 5] = ["fd77:1::2", "fd77:2::2", "fd77:2::3", "fd77:2::4", "fd77:2::5"];
-const PORT: u16 = 8080;
+pub const V4: [&str; 5] = ["10.77.1.2", "10.77.2.2", "10.77.2.3", "10.77.2.4", "10.77.2.5"];
+pub const V6: [&str; 5] = ["fd77:1::2", "fd77:2::2", "fd77:2::3", "fd77:2::4", "fd77:2::5"];
+pub const PORT: u16 = 8080;
 const NAMES: [&str; 3] = ["a", "b", "c"];
 
-fn ip(text: &str) -> IpAddr {
+pub fn ip(text: &str) -> IpAddr {
     text.parse().expect("an address")
 }
 
 /// A plane in the balancer's namespace.
-struct Plane<'n> {
+pub struct Plane<'n> {
     network: &'n Network,
-    forward: Forward,
+    pub forward: Forward,
     addresses: [&'static str; 5],
     turn: u32,
+    mode: u32,
 }
 
 impl<'n> Plane<'n> {
     /// Serves TCP and UDP at the service's address, with backends on `ports`.
     fn start(network: &'n Network, addresses: [&'static str; 5], ports: [u16; 3]) -> Self {
+        Self::start_in(network, addresses, ports, NAT)
+    }
+
+    /// As [`Self::start`], in another mode.
+    pub fn start_in(network: &'n Network, addresses: [&'static str; 5], ports: [u16; 3], mode: u32) -> Self {
         let (inside, forward) = network.balancer.enter(|| {
             let mut forward = Forward::load(1 << 14, 2, 7).expect("the program passes the verifier");
             for interface in ["to_client", "to_backends"] {
@@ -43,14 +49,14 @@ impl<'n> Plane<'n> {
             }
             (interface_index("to_backends"), forward)
         });
-        let mut plane = Self { network, forward, addresses, turn: 0 };
+        let mut plane = Self { network, forward, addresses, turn: 0, mode };
         for (n, port) in ports.into_iter().enumerate() {
             let target = Target {
                 address: mapped(ip(addresses[2 + n])),
                 snat: mapped(ip(addresses[1])),
                 port: port.to_be_bytes(),
                 first_port: 2_000_u16.to_be_bytes(),
-                ports: 20_000,
+                ports: if mode == NAT { 20_000 } else { 0 },
                 interface: inside,
             };
             plane.forward.put_target(n as u32, target).expect("there is room");
@@ -67,12 +73,12 @@ impl<'n> Plane<'n> {
         for protocol in [6, 17] {
             let address = mapped(ip(self.addresses[0]));
             let key = ServiceKey { address, port: PORT.to_be_bytes(), protocol: [0, protocol] };
-            let service = Service { frontend: 1, ring: self.turn, ..Service::default() };
+            let service = Service { frontend: 1, ring: self.turn, mode: self.mode, ..Service::default() };
             self.forward.put_service(key, service).expect("there is room");
         }
     }
 
-    fn address(&self) -> SocketAddr {
+    pub fn address(&self) -> SocketAddr {
         SocketAddr::new(ip(self.addresses[0]), PORT)
     }
 
@@ -82,7 +88,7 @@ impl<'n> Plane<'n> {
 }
 
 /// Index of an interface of this thread's namespace.
-fn interface_index(name: &str) -> u32 {
+pub fn interface_index(name: &str) -> u32 {
     let text = std::fs::read_to_string("/proc/thread-self/net/if_inet6").expect("proc is mounted");
     let line = text.lines().find(|line| line.ends_with(name)).expect("the interface has an address");
     let index = line.split_whitespace().nth(1).expect("its second field");

@@ -2,7 +2,14 @@
 
 #![cfg(target_os = "linux")]
 
+mod cost;
+mod errors;
 mod forward;
 mod forwarding;
+mod katran;
+mod modes;
+mod passing;
 mod programs;
 mod signals;
+mod too_big;
+mod xdp;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use lemonade::proxy::adapters::bpf::{Forward, Kernel, SkMsg};
+use lemonade::proxy::adapters::bpf::{Decap, Forward, Kernel, SkMsg};
 
 /// Instructions that the verifier may follow at most, by program; docs/guide/kernel.md tells of it.
 const BOUNDS: &str = include_str!("verified.txt");
@@ -12,7 +12,7 @@ fn every_program_passes_the_verifier_within_its_bound() {
     let mut kernel = Kernel::load().expect("the object is loaded");
     let mut programs = kernel.verify();
     assert!(!programs.is_empty(), "the object has no program");
-    programs.push(Forward::verify());
+    programs.extend([Forward::verify(), Forward::verify_xdp(), Decap::verify()]);
     programs.extend(SkMsg::verify());
     let mut bounds: BTreeMap<&str, u32> = BOUNDS
         .lines()

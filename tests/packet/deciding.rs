@@ -230,7 +230,7 @@ fn a_full_table_drops_and_keeps_no_half_flows() {
 #[test]
 fn a_client_keeps_its_backend_where_the_source_decides() {
     let mut tables = world();
-    let service = Service { frontend: 1, ring: 0, flags: BY_SOURCE, reserved: 0 };
+    let service = Service { frontend: 1, flags: BY_SOURCE, ..Service::default() };
     tables.services.insert(service_key(VIP4, 6), service);
     let mut used = HashMap::new();
     for client in 0..60 {

@@ -121,10 +121,24 @@ impl Lemonade {
     /// When it does not get ready.
     pub fn start_through(command: Command, setup: &Setup, change: impl FnOnce(&mut Command)) -> Self {
         let mut this = Self::spawn(command, setup, change);
+        this.await_ready();
+        this
+    }
+
+    fn await_ready(&mut self) {
         wait::until("lemonade is ready", START, || {
-            assert!(this.exited().is_none(), "lemonade ended at start:\n{}", this.output());
-            http::get_unix(&this.socket(), "/readyz").is_ok_and(|answer| answer.status == 200)
+            assert!(self.exited().is_none(), "lemonade ended at start:\n{}", self.output());
+            http::get_unix(&self.socket(), "/readyz").is_ok_and(|answer| answer.status == 200)
         });
+    }
+
+    /// As [`Self::start`], with a text that is made for its folder.
+    ///
+    /// # Panics
+    /// When it does not get ready.
+    pub fn start_text(text: impl FnOnce(&Path) -> String) -> Self {
+        let mut this = Self::spawn_text(Command::new(binary()), text, |_| {});
+        this.await_ready();
         this
     }
 
@@ -132,10 +146,18 @@ impl Lemonade {
     ///
     /// # Panics
     /// When the process cannot be made.
-    pub fn spawn(mut command: Command, setup: &Setup, change: impl FnOnce(&mut Command)) -> Self {
+    pub fn spawn(command: Command, setup: &Setup, change: impl FnOnce(&mut Command)) -> Self {
+        Self::spawn_text(command, |folder| setup.text(folder), change)
+    }
+
+    fn spawn_text(
+        mut command: Command,
+        text: impl FnOnce(&Path) -> String,
+        change: impl FnOnce(&mut Command),
+    ) -> Self {
         let folder = tempfile::Builder::new().prefix("lemonade-").tempdir().expect("a temporary folder");
         let config = folder.path().join("lemonade.toml");
-        fs::write(&config, setup.text(folder.path())).expect("a writable folder");
+        fs::write(&config, text(folder.path())).expect("a writable folder");
         let log = File::create(folder.path().join("output")).expect("a writable folder");
         command.arg("run").arg("--config").arg(&config).stdin(Stdio::null());
         command.stdout(log.try_clone().expect("a second descriptor")).stderr(log);

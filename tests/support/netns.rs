@@ -111,6 +111,22 @@ impl Network {
         }
         Some(Self { client, balancer, backends })
     }
+
+    /// Gives the backends a way to the client past the balancer, and addresses of the balancer's as their own.
+    pub fn pass_by(&self, addresses: &[&str]) {
+        self.client.ip(&format!("link add past type veth peer name past netns {}", self.backends.name));
+        for (namespace, host) in [(&self.client, 1), (&self.backends, 2)] {
+            namespace.ip(&format!("addr add 10.77.3.{host}/24 dev past"));
+            namespace.ip(&format!("addr add fd77:3::{host}/64 dev past nodad"));
+            namespace.ip("link set past up");
+        }
+        for address in addresses {
+            let nodad = if address.contains(':') { " nodad" } else { "" };
+            self.backends.ip(&format!("addr add {address} dev lo{nodad}"));
+        }
+        self.backends.ip("route add 10.77.1.0/24 via 10.77.3.1 dev past");
+        self.backends.ip("route add fd77:1::/64 via fd77:3::1 dev past");
+    }
 }
 
 fn possible() -> Result<(), String> {

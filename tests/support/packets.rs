@@ -25,6 +25,8 @@ pub struct Shape {
     pub bare: bool,
     /// VLAN tags, outermost first.
     pub tags: Vec<u16>,
+    /// Type of service or traffic class.
+    pub class: u8,
 }
 
 impl Shape {
@@ -41,6 +43,7 @@ impl Shape {
             options: Vec::new(),
             bare: false,
             tags: Vec::new(),
+            class: 0,
         }
     }
 
@@ -67,7 +70,7 @@ impl Shape {
         match (self.from.ip(), self.to.ip()) {
             (IpAddr::V4(from), IpAddr::V4(to)) => {
                 bytes.extend([0x08, 0x00]);
-                let mut header = vec![0x45 + (self.options.len() / 4) as u8, 0];
+                let mut header = vec![0x45 + (self.options.len() / 4) as u8, self.class];
                 header.extend(((20 + self.options.len() + segment.len()) as u16).to_be_bytes());
                 header.extend([0x12, 0x34, 0x40, 0x00, self.ttl, self.protocol, 0, 0]);
                 header.extend(from.octets());
@@ -78,7 +81,7 @@ impl Shape {
                 bytes.extend(header);
             }
             (IpAddr::V6(from), IpAddr::V6(to)) => {
-                bytes.extend([0x86, 0xdd, 0x60, 0, 0, 0]);
+                bytes.extend([0x86, 0xdd, 0x60 | self.class >> 4, self.class << 4, 0, 0]);
                 bytes.extend(((self.options.len() + segment.len()) as u16).to_be_bytes());
                 bytes.extend([if self.options.is_empty() { self.protocol } else { 60 }, self.ttl]);
                 bytes.extend(from.octets());
@@ -144,6 +147,93 @@ pub fn icmp_error(router: IpAddr, kind: u8, packet: &[u8], quoted: usize) -> Vec
             bytes.extend(router.octets());
             bytes.extend(to);
         }
+    }
+    bytes.extend(message);
+    bytes
+}
+
+/// What a sender is told of an untagged packet that is larger than `mtu`: by the address that it sent it to, at the Ethernet
+/// address that it came from, with 64 bytes of it.
+pub fn too_big(packet: &[u8], mtu: u32) -> Vec<u8> {
+    let v4 = packet[12..14] == [0x08, 0x00];
+    let mut message = if v4 { vec![3, 4, 0, 0] } else { vec![2, 0, 0, 0] };
+    message.extend(mtu.to_be_bytes());
+    message.extend(&packet[14..78]);
+    let mut out = [&packet[6..12], &packet[..6], &packet[12..14]].concat();
+    if v4 {
+        let sum = checksum(&message);
+        message[2..4].copy_from_slice(&sum);
+        let mut header = vec![0x45, 0, 0, 92, 0, 0, 0x40, 0, 64, 1, 0, 0];
+        header.extend(&packet[30..34]);
+        header.extend(&packet[26..30]);
+        let sum = checksum(&header);
+        header[10..12].copy_from_slice(&sum);
+        out.extend(header);
+    } else {
+        let address = |at: usize| IpAddr::from(<[u8; 16]>::try_from(&packet[at..at + 16]).expect("16 bytes"));
+        let sum = checksum(&pseudo(address(38), address(22), 58, &message));
+        message[2..4].copy_from_slice(&sum);
+        out.extend([0x60, 0, 0, 0, 0, 72, 58, 64]);
+        out.extend(&packet[38..54]);
+        out.extend(&packet[22..38]);
+    }
+    out.extend(message);
+    out
+}
+
+/// An ICMP error as it goes on from `from` about `sent`, of which it quotes as much as `error` quotes of another packet of
+/// the same length; its hop limit is one less. Checksums are computed anew.
+///
+/// # Panics
+/// When `error` is none.
+pub fn readdressed_error(error: &[u8], from: IpAddr, sent: &[u8]) -> Vec<u8> {
+    let header = if from.is_ipv4() { 28 } else { 48 };
+    let mut out = icmp_error(from, error[14 + header - 8], sent, error.len() - 14 - header);
+    let ttl = if from.is_ipv4() { 22 } else { 21 };
+    out[ttl] = error[ttl] - 1;
+    if from.is_ipv4() {
+        out[24..26].copy_from_slice(&[0, 0]);
+        let sum = checksum(&out[14..34]);
+        out[24..26].copy_from_slice(&sum);
+    }
+    out
+}
+
+/// A request for an echo, or the answer to it.
+pub fn echo(from: IpAddr, to: IpAddr, answer: bool, ttl: u8) -> Vec<u8> {
+    let kind = match (from.is_ipv4(), answer) {
+        (true, false) => 8,
+        (true, true) => 0,
+        (false, false) => 128,
+        (false, true) => 129,
+    };
+    let mut message = vec![kind, 0, 0, 0, 0x12, 0x34, 0, 1];
+    message.extend(b"whatever was sent");
+    let mut bytes = vec![2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2];
+    match (from, to) {
+        (IpAddr::V4(from), IpAddr::V4(to)) => {
+            let sum = checksum(&message);
+            message[2..4].copy_from_slice(&sum);
+            bytes.extend([0x08, 0x00]);
+            let mut header = vec![0x45, 0];
+            header.extend(((20 + message.len()) as u16).to_be_bytes());
+            header.extend([0, 1, 0, 0, ttl, 1, 0, 0]);
+            header.extend(from.octets());
+            header.extend(to.octets());
+            let sum = checksum(&header);
+            header[10..12].copy_from_slice(&sum);
+            bytes.extend(header);
+        }
+        (IpAddr::V6(from), IpAddr::V6(to)) => {
+            let sum = checksum(&pseudo(IpAddr::V6(from), IpAddr::V6(to), 58, &message));
+            message[2..4].copy_from_slice(&sum);
+            bytes.extend([0x86, 0xdd, 0x60, 0, 0, 0]);
+            bytes.extend((message.len() as u16).to_be_bytes());
+            bytes.extend([58, ttl]);
+            bytes.extend(from.octets());
+            bytes.extend(to.octets());
+        }
+        _ => panic!("{from} and {to} are of two families"),
     }
     bytes.extend(message);
     bytes
@@ -247,6 +337,70 @@ pub fn translated(bytes: &[u8], from: SocketAddr, to: SocketAddr) -> Vec<u8> {
     let sum = checksum(&pseudo(from.ip(), to.ip(), protocol, &out[segment..]));
     out[at..at + 2].copy_from_slice(&if protocol == 17 && sum == [0, 0] { [0xff, 0xff] } else { sum });
     out
+}
+
+/// What an untagged packet must be inside an outer header between two addresses of one family (RFC 2003, RFC 2473): hop
+/// limit 64, the traffic class of the inner header, never to be cut, and over IPv6 `label` as flow label.
+pub fn wrapped(bytes: &[u8], from: IpAddr, to: IpAddr, label: u32) -> Vec<u8> {
+    let inner_v4 = bytes[12..14] == [0x08, 0x00];
+    let word = |at: usize| u16::from_be_bytes([bytes[at], bytes[at + 1]]);
+    let length = if inner_v4 { word(16) } else { word(18) + 40 };
+    let class = if inner_v4 { bytes[15] } else { ((word(14) >> 4) & 0xff) as u8 };
+    let protocol = if inner_v4 { 4 } else { 41 };
+    let mut out = bytes[..12].to_vec();
+    match (from, to) {
+        (IpAddr::V4(from), IpAddr::V4(to)) => {
+            let mut header = vec![0x45, class];
+            header.extend((length + 20).to_be_bytes());
+            header.extend([0, 0, 0x40, 0, 64, protocol, 0, 0]);
+            header.extend(from.octets());
+            header.extend(to.octets());
+            let sum = checksum(&header);
+            header[10..12].copy_from_slice(&sum);
+            out.extend([0x08, 0x00]);
+            out.extend(header);
+        }
+        (IpAddr::V6(from), IpAddr::V6(to)) => {
+            out.extend([0x86, 0xdd]);
+            out.extend((0x6000_0000 + (u32::from(class) << 20) + label).to_be_bytes());
+            out.extend(length.to_be_bytes());
+            out.extend([protocol, 64]);
+            out.extend(from.octets());
+            out.extend(to.octets());
+        }
+        _ => panic!("{from} and {to} are of two families"),
+    }
+    out.extend(&bytes[14..]);
+    out
+}
+
+/// The packet in an outer header of 20 bytes of IPv4 or 40 of IPv6, with that header's ends and flow label.
+///
+/// # Errors
+/// What is wrong with the outer header.
+pub fn unwrapped(bytes: &[u8]) -> Result<(Vec<u8>, IpAddr, IpAddr, u32), String> {
+    let address = |at: usize, v4: bool| {
+        if v4 {
+            IpAddr::from(<[u8; 4]>::try_from(&bytes[at..at + 4]).expect("four bytes"))
+        } else {
+            IpAddr::from(<[u8; 16]>::try_from(&bytes[at..at + 16]).expect("sixteen bytes"))
+        }
+    };
+    let (header, protocol, ends, label) = match bytes[12..14] {
+        [0x08, 0x00] => (20, bytes[23], (address(26, true), address(30, true)), 0),
+        [0x86, 0xdd] => {
+            let first = u32::from_be_bytes([bytes[14], bytes[15], bytes[16], bytes[17]]);
+            (40, bytes[20], (address(22, false), address(38, false)), first & 0xf_ffff)
+        }
+        _ => return Err("not IP".to_owned()),
+    };
+    let kind = match protocol {
+        4 => [0x08, 0x00],
+        41 => [0x86, 0xdd],
+        other => return Err(format!("protocol {other} is no IP")),
+    };
+    let inner = [&bytes[..12], &kind, &bytes[14 + header..]].concat();
+    Ok((inner, ends.0, ends.1, label))
 }
 
 /// RFC 793 and RFC 8200, 8.1: what TCP and UDP sum besides themselves.

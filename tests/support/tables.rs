@@ -1,11 +1,11 @@
 //! The tables of the forward plane in memory, and its rewriting on a slice.
 
-use std::cell::RefCell;
-use std::collections::HashMap;
+use std::cell::{Cell, RefCell};
+use std::collections::{HashMap, HashSet};
 
 use lemonade_common::decide::{Inserted, TableView};
-use lemonade_common::forward::{Flow, Service, ServiceKey, Target};
-use lemonade_common::packet::{Family, Packet};
+use lemonade_common::forward::{DSR_IPIP, DSR_L2, Flow, Service, ServiceKey, Target};
+use lemonade_common::packet::{Family, Kind, Packet, family};
 use lemonade_common::{FlowKey, rewrite};
 
 /// Tables in memory.
@@ -23,6 +23,14 @@ pub struct Tables {
     pub targets: HashMap<u32, Target>,
     /// Seed of the hash.
     pub seed: u64,
+    /// Interface that packets arrive on.
+    pub outside: u32,
+    /// Connections of the host itself.
+    pub own: HashSet<FlowKey>,
+    /// Flows that may still be written down where that is limited; `None` without a limit.
+    pub admitted: Cell<Option<u32>>,
+    /// The entry that is kept aside.
+    pub lent: Cell<Option<&'static Flow>>,
 }
 
 impl TableView for Tables {
@@ -46,8 +54,30 @@ impl TableView for Tables {
         self.flows.borrow_mut().remove(key).is_some()
     }
 
+    fn lend(&self, flow: &Flow) {
+        self.lent.set(Some(Box::leak(Box::new(Flow::from_bytes(&bytes_of(flow))))));
+    }
+
+    fn lent(&self) -> Option<&Flow> {
+        self.lent.get()
+    }
+
+    fn is_own(&self, key: &FlowKey) -> bool {
+        self.own.contains(key)
+    }
+
+    fn admits(&self, _: u64) -> bool {
+        let left = self.admitted.get();
+        self.admitted.set(left.map(|left| left.saturating_sub(1)));
+        left != Some(0)
+    }
+
     fn service(&self, key: &ServiceKey) -> Option<&Service> {
         self.services.get(key)
+    }
+
+    fn any_ports(&self) -> bool {
+        self.services.keys().any(|key| *key == key.any_port() && *key != ServiceKey::whole(key.address))
     }
 
     fn slot(&self, ring: u32, slot: u32) -> Option<u32> {
@@ -70,9 +100,10 @@ pub fn bytes_of(flow: &Flow) -> [u8; size_of::<Flow>()] {
     bytes[16..32].copy_from_slice(&flow.dst);
     bytes[32..34].copy_from_slice(&flow.sport);
     bytes[34..36].copy_from_slice(&flow.dport);
+    let (address_delta, port_delta) = (flow.address_delta, flow.port_delta);
     let words =
-        [flow.interface, flow.backend, flow.frontend, flow.address_delta, flow.port_delta, flow.protocol];
-    for (place, word) in bytes[36..60].chunks_exact_mut(4).zip(words) {
+        [flow.interface, flow.backend, flow.frontend, address_delta, port_delta, flow.protocol, flow.mode];
+    for (place, word) in bytes[36..64].chunks_exact_mut(4).zip(words) {
         place.copy_from_slice(&word.to_ne_bytes());
     }
     for (place, long) in
@@ -83,23 +114,27 @@ pub fn bytes_of(flow: &Flow) -> [u8; size_of::<Flow>()] {
     bytes
 }
 
-/// Rewrites a packet as the entry says.
+/// What a packet becomes as the entry says, in any mode.
+pub fn changed(bytes: &[u8], packet: &Packet, flow: &Flow) -> Vec<u8> {
+    match (flow.mode, family(&flow.dst)) {
+        (DSR_L2, _) => bytes.to_vec(),
+        (DSR_IPIP, Family::V4) => [&bytes[..12], &rewrite::outer_v4(packet, flow), &bytes[14..]].concat(),
+        (DSR_IPIP, Family::V6) => [&bytes[..12], &rewrite::outer_v6(packet, flow), &bytes[14..]].concat(),
+        _ => rewritten(bytes, packet, flow),
+    }
+}
+
+/// Rewrites a packet, or an error about one, as the entry says.
+///
+/// # Panics
+/// When the packet ends too early.
 pub fn rewritten(bytes: &[u8], packet: &Packet, flow: &Flow) -> Vec<u8> {
     let mut out = bytes.to_vec();
-    let (network, transport) = (usize::from(packet.network), usize::from(packet.transport));
-    match packet.family {
-        Family::V4 => {
-            let at = network + rewrite::V4_AT;
-            out[at..at + 12].copy_from_slice(&rewrite::v4(packet, flow));
-        }
-        Family::V6 => {
-            let at = network + rewrite::V6_AT;
-            out[at..at + 33].copy_from_slice(&rewrite::v6(packet, flow));
-        }
-    }
-    out[transport..transport + 4].copy_from_slice(&rewrite::ports(flow));
-    let at = transport + rewrite::checksum_at(flow.protocol);
-    let sum = rewrite::checksum([out[at], out[at + 1]], flow);
-    out[at..at + 2].copy_from_slice(&sum);
+    let whole = if packet.kind == Kind::IcmpError {
+        rewrite::translate_error(&mut out[..], packet, flow)
+    } else {
+        rewrite::translate(&mut out[..], packet, flow)
+    };
+    assert!(whole, "a packet that was read has all that is rewritten");
     out
 }

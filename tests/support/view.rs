@@ -69,6 +69,15 @@ impl Status {
             .collect()
     }
 
+    /// Entry of a frontend.
+    ///
+    /// # Panics
+    /// When there is none of that name.
+    pub fn frontend(&self, name: &str) -> &Value {
+        let found = self.entries("frontends").into_iter().find(|frontend| frontend["name"] == name);
+        found.unwrap_or_else(|| panic!("no frontend {name} in {}", self.0))
+    }
+
     /// Entry of a pool.
     ///
     /// # Panics

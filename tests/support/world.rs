@@ -8,7 +8,7 @@ use crate::tables::Tables;
 use fastrand::Rng;
 use lemonade_common::decide::{Arrival, Verdict, decide};
 use lemonade_common::flow::mapped;
-use lemonade_common::forward::{Service, ServiceKey, Target};
+use lemonade_common::forward::{DSR_IPIP, Service, ServiceKey, Target};
 use lemonade_common::maglev::SLOTS;
 use lemonade_common::packet::{Packet, parse};
 
@@ -74,8 +74,24 @@ pub fn world() -> Tables {
         rings: vec![(0..SLOTS).map(|slot| slot % 3).collect(), (0..SLOTS).map(|slot| 3 + slot % 3).collect()],
         targets: (0..6).map(|n| (n, target(n))).collect(),
         seed: 42,
+        outside: OUTSIDE,
         ..Tables::default()
     }
+}
+
+/// The services of [`world`] in another mode. Where packets are wrapped, those of IPv4 in turn go to backends of IPv6.
+pub fn world_in(mode: u32) -> Tables {
+    let mut tables = world();
+    for service in tables.services.values_mut() {
+        service.mode = mode;
+    }
+    if mode == DSR_IPIP {
+        tables.rings[0] = (0..SLOTS).map(|slot| slot % 6).collect();
+        for target in tables.targets.values_mut() {
+            target.ports = 0;
+        }
+    }
+    tables
 }
 
 /// Reads a packet of a flow.
@@ -85,7 +101,7 @@ pub fn read(bytes: &[u8]) -> Packet {
 
 /// Decides on a packet from outside.
 pub fn decided<'t>(tables: &'t Tables, bytes: &[u8], now: u64) -> Verdict<'t> {
-    let arrival = Arrival { length: bytes.len() as u64, now, interface: OUTSIDE };
+    let arrival = Arrival { length: bytes.len() as u64, now, interface: tables.outside };
     decide(tables, &read(bytes), &arrival)
 }
 
@@ -124,5 +140,6 @@ pub fn any_shape(random: &mut Rng) -> Shape {
         options,
         bare: !v6 && random.bool(),
         tags: Vec::new(),
+        class: random.u8(..),
     }
 }

@@ -1,4 +1,7 @@
-//! `cargo xtask demo`: shows what a relay in the kernel brings on this machine, against `copy` in the same run.
+//! `cargo xtask demo`: shows what a relay in the kernel brings on this machine, against `copy` in the same run, or the
+//! forward plane between network namespaces.
+
+mod forward;
 
 use std::fs;
 use std::net::SocketAddr;
@@ -15,8 +18,8 @@ use crate::{bpf, set_up, workspace};
 /// What to show.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Relay: sk_msg
-    #[arg(value_parser = ["sk_msg"])]
+    /// The relay sk_msg, or the plane forward
+    #[arg(value_parser = ["sk_msg", "forward"])]
     relay: String,
     /// Rounds, each of both relays
     #[arg(long, default_value_t = 3)]
@@ -43,6 +46,9 @@ const PATIENCE: Duration = Duration::from_secs(15);
 pub fn main(args: &Args) -> Result<()> {
     set_up::install_for_build();
     let objects = bpf::set_up();
+    if args.relay == "forward" {
+        return forward::main(objects.as_ref());
+    }
     let mut build = workspace::cargo(&["build", "--release", "--package", "lemonade"]);
     bpf::equip(&mut build, objects.as_ref());
     workspace::run(&mut build)?;

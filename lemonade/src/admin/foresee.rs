@@ -155,7 +155,9 @@ fn explained(
     let local = real.and_then(|own| own.listening.first()).or_else(|| entry.frontend.listen.first());
     let local = local.copied().unwrap_or(client);
     let asked = Asked { client, local, seed: wiring.seed, now: wiring.clock.now() };
-    let found = explain::explain(pool, asked);
+    let forwarded = entry.cell.plane.forwarded().then(|| explain::explain_forwarded(entry, asked)).flatten();
+    let in_kernel = forwarded.is_some();
+    let found = forwarded.unwrap_or_else(|| explain::explain(pool, asked));
     let full = entry.frontend.max_connections;
     let over = full > 0 && entry.cell.live.load(Ordering::Relaxed) >= full;
     let (next, why) = match found.next {
@@ -164,7 +166,9 @@ fn explained(
             let backend = &pool.backends[position];
             let rival = match basis {
                 Basis::Cheaper { rival, .. } => pool.backends.get(rival as usize),
-                Basis::Only | Basis::Turn(_) | Basis::Passed(_) | Basis::Lowest { .. } => None,
+                Basis::Only | Basis::Turn(_) | Basis::Passed(_) | Basis::Slot(_) | Basis::Lowest { .. } => {
+                    None
+                }
             };
             let rival = rival.map(|rival| rival.id.name.clone());
             let mut why = words::decision(&Decision { basis, rival });
@@ -172,6 +176,9 @@ fn explained(
                 why.push_str("; which two are drawn depends on the client's port");
             }
             (Some(backend.id.name.to_string()), why)
+        }
+        None if in_kernel && client.port() == 0 && !pool.candidates.is_empty() => {
+            (None, "the kernel goes by the client's port too: ask with one, as 192.0.2.7:5000".to_owned())
         }
         None => (None, without_backend(entry)),
     };

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::time::Duration;
 
 use super::routes::phase_words;
-use super::status::{BackendStatus, ConfigStatus, FrontendStatus, PoolStatus, Rates, Status};
+use super::status::{BackendStatus, ConfigStatus, ForwardStatus, FrontendStatus, PoolStatus, Rates, Status};
 use super::table::{Column, Row, bytes, count, painted, table};
 use super::words::clean;
 use crate::metrics::snapshot::RelaySnapshot;
@@ -15,8 +15,11 @@ use crate::model::relay::RelayCounters;
 pub fn report(status: &Status, colours: bool) -> String {
     let mut out = String::new();
     head(status, colours, &mut out).expect("writing to a string does not fail");
-    let row =
-        |own: &FrontendStatus| Row { cells: frontend_cells(own), bad: own.listening.is_empty(), note: None };
+    let row = |own: &FrontendStatus| Row {
+        cells: frontend_cells(own),
+        bad: own.listening.is_empty(),
+        note: (!own.plane_why.is_empty()).then(|| format!("  {}: {}", own.plane, own.plane_why)),
+    };
     let frontends = status.frontends.iter().map(row);
     out.push('\n');
     table(&FRONTEND, frontends.collect(), colours, &mut out);
@@ -63,6 +66,9 @@ fn head(status: &Status, colours: bool, out: &mut String) -> std::fmt::Result {
         let line = format!("Relay     {}: {}", own.relay.as_str(), clean(&relay_words(own)));
         writeln!(out, "{}", if own.usable { line } else { painted(line, colours) })?;
     }
+    if let Some(own) = &status.forward {
+        writeln!(out, "Forward   {}", clean(&forward_words(own)))?;
+    }
     let process = &status.process;
     writeln!(out, "Traffic   {} live, {} opened, {} closed", process.live, process.opened, process.closed)?;
     writeln!(out, "  10 s    {}", rates_words(&status.last_10s))?;
@@ -89,6 +95,17 @@ fn relay_words(own: &RelaySnapshot) -> String {
         if tests.is_empty() { String::new() } else { format!(", {passed} of {} tests", tests.len()) };
     let failed = if failed.is_empty() { String::new() } else { format!("; {}", failed.join("; ")) };
     format!("{state}, {}{counted}{failed}", own.findings.why)
+}
+
+/// Where packets are forwarded, how full the table is, and what became of packets.
+fn forward_words(own: &ForwardStatus) -> String {
+    let ForwardStatus { words, live, opened, entries, room, packets, .. } = own;
+    if *room == 0 {
+        return words.clone();
+    }
+    let packets: Vec<String> = packets.iter().map(|(why, packets)| format!("{why} {packets}")).collect();
+    let packets = if packets.is_empty() { "none".to_owned() } else { packets.join(", ") };
+    format!("{words}; {live} flows live, {opened} opened, {entries} of {room} entries; packets: {packets}")
 }
 
 fn rates_words(rates: &Rates) -> String {

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 use std::time::{Duration, SystemTime};
 
-use lemonade_common::{BackendIx, Reason};
+use lemonade_common::{BackendIx, PacketReason, Reason};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -16,8 +16,8 @@ use crate::control::table::FrontendEntry;
 use crate::health::port::{History, Outcome};
 use crate::metrics::port::{Sample, Series};
 use crate::metrics::snapshot::{
-    BackendCounters, DatagramCounters, FrontendCounters, MetricsSnapshot, PoolCounters, ProcessCounters,
-    RelaySnapshot,
+    BackendCounters, DatagramCounters, ForwardCounters, FrontendCounters, MetricsSnapshot, PlaneChoice,
+    PoolCounters, ProcessCounters, RelaySnapshot,
 };
 use crate::model::Name;
 use crate::model::config::{HealthKind, Protocol, RelayChoice, Status as Up};
@@ -49,6 +49,8 @@ pub struct Status {
     pub config: ConfigStatus,
     /// Relays in the kernel with their self-tests.
     pub relays: Vec<RelaySnapshot>,
+    /// The forward plane; `None` while no frontend has asked for it.
+    pub forward: Option<ForwardStatus>,
     /// Counters of the process.
     pub process: ProcessCounters,
     /// Traffic of the last 10 seconds.
@@ -93,6 +95,25 @@ pub struct RefusalStatus {
     pub errors: Vec<String>,
 }
 
+/// The forward plane.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct ForwardStatus {
+    /// Where the program is attached, or why nowhere, in words.
+    pub words: String,
+    /// Flows that have not ended.
+    pub live: u64,
+    /// Flows opened.
+    pub opened: u64,
+    /// Flows ended.
+    pub closed: u64,
+    /// Directions of flows in the connection table, ended ones that are not forgotten yet among them.
+    pub entries: u64,
+    /// Directions that the table has room for.
+    pub room: u64,
+    /// Packets by what they came to; what never occurred is left out.
+    pub packets: BTreeMap<String, u64>,
+}
+
 /// Traffic per second over a time.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Rates {
@@ -121,6 +142,8 @@ pub struct FrontendStatus {
     pub protocol: String,
     /// Data plane.
     pub plane: String,
+    /// Why that one, in words; empty where nothing is to be said.
+    pub plane_why: String,
     /// How bytes are moved.
     pub relay: String,
     /// Why in that way, in words.
@@ -261,6 +284,7 @@ impl Status {
                 pending_restart: control.pending_restart.clone(),
             },
             relays: snapshot.relays.clone(),
+            forward: ForwardStatus::of(&snapshot.forward),
             process: snapshot.process.clone(),
             last_10s: Rates::over(&own, 10),
             last_60s: Rates::over(&own, 60),
@@ -268,6 +292,21 @@ impl Status {
             frontends: snapshot.frontends.iter().map(frontend).collect(),
             pools: pools(&snapshot, &control, &wiring.health.histories()),
         }
+    }
+}
+
+impl ForwardStatus {
+    fn of(own: &ForwardCounters) -> Option<Self> {
+        let packets = PacketReason::ALL.map(|why| (why.as_str().to_owned(), own.packets[why.index()]));
+        (!own.words.is_empty()).then(|| Self {
+            words: own.words.clone(),
+            live: own.live,
+            opened: own.opened,
+            closed: own.closed,
+            entries: own.entries,
+            room: own.room,
+            packets: packets.into_iter().filter(|(_, count)| *count > 0).collect(),
+        })
     }
 }
 
@@ -301,7 +340,9 @@ impl FrontendStatus {
         };
         let asked = entry.map_or(RelayChoice::Auto, |entry| entry.frontend.relay);
         let protocol = entry.map_or(Protocol::Tcp, |entry| entry.frontend.protocol);
+        let PlaneChoice { asked: _, forwarded, why: plane_why } = counters.plane.clone();
         let (relay, relay_why) = match protocol {
+            _ if forwarded => ("nat", "packets are rewritten in the kernel".to_owned()),
             Protocol::Udp => ("copy", "datagrams are always copied".to_owned()),
             Protocol::Tcp => relay_of(asked, relays),
         };
@@ -315,7 +356,8 @@ impl FrontendStatus {
             configured: entry.map(|entry| entry.frontend.listen.clone()).unwrap_or_default(),
             listening,
             protocol: protocol.as_str().to_owned(),
-            plane: "proxy".to_owned(),
+            plane: if forwarded { "forward" } else { "proxy" }.to_owned(),
+            plane_why,
             relay: relay.to_owned(),
             relay_why,
             relays: KernelRelay::ALL.into_iter().filter_map(carried).collect(),

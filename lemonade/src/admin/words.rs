@@ -56,6 +56,7 @@ pub fn decision(decision: &Decision) -> String {
         Basis::Passed(turn) => {
             format!("turn {turn} fell to a backend that could not be picked and was given to this one")
         }
+        Basis::Slot(slot) => format!("slot {slot} of the ring, by the hash of the client"),
         Basis::Lowest { load, equals: 1 } => format!("lowest load: {load} connections per weight"),
         Basis::Lowest { load, equals } => {
             format!("lowest load: {load} connections per weight, shared by {equals}; its turn among them")

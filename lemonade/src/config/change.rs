@@ -54,8 +54,9 @@ pub(super) fn read(before: &Accepted, text: &str) -> Option<Config> {
     let touched = old_blocks.iter().filter(|block| block.meets(&old));
     let touched = touched.chain(new_blocks.iter().filter(|block| block.meets(&new)));
     let names: BTreeSet<&str> = touched.map(Block::pool).collect::<Option<_>>()?;
-    // What a pool may say depends on whether only datagrams come to it.
-    if names.iter().any(|name| before.config.is_of_datagrams(&Name::new(*name))) {
+    // What a pool may say depends on what uses it.
+    let special = |name: &Name| before.config.is_of_datagrams(name) || before.config.is_forwarded(name);
+    if names.iter().any(|name| special(&Name::new(*name))) {
         return None;
     }
     if names.len() > POOLS || !names.iter().all(|name| before.config.pools.contains_key(*name)) {
@@ -71,7 +72,7 @@ pub(super) fn read(before: &Accepted, text: &str) -> Option<Config> {
     }
     let mut report = Report::new(&document, problems);
     let raw = section::config(&mut report);
-    let pools = validate::pools(raw.pool, &BTreeSet::new(), &mut report);
+    let pools = validate::pools(raw.pool, &validate::Uses::default(), &mut report);
     if !report.is_empty() || !pools.keys().map(|name| name.as_str()).eq(names) {
         return None;
     }

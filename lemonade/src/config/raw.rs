@@ -1,5 +1,7 @@
 //! The file as it is written: every key with its default. The JSON schema is made from these types, descriptions included.
 
+mod forward;
+
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -10,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::model;
 
 use super::value::{Auto, Codes, Off, Or, Period, Size, Texts};
+pub(super) use forward::{DataPlane, Fallback, RawForward};
 
 const fn millis(millis: u64) -> Period {
     Period(Duration::from_millis(millis))
@@ -181,6 +184,8 @@ pub(super) struct RawFrontend {
     pub(super) keepalive: Or<Off, Period>,
     /// Only with protocol = "tcp": closes a connection whose sent bytes stay unacknowledged for this long (TCP_USER_TIMEOUT); "off" is the kernel's.
     pub(super) user_timeout: Or<Off, Period>,
+    /// Only with data_plane = "forward": how packets pass through the kernel.
+    pub(super) forward: Option<RawForward>,
 }
 
 impl Default for RawFrontend {
@@ -199,6 +204,7 @@ impl Default for RawFrontend {
             idle_timeout: None,
             keepalive: Or::value(millis(60_000)),
             user_timeout: Or::value(millis(120_000)),
+            forward: None,
         }
     }
 }
@@ -211,22 +217,6 @@ pub(super) enum Protocol {
     Tcp,
     /// Datagrams: those of one client address and port are a session and go to one backend.
     Udp,
-}
-
-/// What moves the bytes.
-#[derive(Clone, Copy, Debug, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub(super) enum DataPlane {
-    /// The proxy in userspace.
-    Proxy,
-}
-
-/// What happens when the data plane is not possible.
-#[derive(Clone, Copy, Debug, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub(super) enum Fallback {
-    /// Use the proxy.
-    Proxy,
 }
 
 /// How the proxy moves the bytes of a connection.
@@ -300,6 +290,8 @@ pub(super) enum Strategy {
     FastestResponseTime,
     /// Lowest score of connections, latency and errors of two random candidates.
     Adaptive,
+    /// By the client's address, in proportion to weight.
+    SourceHash,
 }
 
 /// What happens when no backend is up.
@@ -450,6 +442,7 @@ impl From<Strategy> for model::config::StrategyKind {
             Strategy::LeastConnections => Self::LeastConnections,
             Strategy::FastestResponseTime => Self::FastestResponseTime,
             Strategy::Adaptive => Self::Adaptive,
+            Strategy::SourceHash => Self::SourceHash,
         }
     }
 }

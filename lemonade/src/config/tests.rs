@@ -61,7 +61,7 @@ rise = 0
 test.toml:3:16: frontend.web.idle_timeout: 5 has no unit; write \"5s\" or \"5ms\"
 test.toml:4:9: frontend.web.relay: \"splice\" is not in this build yet; write \"auto\" or \"copy\"
 test.toml:5:8: frontend.web.pool: there is no pool \"wbe\"; did you mean \"web\"? there are: web
-test.toml:6:1: frontend.web.colour: unknown key \"colour\"; there are: listen, protocol, pool, data_plane, fallback, relay, accelerate_cgroup, max_connections, connect_timeout, hedge_after, idle_timeout, keepalive, user_timeout
+test.toml:6:1: frontend.web.colour: unknown key \"colour\"; there are: listen, protocol, pool, data_plane, fallback, relay, accelerate_cgroup, max_connections, connect_timeout, hedge_after, idle_timeout, keepalive, user_timeout, forward
 test.toml:8:10: pool.web.backend[0].weight: integer 70000 does not fit here; write a whole number from 0 to 65535
 test.toml:10:1: pool.web.backend[1].address: address is missing; write such as address = \"127.0.0.1:9001\"
 test.toml:12:8: pool.web.health.kind: unknown word \"htp\"; did you mean \"http\"? there are: tcp, http, off

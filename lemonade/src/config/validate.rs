@@ -1,5 +1,6 @@
 //! The file as it is meant: raw values to [`Config`], every rule checked.
 
+mod forward;
 mod listen;
 mod pool;
 mod process;
@@ -13,10 +14,11 @@ use std::time::Duration;
 use crate::model::config::Protocol;
 use crate::model::{Config, Frontend, Name, Pool};
 
-use super::raw::{self, RawConfig, RawFrontend, RawPool, Relay};
+use super::raw::{self, DataPlane, RawConfig, RawFrontend, RawPool, Relay};
 use super::report::{Report, Spot};
 use super::value::Period;
 use super::wording;
+pub(super) use forward::{KEYS_OF_PICKS, KEYS_OF_PROXY};
 use listen::Listeners;
 pub(super) use pool::KEYS_OF_CONNECTS;
 
@@ -50,7 +52,10 @@ pub(super) fn config(raw: RawConfig, report: &mut Report<'_>) -> Config {
     let listed = report.document().root().get("pool").and_then(|value| value.get_ref().as_table());
     let pool_names: Vec<&str> =
         listed.into_iter().flat_map(|table| table.keys()).map(|key| key.get_ref().as_ref()).collect();
-    let datagrams = of_datagrams(&raw.frontend);
+    let uses = Uses {
+        datagrams: used_by(&raw.frontend, |raw| matches!(raw.protocol, raw::Protocol::Udp)),
+        forwarded: used_by(&raw.frontend, |raw| raw.data_plane == DataPlane::Forward),
+    };
     let mut frontends = BTreeMap::new();
     for (name, raw) in raw.frontend {
         let mut spot = report.at(&["frontend", &name]);
@@ -58,30 +63,42 @@ pub(super) fn config(raw: RawConfig, report: &mut Report<'_>) -> Config {
         let frontend = frontend(&name, raw, &pool_names, &mut listeners, &mut spot);
         frontends.insert(Name::new(name), Arc::new(frontend));
     }
-    Config { runtime, admin, log, telemetry, frontends, pools: pools(raw.pool, &datagrams, report) }
+    forward::agree(&frontends, report);
+    Config { runtime, admin, log, telemetry, frontends, pools: pools(raw.pool, &uses, report) }
 }
 
-/// Pools that frontends with protocol = "udp" use and no other.
-fn of_datagrams(frontends: &BTreeMap<String, RawFrontend>) -> BTreeSet<String> {
-    let used = |datagrams: bool| {
-        let with =
-            frontends.values().filter(move |raw| matches!(raw.protocol, raw::Protocol::Udp) == datagrams);
+/// Pools by what uses them.
+#[derive(Default)]
+pub(super) struct Uses {
+    /// Those that frontends with protocol = "udp" use and no other.
+    datagrams: BTreeSet<String>,
+    /// Those that frontends with data_plane = "forward" use and no other.
+    forwarded: BTreeSet<String>,
+}
+
+/// Pools that such frontends use and no other.
+fn used_by(frontends: &BTreeMap<String, RawFrontend>, such: fn(&RawFrontend) -> bool) -> BTreeSet<String> {
+    let used = |wanted: bool| {
+        let with = frontends.values().filter(move |raw| such(raw) == wanted);
         with.filter_map(|raw| raw.pool.clone()).collect::<BTreeSet<_>>()
     };
     &used(true) - &used(false)
 }
 
-/// Checks pools, each of which stands for itself but for what uses it: `datagrams` names those of udp frontends only.
+/// Checks pools, each of which stands for itself but for what uses it.
 pub(super) fn pools(
     raw: BTreeMap<String, RawPool>,
-    datagrams: &BTreeSet<String>,
+    uses: &Uses,
     report: &mut Report<'_>,
 ) -> BTreeMap<Name, Arc<Pool>> {
     let mut pools = BTreeMap::new();
     for (name, raw) in raw {
         let mut spot = report.at(&["pool", &name]);
         check_name(&name, &mut spot);
-        let pool = pool::pool(&name, raw, datagrams.contains(&name), &mut spot);
+        if uses.forwarded.contains(&name) {
+            forward::refuse_in_pool(&mut spot);
+        }
+        let pool = pool::pool(&name, raw, uses.datagrams.contains(&name), &mut spot);
         pools.insert(Name::new(name), Arc::new(pool));
     }
     pools
@@ -115,9 +132,14 @@ fn frontend(
         }
         period
     });
-    if protocol == Protocol::Udp {
+    let forwarded = raw.data_plane == DataPlane::Forward;
+    if forwarded {
+        forward::refuse(&listen, spot);
+    } else if protocol == Protocol::Udp {
         refuse_keys_of_tcp(spot);
     }
+    let forwarding =
+        forward::forwarding(raw.forward.unwrap_or_default(), raw.fallback, &mut spot.under("forward"));
     let tcp = protocol == Protocol::Tcp;
     let idle_timeout = raw.idle_timeout.unwrap_or(Period(if tcp { IDLE_TCP } else { IDLE_UDP }));
     Frontend {
@@ -125,6 +147,7 @@ fn frontend(
         listen,
         protocol,
         pool: Name::new(pool),
+        forward: forwarded.then_some(forwarding),
         relay: raw.relay.into(),
         accelerate_cgroup,
         max_connections: raw.max_connections,

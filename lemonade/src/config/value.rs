@@ -7,6 +7,7 @@ use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::de::value::SeqAccessDeserializer;
 use serde::de::{DeserializeOwned, Error, IntoDeserializer, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
@@ -172,7 +173,7 @@ impl<'de, W: Word, T: DeserializeOwned> Deserialize<'de> for Or<W, T> {
                 })
             }
         }
-        impl<W: Word, T: DeserializeOwned> Visitor<'_> for Either<W, T> {
+        impl<'de, W: Word, T: DeserializeOwned> Visitor<'de> for Either<W, T> {
             type Value = Or<W, T>;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -193,6 +194,10 @@ impl<'de, W: Word, T: DeserializeOwned> Deserialize<'de> for Or<W, T> {
 
             fn visit_bool<E: Error>(self, value: bool) -> Result<Or<W, T>, E> {
                 Self::value(value)
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, items: A) -> Result<Or<W, T>, A::Error> {
+                T::deserialize(SeqAccessDeserializer::new(items)).map(Or::value)
             }
         }
         deserializer.deserialize_any(Either(PhantomData))

@@ -5,12 +5,13 @@ use std::ops::Range;
 use super::report::Step;
 
 /// Keys and words that later builds bring: what they are and what to write in this one.
-const LATER: [(&str, &str, &str); 5] = [
-    ("data_plane", "forward", "write \"proxy\""),
-    ("fallback", "refuse", "write \"proxy\""),
+const LATER: [(&str, &str, &str); 6] = [
     ("relay", "splice", "write \"auto\" or \"copy\""),
-    ("strategy", "source_hash", "write one of the strategies of this build, such as \"least_connections\""),
-    ("forward", "", "remove this table; the proxy needs no such settings"),
+    ("hook", "xdp", "write \"auto\" or \"tc\""),
+    ("hook", "connect", "write \"auto\" or \"tc\""),
+    ("mode", "nat-gateway", "write \"nat\""),
+    ("mode", "dsr-l2", "write \"nat\""),
+    ("mode", "dsr-ipip", "write \"nat\""),
 ];
 
 /// "not in this build yet", for a key or a value of a later build.

@@ -11,9 +11,12 @@ use crate::model::config::{
     AccessLog, Admin, Backend, Frontend, Health, HealthKind, Log, LogFormat, Pool, Protocol, Runtime,
     Telemetry,
 };
+use crate::model::forward::{Fallback, Forwarding, Fragments, Hook, Mode};
 
-use super::raw::{RawAdmin, RawBackend, RawFrontend, RawHealth, RawLog, RawPool, RawRuntime, RawTelemetry};
-use super::validate::{KEYS_OF_CONNECTS, KEYS_OF_TCP};
+use super::raw::{
+    RawAdmin, RawBackend, RawForward, RawFrontend, RawHealth, RawLog, RawPool, RawRuntime, RawTelemetry,
+};
+use super::validate::{KEYS_OF_CONNECTS, KEYS_OF_PICKS, KEYS_OF_PROXY, KEYS_OF_TCP};
 use super::value::{Codes, Period, Size};
 
 /// What stands in place of a secret.
@@ -30,12 +33,12 @@ pub fn written(config: &Config) -> Value {
         "pool": named(&config.pools, pool),
     });
     without_null(&mut value);
-    without_tcp(config, &mut value);
+    without_needless(config, &mut value);
     value
 }
 
-/// Leaves out what a frontend of datagrams, or a pool that only those use, would be refused for.
-fn without_tcp(config: &Config, value: &mut Value) {
+/// Leaves out what a frontend of datagrams or of packets, or a pool that only those use, would be refused for.
+fn without_needless(config: &Config, value: &mut Value) {
     let mut leave_out = |section: &str, name: &str, keys: &mut dyn Iterator<Item = &'static str>| {
         if let Some(Value::Object(part)) = value.get_mut(section).and_then(|parts| parts.get_mut(name)) {
             keys.for_each(|key| drop(part.remove(key)));
@@ -44,8 +47,14 @@ fn without_tcp(config: &Config, value: &mut Value) {
     for frontend in config.frontends.values().filter(|one| one.protocol == Protocol::Udp) {
         leave_out("frontend", frontend.name.as_str(), &mut KEYS_OF_TCP.iter().map(|(key, _)| *key));
     }
+    for frontend in config.frontends.values().filter(|one| one.forward.is_some()) {
+        leave_out("frontend", frontend.name.as_str(), &mut KEYS_OF_PROXY.iter().map(|(key, _)| *key));
+    }
     for name in config.pools.keys().filter(|name| config.is_of_datagrams(name)) {
         leave_out("pool", name.as_str(), &mut KEYS_OF_CONNECTS.into_iter());
+    }
+    for name in config.pools.keys().filter(|name| config.is_forwarded(name)) {
+        leave_out("pool", name.as_str(), &mut KEYS_OF_PICKS.iter().map(|(key, _)| *key));
     }
 }
 
@@ -124,8 +133,39 @@ fn frontend(own: &Frontend) -> Value {
         "idle_timeout": Period(own.idle_timeout),
         "keepalive": or("off", own.keepalive.map(Period)),
         "user_timeout": or("off", own.user_timeout.map(Period)),
+        "data_plane": if own.forward.is_some() { "forward" } else { "proxy" },
+        "fallback": own.forward.as_ref().map_or("proxy", |own| match own.fallback {
+            Fallback::Proxy => "proxy",
+            Fallback::Refuse => "refuse",
+        }),
+        "forward": own.forward.as_ref().map(forward),
     });
     over(RawFrontend::default(), said)
+}
+
+fn forward(own: &Forwarding) -> Value {
+    let hook = match own.hook {
+        Hook::Auto => "auto",
+        Hook::Tc => "tc",
+    };
+    let mode = match own.mode {
+        Mode::Nat => "nat",
+    };
+    let fragments = match own.fragments {
+        Fragments::Drop => "drop",
+        Fragments::Pass => "pass",
+    };
+    let ports = own.snat_ports.as_ref().map(|ports| format!("{}-{}", ports.start(), ports.end()));
+    let said = json!({
+        "hook": hook,
+        "mode": mode,
+        "interfaces": or("auto", own.interfaces.as_ref()),
+        "snat_addresses": or("auto", own.snat_addresses.as_ref()),
+        "snat_ports": or("auto", ports),
+        "connection_table": own.connection_table,
+        "fragments": fragments,
+    });
+    over(RawForward::default(), said)
 }
 
 fn pool(own: &Pool) -> Value {
@@ -240,6 +280,23 @@ hedge_after = "off"
 idle_timeout = "1h 1m"
 keepalive = "7s"
 user_timeout = "off"
+[frontend.packets]
+listen = "192.0.2.1:53"
+protocol = "udp"
+pool = "packets"
+data_plane = "forward"
+fallback = "refuse"
+[frontend.packets.forward]
+hook = "tc"
+interfaces = ["eth0", "eth1"]
+snat_addresses = ["192.0.2.2", "2001:db8::2"]
+snat_ports = "20000-29999"
+connection_table = 1024
+fragments = "pass"
+[pool.packets]
+strategy = "source_hash"
+[[pool.packets.backend]]
+address = "192.0.2.3:53"
 [pool.web]
 strategy = "adaptive"
 retries = 1
@@ -309,12 +366,16 @@ enabled = false
     fn every_key_of_the_schema_is_told() {
         let schema: Value = serde_json::from_str(&crate::config::schema()).unwrap();
         let told = written(&parse(FULL));
+        // Each of the two tells what means nothing for the other.
+        let mut whole = told["frontend"]["web"].clone();
+        whole["forward"] = told["frontend"]["packets"]["forward"].clone();
         let parts = [
             ("Runtime", &told["runtime"]),
             ("Admin", &told["admin"]),
             ("Log", &told["log"]),
             ("Telemetry", &told["telemetry"]),
-            ("Frontend", &told["frontend"]["web"]),
+            ("Frontend", &whole),
+            ("Forward", &told["frontend"]["packets"]["forward"]),
             ("Pool", &told["pool"]["web"]),
             ("Health", &told["pool"]["web"]["health"]),
             ("Backend", &told["pool"]["web"]["backend"][0]),

@@ -167,6 +167,7 @@ fn candidates(pool: &Pool, backends: &[BackendEntry]) -> Vec<Candidate> {
         .filter(|(_, entry)| fail_open || entry.status == Status::Up)
         .map(|(position, entry)| Candidate {
             ix: entry.ix,
+            identity: entry.id.ring_identity(),
             position,
             weight: entry.backend.weight,
             max_connections: entry.backend.max_connections,

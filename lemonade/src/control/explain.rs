@@ -6,12 +6,13 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use lemonade_common::decide::source_hash;
 use lemonade_common::hash::{flow_hash, mix};
-use lemonade_common::{BackendIx, FlowKey};
+use lemonade_common::{BackendIx, FlowKey, maglev};
 
-use super::table::{BackendEntry, PoolEntry};
-use crate::model::Moment;
-use crate::model::config::{Status, WhenAllDown};
+use super::table::{BackendEntry, FrontendEntry, PoolEntry};
+use crate::model::config::{Protocol, Status, WhenAllDown};
+use crate::model::{Moment, StrategyKind};
 use crate::strategy;
 use crate::strategy::port::{Basis, Candidate, PoolView};
 
@@ -56,7 +57,7 @@ pub fn explain(pool: &PoolEntry, asked: Asked) -> Explanation {
     let copies = Copies::of(pool);
     let key = FlowKey::tcp(asked.client, asked.local);
     let entropy = |pick: u64| mix(flow_hash(&key, asked.seed) ^ pick);
-    let next = copies.pick(asked.now, entropy(1), &key);
+    let next = copies.pick(&Draw { now: asked.now, entropy: entropy(1), seed: asked.seed, key });
     // Other clients, other draws.
     let shares = shares(pool, asked.now, |pick| mix(entropy(1).wrapping_add(pick)), &key);
     let backends = pool.backends.iter().zip(shares).map(|(backend, share)| Standing {
@@ -67,17 +68,61 @@ pub fn explain(pool: &PoolEntry, asked: Asked) -> Explanation {
     Explanation { next, backends: backends.collect() }
 }
 
+/// Explains where the kernel sends the next flow to `entry`; `None`: it has no ring for it.
+///
+/// Without a port of the client the flow is unknown, and so is the slot, unless the address alone is hashed.
+pub fn explain_forwarded(entry: &FrontendEntry, asked: Asked) -> Option<Explanation> {
+    let pool = &entry.pool;
+    let ring = pool.cell.rings.read(asked.local.ip().to_canonical().is_ipv6())?;
+    let key = match entry.frontend.protocol {
+        Protocol::Tcp => FlowKey::tcp(asked.client, asked.local),
+        Protocol::Udp => FlowKey::udp(asked.client, asked.local),
+    };
+    let by_source = pool.pool.strategy == StrategyKind::SourceHash;
+    let hash = if by_source { source_hash(&key, asked.seed) } else { flow_hash(&key, asked.seed) };
+    let slot = maglev::slot(hash);
+    let position = |ix: u32| pool.backends.iter().position(|backend| backend.ix.0 == ix);
+    let known = by_source || asked.client.port() != 0;
+    let next = ring.get(slot as usize).filter(|_| known).and_then(|ix| position(*ix));
+    let backends = pool.backends.iter().map(|backend| {
+        let slots = ring.iter().filter(|ix| **ix == backend.ix.0).count();
+        Standing {
+            verdict: verdict(pool, backend, asked.now),
+            cost: None,
+            share: slots as f64 / ring.len().max(1) as f64,
+        }
+    });
+    Some(Explanation { next: next.map(|at| (at, Basis::Slot(slot))), backends: backends.collect() })
+}
+
 /// Share of each backend of the pool in [`SAMPLES`] picks that come at once and stay.
 pub fn shares(pool: &PoolEntry, now: Moment, entropy: impl Fn(u64) -> u64, key: &FlowKey) -> Vec<f64> {
     let copies = Copies::of(pool);
     let mut counts = vec![0_u32; pool.backends.len()];
+    let by_source = pool.pool.strategy == StrategyKind::SourceHash;
     for pick in 0..SAMPLES {
-        let Some((position, _)) = copies.pick(now, entropy(u64::from(pick)), key) else { break };
+        let entropy = entropy(u64::from(pick));
+        // Where the client's address decides, these are as many clients.
+        let key = if by_source { FlowKey { src: of_many(entropy), ..*key } } else { *key };
+        let Some((position, _)) = copies.pick(&Draw { now, entropy, seed: 0, key }) else { break };
         counts[position] += 1;
         copies.hold(position);
     }
     let total = counts.iter().sum::<u32>().max(1);
     counts.into_iter().map(|count| f64::from(count) / f64::from(total)).collect()
+}
+
+/// An address of its own for each `entropy`, as [`FlowKey`] holds it.
+fn of_many(entropy: u64) -> [u8; 16] {
+    u128::from(entropy).to_be_bytes()
+}
+
+/// What one pick goes by.
+struct Draw {
+    now: Moment,
+    entropy: u64,
+    seed: u64,
+    key: FlowKey,
 }
 
 /// A pool whose cells are copies.
@@ -101,13 +146,15 @@ impl Copies {
         Self { candidates, strategy, cursor }
     }
 
-    fn pick(&self, now: Moment, entropy: u64, key: &FlowKey) -> Option<(usize, Basis)> {
+    fn pick(&self, draw: &Draw) -> Option<(usize, Basis)> {
+        let Draw { now, entropy, seed, key } = draw;
         let pick = |desperate| {
             let view = PoolView {
                 candidates: &self.candidates,
                 cursor: &self.cursor,
-                now,
-                entropy,
+                now: *now,
+                entropy: *entropy,
+                seed: *seed,
                 excluded: &[],
                 desperate,
             };
@@ -200,6 +247,7 @@ mod tests {
                 cursor: &pool.cell.cursor,
                 now: asked().now,
                 entropy: 0,
+                seed: asked().seed,
                 excluded: &[],
                 desperate: false,
             };
@@ -229,5 +277,35 @@ mod tests {
         assert!(found.backends[0].verdict.as_ref().unwrap_err().contains("just failed"), "{found:?}");
         assert_eq!(found.backends[1].cost, Some(2.0));
         assert_eq!(found.next.unwrap().0, 2, "the one without connections");
+    }
+
+    #[test]
+    fn a_forwarded_flow_goes_by_its_slot_of_the_ring_that_the_kernel_has() {
+        let config = config([pool("web", [backend("a", 1), backend("b", 2)])], [frontend("f", 80, "web")]);
+        let table = next(&config, &HealthView::default(), &DispatchTable::default());
+        let entry = table.frontends.values().next().unwrap();
+        assert_eq!(explain_forwarded(entry, asked()), None);
+        let b = entry.pool.backends[1].ix.0;
+        let mut ring = vec![entry.pool.backends[0].ix.0; maglev::SLOTS as usize];
+        let slot = maglev::slot(flow_hash(&FlowKey::tcp(asked().client, asked().local), asked().seed));
+        ring[slot as usize] = b;
+        entry.pool.cell.rings.set(false, Some(ring.into()));
+        let found = explain_forwarded(entry, asked()).unwrap();
+        assert_eq!(found.next, Some((1, Basis::Slot(slot))));
+        assert!(found.backends[1].share > 0.0 && found.backends[1].share < 0.001);
+        let nowhere = Asked { client: "192.0.2.1:0".parse().unwrap(), ..asked() };
+        assert_eq!(explain_forwarded(entry, nowhere).unwrap().next, None, "its port is not known");
+    }
+
+    #[test]
+    fn clients_of_many_addresses_share_a_pool_by_source() {
+        let pool = entry(|own| {
+            own.strategy = StrategyKind::SourceHash;
+            own.backends[0].weight = 2;
+        });
+        let found = explain(&pool, asked());
+        assert!(matches!(found.next, Some((_, Basis::Slot(_)))), "{found:?}");
+        let shares: Vec<f64> = found.backends.iter().map(|own| own.share).collect();
+        assert!((shares[0] - 0.5).abs() < 0.06 && (shares[1] - 0.25).abs() < 0.06, "{shares:?}");
     }
 }

@@ -3,7 +3,9 @@
 pub mod compile;
 pub mod controller;
 pub mod explain;
+pub mod image;
 pub mod journal;
+pub mod lower;
 pub mod order;
 pub mod overrides;
 pub mod plan;

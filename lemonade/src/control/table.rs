@@ -102,6 +102,11 @@ impl BackendId {
     pub fn address(&self, client_port: u16) -> SocketAddr {
         SocketAddr::new(self.ip, self.port.unwrap_or(client_port))
     }
+
+    /// What its places in rings are made from.
+    pub fn ring_identity(&self) -> Arc<str> {
+        format!("{self} {}", self.address(0)).into()
+    }
 }
 
 impl std::fmt::Display for BackendId {

@@ -6,12 +6,19 @@
 pub mod host;
 pub mod report;
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
+#[cfg(target_os = "linux")]
+use crate::control::table::DispatchTable;
+#[cfg(target_os = "linux")]
+use crate::health::port::HealthView;
 use crate::limits;
-use crate::model::Config;
 use crate::model::config::{Frontend, Protocol, RelayChoice};
 use crate::model::relay::{KernelRelay, SelfTest};
+use crate::model::{Config, Name};
+#[cfg(target_os = "linux")]
+use crate::model::{Resolution, Target};
 use crate::proxy::adapters::bpf::Unavailable;
 use crate::proxy::adapters::bpf::probe;
 #[cfg(target_os = "linux")]
@@ -142,14 +149,23 @@ fn relay_line(frontend: &Frontend, relays: &[Section]) -> Option<Line> {
 
 /// Says what `config`, read from `file`, would get on `host`; `relays` are [`relay_sections`].
 pub fn configuration(file: &Path, config: &Config, host: &Host, relays: &[Section]) -> Configuration {
+    let planes = planes(config);
     let mut lines = vec![connections_line(config, host.descriptors)];
     lines.extend(config.frontends.values().filter_map(|frontend| ports_line(frontend, host)));
     lines.extend(config.frontends.values().filter_map(|frontend| relay_line(frontend, relays)));
+    lines.extend(planes.iter().map(|(name, carried)| plane_line(name, carried)));
     Configuration {
         file: file.display().to_string(),
         runs_as_asked: lines.iter().all(|line| line.verdict != Verdict::Fail),
         lines,
-        frontends: config.frontends.values().map(|frontend| route(frontend, relays)).collect(),
+        frontends: config
+            .frontends
+            .values()
+            .map(|frontend| match planes.get(&frontend.name) {
+                Some(carried) => forward_route(frontend, carried),
+                None => route(frontend, relays),
+            })
+            .collect(),
     }
 }
 
@@ -189,6 +205,69 @@ fn ports_line(frontend: &Frontend, host: &Host) -> Option<Line> {
     let cure =
         "run as root, `setcap cap_net_bind_service+ep` on the lemonade binary, or choose a port from 1024 on";
     Some(Line::fail(&name, format!("{refused} needs CAP_NET_BIND_SERVICE"), cure))
+}
+
+/// Whether each frontend that asks for it would be forwarded, with what is to be said of it, or why not.
+type Planes = BTreeMap<Name, Result<String, String>>;
+
+/// Asks the host what would become of frontends that want their packets forwarded.
+fn planes(config: &Config) -> Planes {
+    let mut asking = config.frontends.values().filter(|frontend| frontend.forward.is_some()).peekable();
+    if asking.peek().is_none() {
+        return Planes::new();
+    }
+    #[cfg(target_os = "linux")]
+    {
+        use crate::control::compile::compile;
+        let config = std::sync::Arc::new(config.clone());
+        // Host names are not resolved here: their backends are left out.
+        let table =
+            compile(&config, 1, &HealthView::default(), &Resolution::default(), &DispatchTable::default());
+        let mut found = crate::proxy::forward::foresee(&table);
+        let named = table.frontends.values().filter_map(|entry| {
+            let hosts = entry.pool.pool.backends.iter().any(|own| matches!(own.target, Target::Host(..)));
+            let carried = found.remove(&entry.ix)?;
+            let carried = match carried {
+                Ok(note) if hosts => Ok(format!("{note}; backends by host name were not looked at")),
+                Err(why) if hosts => Err(format!("{why}; backends by host name were not looked at")),
+                other => other,
+            };
+            Some((entry.frontend.name.clone(), carried))
+        });
+        named.collect()
+    }
+    #[cfg(not(target_os = "linux"))]
+    asking.map(|frontend| (frontend.name.clone(), Err("it needs Linux".to_owned()))).collect()
+}
+
+fn plane_line(name: &Name, carried: &Result<String, String>) -> Line {
+    let title = format!("packets of {name}");
+    match carried {
+        Ok(note) if note.is_empty() => Line::pass(&title, "would be forwarded in the kernel"),
+        Ok(note) => Line::pass(&title, format!("would be forwarded in the kernel; {note}")),
+        Err(why) => {
+            Line::fail(&title, why.clone(), "change what it names, or write `data_plane = \"proxy\"`")
+        }
+    }
+}
+
+fn forward_route(frontend: &Frontend, carried: &Result<String, String>) -> Route {
+    let (plane, relay, why) = match carried {
+        Ok(_) => ("forward", "nat", "packets are rewritten in the kernel".to_owned()),
+        Err(why) => ("proxy", "copy", format!("packets would not be forwarded: {why}")),
+    };
+    let change = match carried {
+        Ok(_) => "nothing: no command and no setting gives a better one in this version",
+        Err(_) => "what the reason names",
+    };
+    Route {
+        frontend: frontend.name.to_string(),
+        asked: "forward".to_owned(),
+        data_plane: plane.to_owned(),
+        relay: relay.to_owned(),
+        why,
+        change: change.to_owned(),
+    }
 }
 
 /// The proxy plane with its copy relay carries everything in this version.
@@ -286,6 +365,23 @@ mod tests {
         let lines = program_lines(Ok(each.into()), true);
         assert_eq!((&*lines[0].name, lines[0].verdict), ("one", asked));
         assert!(lines[1].detail.contains("7 instructions"), "one refusal hides the rest: {lines:?}");
+    }
+
+    #[test]
+    fn a_frontend_that_asks_for_it_is_told_whether_its_packets_would_be_forwarded() {
+        let config = config("", "127.0.0.1:8080");
+        let frontend = config.frontends.values().next().unwrap();
+        let yes = Ok("backend web/b gets nothing: no route".to_owned());
+        assert_eq!(plane_line(&frontend.name, &yes).verdict, Verdict::Pass);
+        assert!(plane_line(&frontend.name, &yes).detail.contains("no route"));
+        let route = forward_route(frontend, &yes);
+        assert_eq!((&*route.data_plane, &*route.relay, &*route.asked), ("forward", "nat", "forward"));
+        let no = Err("bpf(2) is not permitted; run as root".to_owned());
+        assert_eq!(plane_line(&frontend.name, &no).verdict, Verdict::Fail);
+        let route = forward_route(frontend, &no);
+        assert_eq!((&*route.data_plane, &*route.relay), ("proxy", "copy"));
+        assert!(route.why.contains("bpf(2) is not permitted"), "{}", route.why);
+        assert!(planes(&config).is_empty(), "nobody asks");
     }
 
     #[test]

@@ -10,7 +10,7 @@ use lemonade_common::{BackendIx, FlowKey};
 use crate::control::table::{BackendEntry, BackendId, DispatchTable, PoolEntry};
 use crate::model::config::{Health, HealthKind, Status, WhenAllDown};
 use crate::model::{Backend, Name, Pool, StrategyKind, Target};
-use crate::strategy::port::{Basis, Pick, PoolView, StrategyService};
+use crate::strategy::port::{Basis, Lowering, Pick, PoolView, StrategyService};
 
 #[derive(Debug)]
 struct First;
@@ -22,6 +22,10 @@ impl StrategyService for First {
 
     fn pick<'a>(&self, view: &PoolView<'a>, _flow: &FlowKey) -> Option<Pick<'a>> {
         view.candidates.first().map(|candidate| Pick { candidate, basis: Basis::Only })
+    }
+
+    fn lower(&self, _view: &PoolView<'_>) -> Lowering {
+        Lowering::NotOffloadable("it is for tests")
     }
 }
 

@@ -14,7 +14,7 @@ use crate::model::config::{
     RelayChoice, Runtime, Status, StrategyKind, Target, Telemetry, WhenAllDown,
 };
 use crate::model::{BackendCell, FrontendCell, Name, PoolCell};
-use crate::strategy::port::{Pick, PoolView, StrategyService};
+use crate::strategy::port::{Lowering, Pick, PoolView, StrategyService};
 
 #[derive(Debug)]
 struct Never;
@@ -26,6 +26,10 @@ impl StrategyService for Never {
 
     fn pick<'a>(&self, _view: &PoolView<'a>, _flow: &FlowKey) -> Option<Pick<'a>> {
         None
+    }
+
+    fn lower(&self, _view: &PoolView<'_>) -> Lowering {
+        Lowering::NotOffloadable("it is for tests")
     }
 }
 
@@ -135,6 +139,7 @@ fn frontend(own: &str) -> Arc<Frontend> {
         listen: vec!["127.0.0.1:0".parse().expect("a literal address")],
         protocol: Protocol::Tcp,
         pool: name("web"),
+        forward: None,
         relay: RelayChoice::Auto,
         accelerate_cgroup: None,
         max_connections: 0,

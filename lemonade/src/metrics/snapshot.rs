@@ -2,7 +2,7 @@
 
 use std::time::SystemTime;
 
-use lemonade_common::{BackendIx, FrontendIx, Reason};
+use lemonade_common::{BackendIx, FrontendIx, PacketReason, Reason};
 use serde::{Deserialize, Serialize};
 
 use crate::model::cell::BUCKETS;
@@ -23,6 +23,8 @@ pub struct MetricsSnapshot {
     pub process: ProcessCounters,
     /// Relays in the kernel.
     pub relays: Vec<RelaySnapshot>,
+    /// The forward plane.
+    pub forward: ForwardCounters,
     /// Frontends in the table.
     pub frontends: Vec<FrontendCounters>,
     /// Pools in the table.
@@ -42,7 +44,21 @@ pub struct RelaySnapshot {
     pub findings: Findings,
 }
 
-/// Counters of the process; see [`ProcessCell`](crate::model::ProcessCell).
+/// Counters of the forward plane; see [`ForwardCell`](crate::model::forward::ForwardCell).
+#[derive(Clone, Debug, Default)]
+#[expect(missing_docs, reason = "fields mirror ForwardCell, documented there")]
+pub struct ForwardCounters {
+    pub live: u64,
+    pub opened: u64,
+    pub closed: u64,
+    pub entries: u64,
+    pub room: u64,
+    pub packets: [u64; PacketReason::COUNT],
+    pub words: String,
+}
+
+/// Counters of the process, the flows of the forward plane among its connections; see
+/// [`ProcessCell`](crate::model::ProcessCell).
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 #[expect(missing_docs, reason = "fields mirror ProcessCell, documented there")]
 pub struct ProcessCounters {
@@ -75,9 +91,21 @@ pub struct FrontendCounters {
     /// `None` with protocol = "tcp".
     pub datagrams: Option<DatagramCounters>,
     pub refused: [u64; Reason::COUNT],
+    pub plane: PlaneChoice,
     pub relays: [RelayCounters; KernelRelay::COUNT],
     pub connect_seconds: HistogramCounts,
     pub session_seconds: HistogramCounts,
+}
+
+/// Who serves a frontend; see [`PlaneCell`](crate::model::forward::PlaneCell).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PlaneChoice {
+    /// Whether it asks for the forward plane.
+    pub asked: bool,
+    /// Whether its packets pass through the kernel.
+    pub forwarded: bool,
+    /// Why, in words; empty where nothing is to be said.
+    pub why: String,
 }
 
 /// Datagrams of one frontend; see [`FrontendCell`](crate::model::FrontendCell).

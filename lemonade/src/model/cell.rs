@@ -9,6 +9,7 @@ use std::time::Duration;
 use lemonade_common::Reason;
 
 use super::ewma::{FailureRatio, PeakEwma};
+use super::forward::{ForwardCell, PlaneCell, RingCell};
 use super::relay::{KernelRelay, RelayCell, RelayState};
 use super::tcp::TcpCell;
 use super::time::Moment;
@@ -167,6 +168,8 @@ pub struct PoolCell {
     pub budget_exhausted: AtomicU64,
     /// Tokens of the retry budget.
     pub budget: Mutex<RetryTokens>,
+    /// What the kernel picks by.
+    pub rings: RingCell,
 }
 
 /// Balance of a pool's retry budget.
@@ -201,6 +204,8 @@ pub struct FrontendCell {
     pub datagrams_lost_down: AtomicU64,
     /// Connections that got no backend, by reason.
     pub refused: [AtomicU64; Reason::COUNT],
+    /// Who serves it.
+    pub plane: PlaneCell,
     /// What relays in the kernel carried.
     pub relays: [RelayCell; KernelRelay::COUNT],
     /// Time to connect a backend, seconds.
@@ -238,6 +243,8 @@ pub struct ProcessCell {
     pub last_reload_failed: AtomicI64,
     /// Which relays in the kernel may be used.
     pub relays: [RelayState; KernelRelay::COUNT],
+    /// What the forward plane counted; the other counters of connections are the proxy's.
+    pub forward: ForwardCell,
 }
 
 /// Upper bounds of [`Histogram`] buckets in seconds.

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::forward::Forwarding;
 use super::relay::KernelRelay;
 
 /// Name of a frontend, pool or backend, cheap to clone.
@@ -65,6 +66,12 @@ impl Config {
     pub fn is_of_datagrams(&self, pool: &Name) -> bool {
         let mut users = self.frontends.values().filter(|frontend| frontend.pool == *pool).peekable();
         users.peek().is_some() && users.all(|frontend| frontend.protocol == Protocol::Udp)
+    }
+
+    /// Whether frontends with data_plane = "forward" use the pool and no other do.
+    pub fn is_forwarded(&self, pool: &Name) -> bool {
+        let mut users = self.frontends.values().filter(|frontend| frontend.pool == *pool).peekable();
+        users.peek().is_some() && users.all(|frontend| frontend.forward.is_some())
     }
 }
 
@@ -183,6 +190,8 @@ pub struct Frontend {
     pub protocol: Protocol,
     /// Pool that serves it; exists in the same configuration.
     pub pool: Name,
+    /// What it asks of the forward plane; `None` is the proxy.
+    pub forward: Option<Forwarding>,
     /// Relay that the user asks for.
     pub relay: RelayChoice,
     /// Folder of the cgroup whose sockets relay `sk_msg` may touch besides Lemonade's own.
@@ -281,7 +290,7 @@ pub struct Pool {
     pub backends: Vec<Backend>,
 }
 
-/// The five strategies.
+/// The strategies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum StrategyKind {
@@ -295,16 +304,19 @@ pub enum StrategyKind {
     FastestResponseTime,
     /// Lowest score of connections, latency and errors of two random candidates.
     Adaptive,
+    /// By the client's address, in proportion to weight.
+    SourceHash,
 }
 
 impl StrategyKind {
     /// Each of them.
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 6] = [
         Self::RoundRobin,
         Self::WeightedRoundRobin,
         Self::LeastConnections,
         Self::FastestResponseTime,
         Self::Adaptive,
+        Self::SourceHash,
     ];
 
     /// Name in configuration, status and metrics.
@@ -315,6 +327,7 @@ impl StrategyKind {
             Self::LeastConnections => "least_connections",
             Self::FastestResponseTime => "fastest_response_time",
             Self::Adaptive => "adaptive",
+            Self::SourceHash => "source_hash",
         }
     }
 }

@@ -3,6 +3,7 @@
 pub mod cell;
 pub mod config;
 pub mod ewma;
+pub mod forward;
 pub mod relay;
 pub mod resolution;
 pub mod tcp;

@@ -5,6 +5,13 @@ use std::time::{Instant, SystemTime};
 use crate::model::Moment;
 use crate::model::time::micros;
 
+/// Nanoseconds as programs in the kernel count them.
+#[cfg(target_os = "linux")]
+pub fn kernel_nanos() -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
+}
+
 /// Monotonic clock that starts with the process.
 #[derive(Clone, Copy, Debug)]
 pub struct Clock {

@@ -16,10 +16,27 @@ pub struct ListenError {
     pub cause: String,
 }
 
+/// A frontend that cannot be forwarded and must not fall back.
+#[derive(Debug, thiserror::Error)]
+#[error("frontend.{frontend}: packets cannot be forwarded: {why}; or write fallback = \"proxy\"")]
+pub struct ForwardError {
+    /// Frontend that asked for it.
+    pub frontend: Name,
+    /// Why not, in words.
+    pub why: String,
+}
+
 /// Why a table was not taken; the plane goes on with the one it had.
 #[derive(Debug, thiserror::Error)]
-#[error("{}", .listeners.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
+#[error("{}", lines(.listeners, .forward))]
 pub struct ApplyError {
     /// Every listener that failed.
     pub listeners: Vec<ListenError>,
+    /// Every frontend that cannot be forwarded.
+    pub forward: Vec<ForwardError>,
+}
+
+fn lines(listeners: &[ListenError], forward: &[ForwardError]) -> String {
+    let listeners = listeners.iter().map(ToString::to_string);
+    listeners.chain(forward.iter().map(ToString::to_string)).collect::<Vec<_>>().join("\n")
 }

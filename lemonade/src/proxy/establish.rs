@@ -240,6 +240,7 @@ impl<'a> Dial<'a> {
                     cursor: &pool.cell.cursor,
                     now,
                     entropy: mix(flow_hash(&self.key, self.shared.seed) ^ tried.picks),
+                    seed: self.shared.seed,
                     excluded: &tried.backends,
                     desperate,
                 };

@@ -96,7 +96,7 @@ impl Routed {
     fn decision(&self) -> Decision {
         let rival = match self.basis {
             Basis::Cheaper { rival, .. } => self.entry.pool.backends.get(rival as usize),
-            Basis::Only | Basis::Turn(_) | Basis::Passed(_) | Basis::Lowest { .. } => None,
+            Basis::Only | Basis::Turn(_) | Basis::Passed(_) | Basis::Slot(_) | Basis::Lowest { .. } => None,
         };
         Decision { basis: self.basis, rival: rival.map(|backend| backend.id.name.clone()) }
     }

@@ -9,6 +9,8 @@ mod conn;
 pub mod error;
 mod establish;
 pub mod flow;
+#[cfg(target_os = "linux")]
+pub mod forward;
 pub mod port;
 pub mod recent;
 pub mod relay;

@@ -1,4 +1,4 @@
-//! How a backend is picked: the port, and the five strategies.
+//! How a backend is picked: the port, and the strategies.
 
 pub mod adapters;
 pub mod maglev;
@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use crate::model::StrategyKind;
 
-use adapters::{Adaptive, FastestResponseTime, LeastConnections, RoundRobin, WeightedRoundRobin};
+use adapters::{Adaptive, FastestResponseTime, LeastConnections, RoundRobin, SourceHash, WeightedRoundRobin};
 use port::{Candidate, StrategyService};
 
 /// Makes the strategy `kind` for `candidates`; a pick must be given the same slice.
@@ -22,5 +22,6 @@ pub fn build(kind: StrategyKind, candidates: &[Candidate]) -> Arc<dyn StrategySe
         StrategyKind::LeastConnections => Arc::new(LeastConnections),
         StrategyKind::FastestResponseTime => Arc::new(FastestResponseTime),
         StrategyKind::Adaptive => Arc::new(Adaptive),
+        StrategyKind::SourceHash => Arc::new(SourceHash::new(candidates)),
     }
 }

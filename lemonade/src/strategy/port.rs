@@ -13,6 +13,8 @@ use crate::model::{BackendCell, Moment, StrategyKind};
 pub struct Candidate {
     /// Identity.
     pub ix: BackendIx,
+    /// What its places in rings are made from: the same on every node and after every restart.
+    pub identity: Arc<str>,
     /// Index in the pool's `backends`.
     pub position: usize,
     /// Share relative to the others; at least 1.
@@ -34,6 +36,8 @@ pub struct PoolView<'a> {
     pub now: Moment,
     /// Random bits, fresh for each pick.
     pub entropy: u64,
+    /// Seed of the flow hash.
+    pub seed: u64,
     /// Backends already tried for this connection.
     pub excluded: &'a [BackendIx],
     /// Whether backends that have just failed are eligible too: the second try when nothing else is.
@@ -70,6 +74,8 @@ pub enum Basis {
     Turn(u64),
     /// The turn of this number fell to a backend that was not eligible.
     Passed(u64),
+    /// It has the slot of this number in the ring, or the next one whose backend was eligible.
+    Slot(u32),
     /// It had the lowest load, which so many shared.
     Lowest {
         /// Connections per weight, this one included; 0 without any.
@@ -88,6 +94,20 @@ pub enum Basis {
     },
 }
 
+/// What a strategy is where the kernel picks: new flows go by a ring.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Lowering {
+    /// A ring with slots in proportion to weights.
+    Ring {
+        /// One for each candidate.
+        weights: Vec<u32>,
+        /// Whether the client's address alone is hashed.
+        by_source: bool,
+    },
+    /// It goes by what the kernel does not know; what that is, in words.
+    NotOffloadable(&'static str),
+}
+
 /// A balancing strategy. It lives in its pool's table entry, so it swaps with it.
 pub trait StrategyService: Debug + Send + Sync {
     /// Which of the strategies this is.
@@ -95,6 +115,9 @@ pub trait StrategyService: Debug + Send + Sync {
 
     /// Picks an eligible candidate, or `None` if there is none. Sync and allocation-free.
     fn pick<'a>(&self, view: &PoolView<'a>, flow: &FlowKey) -> Option<Pick<'a>>;
+
+    /// What it is where the kernel picks.
+    fn lower(&self, view: &PoolView<'_>) -> Lowering;
 
     /// What a connection to `candidate` costs now, lower is better; `None` for a strategy that goes by turns.
     fn cost(&self, _candidate: &Candidate, _now: Moment) -> Option<f64> {

@@ -38,6 +38,7 @@ impl Bench {
             .enumerate()
             .map(|(position, &weight)| Candidate {
                 ix: BackendIx(100 + position as u32),
+                identity: format!("pool/{position}").into(),
                 position,
                 weight,
                 max_connections: 0,
@@ -79,6 +80,7 @@ impl Bench {
             cursor: &self.cursor,
             now: self.now,
             entropy: self.entropy,
+            seed: 0,
             excluded: &self.excluded,
             desperate: false,
         };
@@ -357,4 +359,39 @@ fn a_limit_is_the_backends_own_and_not_the_pools() {
         bench.cell(0).release();
         assert!(bench.picks(20).contains(&0), "{kind:?} sees the slot that came free");
     }
+}
+
+/// Position that a client of this number gets by its address.
+fn of_source(bench: &Bench, client: u32, port: u16) -> Option<usize> {
+    let view = PoolView {
+        candidates: &bench.candidates,
+        cursor: &bench.cursor,
+        now: bench.now,
+        entropy: 0,
+        seed: 7,
+        excluded: &bench.excluded,
+        desperate: false,
+    };
+    let flow = FlowKey::tcp((client.to_be_bytes(), port).into(), ([192, 0, 2, 1], 80).into());
+    bench.strategy.pick(&view, &flow).map(|pick| pick.candidate.position)
+}
+
+#[test]
+fn a_source_keeps_its_backend_and_moves_only_when_that_one_is_out() {
+    let mut bench = Bench::new(StrategyKind::SourceHash, &[1, 1, 2]);
+    let before: Vec<_> =
+        (0..4_000).map(|client| of_source(&bench, client, 1).expect("one is eligible")).collect();
+    let again: Vec<_> =
+        (0..4_000).map(|client| of_source(&bench, client, 2).expect("one is eligible")).collect();
+    assert_eq!(before, again, "whatever its port");
+    let share = before.iter().filter(|position| **position == 2).count();
+    assert!((1_850..2_150).contains(&share), "half of 4000 are due to weight 2 of 4: {share}");
+    bench.excluded = vec![bench.candidates[0].ix];
+    for (client, was) in before.iter().enumerate() {
+        let now = of_source(&bench, client as u32, 1).expect("two are eligible");
+        assert!(now != 0 && (*was == 0 || now == *was), "client {client} went from {was} to {now}");
+    }
+    bench.excluded = bench.candidates.iter().map(|candidate| candidate.ix).collect();
+    assert_eq!(of_source(&bench, 1, 1), None);
+    assert_eq!(of_source(&Bench::new(StrategyKind::SourceHash, &[]), 1, 1), None);
 }

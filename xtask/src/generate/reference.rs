@@ -11,6 +11,7 @@ const SECTIONS: [(&str, &str); 8] = [
     ("[log]", "Log"),
     ("[telemetry]", "Telemetry"),
     ("[frontend.NAME]", "Frontend"),
+    ("[frontend.NAME.forward]", "Forward"),
     ("[pool.NAME]", "Pool"),
     ("[pool.NAME.health]", "Health"),
     ("[[pool.NAME.backend]]", "Backend"),
@@ -42,7 +43,8 @@ pub fn page(schema: &Value) -> String {
         let required: Vec<_> = list(own, "required").filter_map(Value::as_str).collect();
         for (key, value) in properties(own) {
             // Those have a section of their own.
-            if matches!((definition, key.as_str()), ("Pool", "health" | "backend")) {
+            if matches!((definition, key.as_str()), ("Pool", "health" | "backend") | ("Frontend", "forward"))
+            {
                 continue;
             }
             let default = match value.get("default") {

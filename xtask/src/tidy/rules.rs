@@ -278,12 +278,14 @@ fn ours(source: &Source) -> bool {
 }
 
 fn is_pure(source: &Source) -> bool {
-    const PURE: [&str; 9] = [
+    const PURE: [&str; 11] = [
         "lemonade/src/model/",
         "lemonade/src/control/table",
         "lemonade/src/control/compile",
         "lemonade/src/control/plan",
         "lemonade/src/control/explain",
+        "lemonade/src/control/image",
+        "lemonade/src/control/lower",
         "lemonade/src/control/overrides",
         "lemonade/src/control/preview",
         "lemonade/src/strategy/",

@@ -49,6 +49,7 @@ fn status() -> Status {
         log_filter: "info".to_owned(),
         kernel: "nothing: bpf(2) is not permitted".to_owned(),
         relays: Vec::new(),
+        forward: None,
         config: ConfigStatus {
             file: "lemonade.toml".to_owned(),
             version: 3,
@@ -68,6 +69,7 @@ fn status() -> Status {
             listening: vec!["127.0.0.1:8080".parse().unwrap(), "[::1]:8080".parse().unwrap()],
             protocol: "tcp".to_owned(),
             plane: "proxy".to_owned(),
+            plane_why: String::new(),
             relay: "copy".to_owned(),
             relay_why: String::new(),
             relays: BTreeMap::new(),
@@ -181,4 +183,30 @@ proptest! {
             prop_assert!(line.chars().count() <= WIDTH, "{}", line);
         }
     }
+}
+
+#[test]
+fn a_forwarded_frontend_says_so_and_a_kept_one_says_why() {
+    let mut own = status();
+    own.forward = Some(ForwardStatus {
+        words: "tc on eth0, eth1".to_owned(),
+        live: 3,
+        opened: 40,
+        closed: 37,
+        entries: 8,
+        room: 32_768,
+        packets: BTreeMap::from([("forwarded".to_owned(), 900), ("opened".to_owned(), 40)]),
+    });
+    let mut other = own.frontends[0].clone();
+    (own.frontends[0].plane, own.frontends[0].relay) = ("forward".to_owned(), "nat".to_owned());
+    other.plane_why = "backend web/a (10.0.0.1) is on this host".to_owned();
+    own.frontends.push(other);
+    let text = report(&own, false);
+    let expected = "Forward   tc on eth0, eth1; 3 flows live, 40 opened, 8 of 32768 entries; packets: forwarded 900, opened 40\n";
+    assert!(text.contains(expected), "{text}");
+    assert!(
+        text.contains("forward/nat")
+            && text.contains("\n  proxy: backend web/a (10.0.0.1) is on this host\n"),
+        "{text}"
+    );
 }

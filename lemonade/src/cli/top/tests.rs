@@ -21,7 +21,7 @@ fn seen() -> Seen {
         "process": {"live": 5, "opened": 9, "closed": 4, "accept_pauses": 0, "events_dropped": 0, "telemetry_dropped": 0, "telemetry_failures": 0, "health_transitions": 0,
             "probes": 0, "reloads_accepted": 1, "reloads_refused": 0, "last_reload_failed": false},
         "last_10s": rates, "last_60s": rates, "journal_dropped": 0,
-        "frontends": [{"name": "web", "configured": [], "listening": [], "plane": "proxy", "relay": "copy", "relay_why": "",
+        "frontends": [{"name": "web", "configured": [], "listening": [], "plane": "proxy", "plane_why": "", "relay": "copy", "relay_why": "",
             "protocol": "tcp", "datagrams": null, "pool": "web", "live": 5, "opened": 9, "closed": 4, "bytes_up": 1, "bytes_down": 2,
             "relays": {}, "refused": {"queue_full": 2, "no_backend_up": 30}, "last_10s": rates, "last_60s": rates}],
         "relays": [], "pools": [{"name": "web", "strategy": "adaptive", "queued": 0, "retries": 0, "hedges": 0, "budget_exhausted": 0,

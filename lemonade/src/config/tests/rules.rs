@@ -9,8 +9,56 @@ type Case = (&'static str, &'static str, &'static str, &'static str);
 fn each_rule_is_enforced_in_words() {
     let cases: &[Case] = &[
         // Words of later builds.
-        ("data_plane = 'forward'", "", "", "\"forward\" is not in this build yet; write \"proxy\""),
-        ("fallback = 'refuse'", "", "", "\"refuse\" is not in this build yet; write \"proxy\""),
+        (
+            "[frontend.web.forward]\nhook = 'xdp'",
+            "",
+            "",
+            "\"xdp\" is not in this build yet; write \"auto\" or",
+        ),
+        ("[frontend.web.forward]\nhook = 'connect'", "", "", "\"connect\" is not in this build yet; write"),
+        (
+            "[frontend.web.forward]\nmode = 'dsr-l2'",
+            "",
+            "",
+            "\"dsr-l2\" is not in this build yet; write \"nat\"",
+        ),
+        ("[frontend.web.forward]\nmode = 'nat-gateway'", "", "", "\"nat-gateway\" is not in this build yet"),
+        ("[frontend.web.forward]\nmode = 'dsr-ipip'", "", "", "\"dsr-ipip\" is not in this build yet; write"),
+        // What says nothing of packets.
+        (
+            "data_plane = 'forward'",
+            "",
+            "",
+            "2:10: frontend.web.listen: 127.0.0.1:8080 is reached from this host only",
+        ),
+        ("fallback = 'nothing'", "", "", "unknown word \"nothing\"; there are: proxy, refuse"),
+        (
+            "[frontend.web.forward]\nsnat_ports = '1-9'",
+            "",
+            "",
+            "\"1-9\" has fewer than 64 ports; write a larger",
+        ),
+        (
+            "[frontend.web.forward]\nsnat_ports = '0-99'",
+            "",
+            "",
+            "\"0-99\" is no range of ports from 1 to 65535",
+        ),
+        (
+            "[frontend.web.forward]\nsnat_addresses = ['192.0.2.1', '::']",
+            "",
+            "",
+            "5:32: frontend.web.forward.snat_addresses[1]: \"::\" is no address that a backend could answer to",
+        ),
+        (
+            "[frontend.web.forward]\ninterfaces = []",
+            "",
+            "",
+            "names no interface; write such as [\"eth0\", \"eth1\"]",
+        ),
+        ("[frontend.web.forward]\nconnection_table = 9", "", "", "is not from 256 to 8388608"),
+        ("[frontend.web.forward]\nfragments = 'keep'", "", "", "there are: drop, pass"),
+        ("[frontend.web.forward]\ntable = 1", "", "", "unknown key \"table\""),
         ("relay = 'sk_msg'", "", "", "only in a cgroup that you name; write accelerate_cgroup"),
         (
             "accelerate_cgroup = '/x'",
@@ -19,13 +67,6 @@ fn each_rule_is_enforced_in_words() {
             "4:21: frontend.web.accelerate_cgroup: is used by relay = \"sk_msg\"",
         ),
         ("relay = 'sk_msg'\naccelerate_cgroup = 'x'", "", "", "accelerate_cgroup: is no absolute path"),
-        (
-            "[frontend.web.forward]\nhook = 'tc'",
-            "",
-            "",
-            "\"forward\" is not in this build yet; remove this table",
-        ),
-        ("", "strategy = 'source_hash'", "", "\"source_hash\" is not in this build yet"),
         // What says nothing of datagrams.
         (
             "protocol = 'udp'\nhedge_after = '1s'",
@@ -209,6 +250,12 @@ fn what_is_meant_to_work_works() {
             "",
         ),
         ("hedge_after = 'off'\nkeepalive = 'off'\nuser_timeout = 'off'", "", ""),
+        // Kept for the day on which the plane is forward; then hedge_after is refused.
+        (
+            "hedge_after = '1s'\nfallback = 'refuse'\n[frontend.web.forward]\nhook = 'tc'",
+            "strategy = 'source_hash'",
+            "",
+        ),
         ("", "retry_budget = 1\nsource = '127.0.0.2'", "weight = 65535"),
         ("", "health = { kind = 'off' }", "[[pool.web.backend]]\naddress = '10.0.0.1'"),
         (
@@ -319,4 +366,104 @@ fn a_relay_in_the_kernel_needs_a_build_with_kernel_programs() {
             assert!(error.contains(&expected), "{error}");
         }
     }
+}
+
+/// A frontend that asks for the forward plane, with these lines of it and of its pool.
+fn packets(listen: &str, frontend: &str, pool: &str) -> Result<Config, ConfigError> {
+    check(&format!(
+        "[frontend.web]\nlisten = {listen}\npool = \"web\"\ndata_plane = \"forward\"\n{frontend}\n[pool.web]\n{pool}\n{BACKEND}"
+    ))
+}
+
+#[test]
+fn what_the_forward_plane_cannot_do_is_refused_with_the_reason() {
+    let why = "means nothing with data_plane = \"forward\"";
+    for (frontend, key) in [
+        ("relay = 'auto'", "relay"),
+        ("connect_timeout = '1s'", "connect_timeout"),
+        ("hedge_after = 'off'", "hedge_after"),
+        ("keepalive = 'off'", "keepalive"),
+        ("user_timeout = 'off'", "user_timeout"),
+    ] {
+        let error = packets("'192.0.2.1:80'", frontend, "").expect_err("refused").to_string();
+        assert!(error.contains(&format!("5:{}: frontend.web.{key}: {key} {why}", key.len() + 4)), "{error}");
+        assert_eq!(error.lines().count(), 1, "{error}");
+    }
+    for (pool, key) in [
+        ("retries = 2", "retries"),
+        ("queue = 1", "queue"),
+        ("retry_budget = 0.1", "retry_budget"),
+        ("queue_timeout = '1s'", "queue_timeout"),
+    ] {
+        let error = packets("'192.0.2.1:80'", "", pool).expect_err("refused").to_string();
+        assert!(
+            error.contains(&format!("pool.web.{key}: {key} means nothing where only frontends")),
+            "{error}"
+        );
+        let shared = format!("{pool}\n[frontend.b]\nlisten = '127.0.0.1:81'\npool = 'web'\n");
+        packets("'192.0.2.1:80'", "", &shared)
+            .unwrap_or_else(|error| panic!("a proxied frontend uses it too: {error}"));
+    }
+    for (listen, expected) in [
+        ("'0.0.0.0:80'", "0.0.0.0:80 is every address, and packets are matched by one; write the addresses"),
+        ("'[::]:80'", "[::]:80 is every address"),
+        ("'[::1]:80'", "is reached from this host only"),
+        ("'192.0.2.1:0'", "192.0.2.1:0 has no port, and packets are matched by one"),
+    ] {
+        let error = packets(listen, "", "").expect_err("refused").to_string();
+        assert!(error.contains(expected) && error.lines().count() == 1, "{error}");
+    }
+}
+
+#[test]
+fn frontends_of_one_pool_reach_its_backends_alike() {
+    let second = |forward: &str| {
+        let both = format!(
+            "[frontend.web.forward]\nsnat_ports = '2000-2999'\n[frontend.x]\nlisten = '192.0.2.1:81'\npool = 'web'\ndata_plane = 'forward'\n[frontend.x.forward]\n{forward}"
+        );
+        packets("'192.0.2.1:80'", &both, "")
+    };
+    second("snat_ports = '2000-2999'\nfragments = 'pass'").unwrap_or_else(|error| panic!("{error}"));
+    for forward in ["snat_ports = '3000-3999'", ""] {
+        let error = second(forward).expect_err("refused").to_string();
+        assert!(
+            error.contains("snat_ports is another than in frontend \"web\", which uses the same pool"),
+            "{error}"
+        );
+    }
+}
+
+#[test]
+fn keys_of_the_forward_plane_are_read() {
+    let config = packets(
+        "['192.0.2.1:80', '[2001:db8::1]:80']",
+        "fallback = 'refuse'\nprotocol = 'udp'\n[frontend.web.forward]\ninterfaces = ['eth0']\nsnat_addresses = '192.0.2.9'\nsnat_ports = '2000-2999'\nconnection_table = 512\nfragments = 'pass'",
+        "strategy = 'source_hash'",
+    );
+    let config = config.unwrap_or_else(|error| panic!("{error}"));
+    let own = config.frontends["web"].forward.as_ref().expect("it asks");
+    use crate::model::forward::{Fallback, Forwarding, Fragments, Hook, Mode};
+    let expected = Forwarding {
+        fallback: Fallback::Refuse,
+        hook: Hook::Auto,
+        mode: Mode::Nat,
+        interfaces: Some(vec!["eth0".to_owned()]),
+        snat_addresses: Some(vec!["192.0.2.9".parse().expect("an address")]),
+        snat_ports: Some(2_000..=2_999),
+        connection_table: 512,
+        fragments: Fragments::Pass,
+    };
+    assert_eq!(*own, expected);
+}
+
+#[test]
+fn a_table_of_another_size_waits_for_the_next_start() {
+    let of = |size: u32| {
+        packets("'192.0.2.1:80'", &format!("[frontend.web.forward]\nconnection_table = {size}"), "")
+            .unwrap_or_else(|error| panic!("{error}"))
+    };
+    assert_eq!(needs_restart(&of(512), &of(1024)), ["frontend.web.forward.connection_table"]);
+    assert_eq!(needs_restart(&of(512), &of(512)), [""; 0]);
+    let proxied = check(&file("", "", "")).expect("valid");
+    assert_eq!(needs_restart(&proxied, &of(512)), [""; 0], "the table is made when it is first asked for");
 }

@@ -38,6 +38,7 @@ pub(crate) fn frontend(name: &str, port: u16, pool: &str) -> Frontend {
         listen: vec![([127, 0, 0, 1], port).into()],
         protocol: Protocol::Tcp,
         pool: Name::new(pool),
+        forward: None,
         relay: RelayChoice::Auto,
         accelerate_cgroup: None,
         max_connections: 0,

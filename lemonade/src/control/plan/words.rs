@@ -172,6 +172,12 @@ fn frontend_changes(before: &FrontendEntry, after: &FrontendEntry) -> String {
     let mut changes = Changes::default();
     changes.note("pool", &was.pool, &is.pool, ToString::to_string);
     changes.note("protocol", &was.protocol, &is.protocol, |protocol| protocol.as_str().into());
+    changes.note("data_plane", &was.forward.is_some(), &is.forward.is_some(), |forward| {
+        if *forward { "forward".into() } else { "proxy".into() }
+    });
+    if was.forward.is_some() && is.forward.is_some() && was.forward != is.forward {
+        changes.0.push("keys of forward changed".into());
+    }
     changes.note("relay", &was.relay, &is.relay, |relay| relay.as_str().into());
     changes.note("accelerate_cgroup", &was.accelerate_cgroup, &is.accelerate_cgroup, |cgroup| {
         cgroup.as_ref().map_or_else(|| "none".to_owned(), |path| path.display().to_string())

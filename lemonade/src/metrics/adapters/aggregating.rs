@@ -14,11 +14,12 @@ use crate::control::ControlState;
 use crate::control::table::{BackendEntry, DispatchTable, FrontendEntry, PoolEntry};
 use crate::metrics::port::{BackendSample, BackendSeries, MetricsService, Sample, Series};
 use crate::metrics::snapshot::{
-    BackendCounters, DatagramCounters, FrontendCounters, HistogramCounts, MetricsSnapshot, PoolCounters,
-    ProcessCounters, RelaySnapshot,
+    BackendCounters, DatagramCounters, ForwardCounters, FrontendCounters, HistogramCounts, MetricsSnapshot,
+    PlaneChoice, PoolCounters, ProcessCounters, RelaySnapshot,
 };
 use crate::model::cell::Histogram;
 use crate::model::config::Protocol;
+use crate::model::forward::ForwardCell;
 use crate::model::relay::KernelRelay;
 use crate::model::{Name, ProcessCell};
 
@@ -104,8 +105,9 @@ impl Aggregating {
                 track.or_insert_with(|| (entry.frontend.name.clone(), Track::default())).1.push(sample);
             }
         }
-        let opened = load(&self.process.opened);
-        sum.live = load32(&self.process.live);
+        let process = process_counters(&self.process);
+        let opened = process.opened;
+        sum.live = process.live;
         sum.opened = opened.saturating_sub(past.opened);
         past.opened = opened;
         past.process.push(sum);
@@ -140,6 +142,7 @@ impl MetricsService for Aggregating {
             config_version: table.config_version,
             process: process_counters(&self.process),
             relays: KernelRelay::ALL.map(|relay| relay_snapshot(&self.process, relay)).into(),
+            forward: forward_counters(&self.process.forward),
             frontends: table.frontends.values().map(|entry| frontend_counters(entry)).collect(),
             pools: table.pools.values().map(|entry| pool_counters(entry)).collect(),
         }
@@ -244,11 +247,11 @@ fn load32(gauge: &AtomicU32) -> u64 {
 
 // Of a pair of counters the one that follows is read first, so that no reader ever sees more closed than opened.
 fn process_counters(cell: &ProcessCell) -> ProcessCounters {
-    let closed = load(&cell.closed);
+    let closed = load(&cell.closed) + load(&cell.forward.closed);
     ProcessCounters {
-        live: load32(&cell.live),
+        live: load32(&cell.live) + load(&cell.forward.live),
         closed,
-        opened: load(&cell.opened),
+        opened: load(&cell.opened) + load(&cell.forward.opened),
         accept_pauses: load(&cell.accept_pauses),
         events_dropped: load(&cell.events_dropped),
         telemetry_dropped: load(&cell.telemetry_dropped),
@@ -258,6 +261,19 @@ fn process_counters(cell: &ProcessCell) -> ProcessCounters {
         reloads_accepted: load(&cell.reloads_accepted),
         reloads_refused: load(&cell.reloads_refused),
         last_reload_failed: cell.last_reload_failed.load(Ordering::Acquire) != 0,
+    }
+}
+
+fn forward_counters(cell: &ForwardCell) -> ForwardCounters {
+    let closed = load(&cell.closed);
+    ForwardCounters {
+        live: load(&cell.live),
+        closed,
+        opened: load(&cell.opened),
+        entries: load(&cell.entries),
+        room: load(&cell.room),
+        packets: std::array::from_fn(|reason| load(&cell.packets[reason])),
+        words: cell.words(),
     }
 }
 
@@ -286,6 +302,11 @@ fn frontend_counters(entry: &FrontendEntry) -> FrontendCounters {
         bytes_down: load(&cell.bytes_down),
         datagrams,
         refused: std::array::from_fn(|reason| load(&cell.refused[reason])),
+        plane: PlaneChoice {
+            asked: entry.frontend.forward.is_some(),
+            forwarded: cell.plane.forwarded(),
+            why: cell.plane.why(),
+        },
         relays: std::array::from_fn(|relay| cell.relays[relay].read()),
         connect_seconds: histogram(&cell.connect_seconds),
         session_seconds: histogram(&cell.session_seconds),

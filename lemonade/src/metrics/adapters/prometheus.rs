@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use lemonade_common::Reason;
+use lemonade_common::{PacketReason, Reason};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, MetricEncoder, NoLabelSet, text};
 use prometheus_client::metrics::MetricType;
@@ -14,7 +14,7 @@ use prometheus_client::registry::Registry;
 
 use super::families::{Families, Family, Kind, Labels, Value};
 use crate::metrics::snapshot::{
-    BackendCounters, DatagramCounters, FrontendCounters, MetricsSnapshot, PoolCounters,
+    BackendCounters, DatagramCounters, FrontendCounters, MetricsSnapshot, PlaneChoice, PoolCounters,
 };
 use crate::model::cell::BUCKETS;
 use crate::model::config::Status;
@@ -94,6 +94,7 @@ pub fn families(snapshot: &MetricsSnapshot, phase: Phase) -> Vec<Family<'_>> {
     let reader = Reader { snapshot, phase };
     reader.process(&mut out);
     reader.relays(&mut out);
+    reader.forward(&mut out);
     reader.frontends(&mut out);
     reader.pools(&mut out);
     reader.backends(&mut out);
@@ -150,6 +151,20 @@ impl<'a> Reader<'a> {
         out.counters("relay_self_tests_failed", failed, relays().map(|(labels, own)| (labels, own.failed)));
     }
 
+    fn forward(&self, out: &mut Families<'a>) {
+        let own = &self.snapshot.forward;
+        out.counter("forward_flows_opened", "Flows opened in the kernel since the start", own.opened);
+        out.counter("forward_flows_closed", "Flows ended in the kernel since the start", own.closed);
+        out.gauge("forward_flows_live", "Flows in the kernel that have not ended", own.live);
+        let entries = "Directions of flows in the connection table, ended ones not yet forgotten among them";
+        out.gauge("forward_table_entries", entries, own.entries);
+        let room = "Directions of flows that the connection table has room for";
+        out.gauge("forward_table_room", room, own.room);
+        let packets = PacketReason::ALL.map(|why| ([("reason", why.as_str())], own.packets[why.index()]));
+        let came = "Packets that the program saw, by what they came to";
+        out.counters("forward_packets", came, packets.into_iter());
+    }
+
     fn frontends(&self, out: &mut Families<'a>) {
         let frontends = &self.snapshot.frontends;
         let over = frontends.len() > MAX_FRONTENDS;
@@ -162,6 +177,14 @@ impl<'a> Reader<'a> {
             let total = frontends.iter().cloned().reduce(add_frontend);
             each_frontend(out, total.iter().map(|frontend| ([], frontend)));
         } else {
+            let of = |such: fn(&PlaneChoice) -> bool| {
+                let one = move |own: &'_ FrontendCounters| u64::from(such(&own.plane));
+                frontends.iter().map(move |own| ([("frontend", own.name.as_str())], one(own)))
+            };
+            let forwarded = "1 while packets of the frontend are forwarded in the kernel";
+            out.gauges("frontend_forwarded", forwarded, of(|plane| plane.forwarded));
+            let kept = "1 while the frontend asks for the forward plane and the proxy serves it";
+            out.gauges("frontend_forward_kept", kept, of(|plane| plane.asked && !plane.forwarded));
             each_frontend(
                 out,
                 frontends.iter().map(|frontend| ([("frontend", frontend.name.as_str())], frontend)),

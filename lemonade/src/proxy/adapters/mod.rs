@@ -2,4 +2,5 @@
 
 pub mod bpf;
 pub mod model;
+pub mod tiered;
 pub mod tokio_proxy;

@@ -291,7 +291,7 @@ impl TokioProxy {
                 listeners.leave(one.key, listening);
             }
         }
-        Err(ApplyError { listeners: failed })
+        Err(ApplyError { listeners: failed, forward: Vec::new() })
     }
 
     fn tell(&self, mut command: impl FnMut(usize) -> Command) {

@@ -3,7 +3,7 @@
 use lemonade_common::FlowKey;
 
 use crate::model::{Moment, StrategyKind};
-use crate::strategy::port::{Candidate, Pick, PoolView, StrategyService};
+use crate::strategy::port::{Candidate, Lowering, Pick, PoolView, StrategyService};
 
 use super::two_choices::{self, Standing};
 
@@ -34,6 +34,14 @@ impl StrategyService for Adaptive {
     fn cost(&self, candidate: &Candidate, now: Moment) -> Option<f64> {
         let own = Standing::of(candidate, now);
         Some(score(&own, &own, failures(candidate, now)))
+    }
+
+    fn lower(&self, view: &PoolView<'_>) -> Lowering {
+        let weights = two_choices::weights(view, |candidate, own| {
+            let success = 1.0 - failures(candidate, view.now).min(WORST);
+            success * success / own.latency(own).sqrt()
+        });
+        Lowering::Ring { weights, by_source: false }
     }
 }
 

@@ -3,7 +3,7 @@
 use lemonade_common::FlowKey;
 
 use crate::model::{Moment, StrategyKind};
-use crate::strategy::port::{Candidate, Pick, PoolView, StrategyService};
+use crate::strategy::port::{Candidate, Lowering, Pick, PoolView, StrategyService};
 
 use super::two_choices::{self, Standing};
 
@@ -30,6 +30,11 @@ impl StrategyService for FastestResponseTime {
     fn cost(&self, candidate: &Candidate, now: Moment) -> Option<f64> {
         let own = Standing::of(candidate, now);
         Some(cost(&own, &own))
+    }
+
+    fn lower(&self, view: &PoolView<'_>) -> Lowering {
+        let weights = two_choices::weights(view, |_, own| 1.0 / own.latency(own));
+        Lowering::Ring { weights, by_source: false }
     }
 }
 

@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use lemonade_common::FlowKey;
 
 use crate::model::{Moment, StrategyKind};
-use crate::strategy::port::{Basis, Candidate, Pick, PoolView, StrategyService};
+use crate::strategy::port::{Basis, Candidate, Lowering, Pick, PoolView, StrategyService};
 
 /// Picks the lowest `(live + 1) / weight`, connects in flight included; a candidate without connections comes first.
 ///
@@ -66,6 +66,12 @@ impl StrategyService for LeastConnections {
 
     fn cost(&self, candidate: &Candidate, _now: Moment) -> Option<f64> {
         Some(Load::of(candidate).per_weight())
+    }
+
+    fn lower(&self, _view: &PoolView<'_>) -> Lowering {
+        Lowering::NotOffloadable(
+            "least_connections compares the connections of this moment, and a ring has none",
+        )
     }
 }
 

@@ -1,9 +1,10 @@
-//! The five strategies; `docs/guide/strategies.md` gives each formula and its source.
+//! The strategies; `docs/guide/strategies.md` gives each formula and its source.
 
 mod adaptive;
 mod fastest_response_time;
 mod least_connections;
 mod round_robin;
+mod source_hash;
 mod two_choices;
 mod weighted_round_robin;
 
@@ -11,4 +12,5 @@ pub use adaptive::Adaptive;
 pub use fastest_response_time::FastestResponseTime;
 pub use least_connections::LeastConnections;
 pub use round_robin::RoundRobin;
+pub use source_hash::SourceHash;
 pub use weighted_round_robin::WeightedRoundRobin;

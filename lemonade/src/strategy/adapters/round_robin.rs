@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use lemonade_common::FlowKey;
 
 use crate::model::StrategyKind;
-use crate::strategy::port::{Basis, Pick, PoolView, StrategyService};
+use crate::strategy::port::{Basis, Lowering, Pick, PoolView, StrategyService};
 
 /// Gives every candidate the same number of turns, whatever its weight.
 ///
@@ -43,5 +43,9 @@ impl StrategyService for RoundRobin {
             candidate,
             basis: if open == 1 { Basis::Only } else { Basis::Passed(turn) },
         })
+    }
+
+    fn lower(&self, view: &PoolView<'_>) -> Lowering {
+        Lowering::Ring { weights: vec![1; view.candidates.len()], by_source: false }
     }
 }

@@ -60,6 +60,38 @@ fn draw(entropy: u64, len: usize) -> (usize, usize) {
     (first, if second >= first { second + 1 } else { second })
 }
 
+/// Steps of worth below the most that weights tell apart, half an octave each.
+const MOST: f64 = 64.0;
+
+/// Shares of a ring: weights times what candidates are worth beside the best, in steps of half an octave, so that
+/// between two looks most stay what they are and few rings are filled.
+pub(super) fn weights(view: &PoolView<'_>, worth: impl Fn(&Candidate, &Standing) -> f64) -> Vec<u32> {
+    let known: Vec<Standing> =
+        view.candidates.iter().map(|candidate| Standing::of(candidate, view.now)).collect();
+    // Who was never measured is taken to be as one who was.
+    let connect = known.iter().find_map(|own| own.connect);
+    let first_byte = known.iter().find_map(|own| own.first_byte);
+    let worths: Vec<f64> = view
+        .candidates
+        .iter()
+        .zip(known)
+        .map(|(candidate, own)| {
+            let supposed = Standing {
+                connect: own.connect.or(connect),
+                first_byte: own.first_byte.or(first_byte),
+                ..own
+            };
+            worth(candidate, &supposed)
+        })
+        .collect();
+    let most = worths.iter().copied().fold(f64::MIN_POSITIVE, f64::max);
+    let share = |(candidate, worth): (&Candidate, f64)| {
+        let octaves = (2.0 * (worth / most).max(1.0 / MOST).log2()).round() / 2.0;
+        (f64::from(candidate.weight) * MOST * octaves.exp2()).round() as u32
+    };
+    view.candidates.iter().zip(worths).map(share).map(|share| share.max(1)).collect()
+}
+
 /// What is known of a candidate's speed and load.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Standing {

@@ -8,7 +8,7 @@ use lemonade_common::FlowKey;
 use lemonade_common::hash::mix;
 
 use crate::model::StrategyKind;
-use crate::strategy::port::{Basis, Candidate, Pick, PoolView, StrategyService};
+use crate::strategy::port::{Basis, Candidate, Lowering, Pick, PoolView, StrategyService};
 
 /// Turns in a cycle above which weights are scaled down.
 const LONGEST_CYCLE: u64 = 65_536;
@@ -80,6 +80,11 @@ impl StrategyService for WeightedRoundRobin {
             .find_map(|redraw| eligible(redrawn(redraw)))
             .or_else(|| (start..candidates.len()).chain(0..start).find_map(eligible));
         other.map(|candidate| Pick { candidate, basis: Basis::Passed(turn) })
+    }
+
+    fn lower(&self, view: &PoolView<'_>) -> Lowering {
+        let weights = view.candidates.iter().map(|candidate| candidate.weight).collect();
+        Lowering::Ring { weights, by_source: false }
     }
 }
 

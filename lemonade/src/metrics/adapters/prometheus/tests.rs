@@ -7,7 +7,7 @@ use lemonade_common::{BackendIx, FrontendIx};
 use proptest::prelude::*;
 
 use super::*;
-use crate::metrics::snapshot::{HistogramCounts, ProcessCounters};
+use crate::metrics::snapshot::{ForwardCounters, HistogramCounts, ProcessCounters};
 use crate::model::Name;
 use crate::model::config::StrategyKind;
 
@@ -102,6 +102,7 @@ prop_compose! {
         connect_seconds in histogram(),
         session_seconds in histogram(),
         datagrams in prop::array::uniform4(0..MAX),
+        (asked, forwarded) in any::<(bool, bool)>(),
     ) -> FrontendCounters {
         let [live, opened, closed, bytes_up, bytes_down] = n;
         let [up, down, lost_up, lost_down] = datagrams;
@@ -109,7 +110,7 @@ prop_compose! {
         FrontendCounters {
             ix: FrontendIx(ix), name: Name::new(format!("f{ix}")), pool: Name::new("p0"),
             live, opened, closed, bytes_up, bytes_down, datagrams, refused, connect_seconds, session_seconds,
-            relays: [relays; KernelRelay::COUNT],
+            relays: [relays; KernelRelay::COUNT], plane: PlaneChoice { asked, forwarded, why: String::new() },
         }
     }
 }
@@ -139,7 +140,7 @@ prop_compose! {
 
 prop_compose! {
     fn snapshot()(
-        n in prop::array::uniform11(0..MAX), last_reload_failed: bool,
+        n in prop::array::uniform11(0..MAX), last_reload_failed: bool, forward in forward(),
         frontends in (0_u32..4).prop_flat_map(|n| (0..n).map(frontend).collect::<Vec<_>>()),
         pools in (0_usize..3).prop_flat_map(|n| (0..n).map(pool).collect::<Vec<_>>()),
     ) -> MetricsSnapshot {
@@ -151,10 +152,28 @@ prop_compose! {
                 reloads_accepted: accepted, reloads_refused: refused, last_reload_failed,
                 telemetry_dropped, telemetry_failures,
             },
-            relays: Vec::new(), frontends, pools,
+            relays: Vec::new(), forward, frontends, pools,
         }
     }
 }
+
+prop_compose! {
+    fn forward()(
+        n in prop::array::uniform5(0..MAX), counts in prop::collection::vec(0..MAX, PacketReason::COUNT),
+    ) -> ForwardCounters {
+        let [live, opened, closed, entries, room] = n;
+        let packets = std::array::from_fn(|at| counts[at]);
+        ForwardCounters { live, opened, closed, entries, room, packets, words: String::new() }
+    }
+}
+
+const FORWARD: [Read<ForwardCounters>; 5] = [
+    ("forward_flows_live", |f| f.live),
+    ("forward_flows_opened_total", |f| f.opened),
+    ("forward_flows_closed_total", |f| f.closed),
+    ("forward_table_entries", |f| f.entries),
+    ("forward_table_room", |f| f.room),
+];
 
 type Read<T> = (&'static str, fn(&T) -> u64);
 
@@ -214,8 +233,18 @@ proptest! {
         for (name, read) in PROCESS {
             prop_assert_eq!(value(&samples, name, &[]), read(&snapshot.process), "{}", name);
         }
+        for (name, read) in FORWARD {
+            prop_assert_eq!(value(&samples, name, &[]), read(&snapshot.forward), "{}", name);
+        }
+        for why in PacketReason::ALL {
+            let told = value(&samples, "forward_packets_total", &[("reason", why.as_str())]);
+            prop_assert_eq!(told, snapshot.forward.packets[why.index()]);
+        }
         for own in &snapshot.frontends {
             let label = ("frontend", own.name.as_str());
+            prop_assert_eq!(value(&samples, "frontend_forwarded", &[label]), u64::from(own.plane.forwarded));
+            let kept = own.plane.asked && !own.plane.forwarded;
+            prop_assert_eq!(value(&samples, "frontend_forward_kept", &[label]), u64::from(kept));
             for (name, read) in FRONTEND {
                 prop_assert_eq!(value(&samples, name, &[label]), read(own), "{}", name);
             }
@@ -340,5 +369,17 @@ fn the_guide_names_each_metric() {
             _ => "",
         };
         assert!(guide.contains(&format!("| `{name}{suffix}` |")), "the guide does not name {name}{suffix}");
+    }
+}
+
+#[test]
+fn the_guide_names_each_reason_of_packets() {
+    let guide = include_str!("../../../../../docs/guide/forward.md");
+    for why in PacketReason::ALL {
+        assert!(
+            guide.contains(&format!("| `{}` |", why.as_str())),
+            "the guide does not name {}",
+            why.as_str()
+        );
     }
 }

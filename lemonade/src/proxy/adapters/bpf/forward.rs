@@ -6,17 +6,19 @@ use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::ptr::NonNull;
 use std::time::Duration;
 
-use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray};
+use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray, PerCpuHashMap, PerCpuValues};
 use aya::programs::tc::SchedClassifierLinkId;
-use aya::programs::{LinkOrder, SchedClassifier, TcAttachType, TestRun as _, TestRunOptions};
+use aya::programs::xdp::XdpLinkId;
+use aya::programs::{LinkOrder, SchedClassifier, TcAttachType, TestRun as _, TestRunOptions, Xdp, XdpMode};
 use aya::{Ebpf, EbpfLoader};
 use lemonade_common::abi::{ABI_VERSION, ABI_VERSION_AT};
-use lemonade_common::forward::{Flow, Service, ServiceKey, Target};
+use lemonade_common::forward::{Flow, Service, ServiceKey, Target, opened_key};
+use lemonade_common::gate::{NEW_FLOWS, NEW_FLOWS_LIMIT, TOLD, TOLD_LIMIT};
 use lemonade_common::maglev::SLOTS;
 use lemonade_common::{FlowKey, PacketReason};
 
 use super::Unavailable;
-use super::batch::entries;
+use super::batch::{self, entries};
 use super::loader::{Verified, corrupt, refused};
 
 /// The programs of the forward plane.
@@ -25,7 +27,7 @@ static FORWARD: &[u8] = aya::include_bytes_aligned!(env!("LEMONADE_BPF_FORWARD")
 /// What one trial run of a program came to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Trial {
-    /// Action of tc that the program returned.
+    /// Action of tc or XDP that the program returned.
     pub action: u32,
     /// The packet as the program left it.
     pub packet: Vec<u8>,
@@ -39,6 +41,9 @@ pub struct Forward {
     ebpf: Ebpf,
     rings: Rings,
     links: BTreeMap<String, SchedClassifierLinkId>,
+    xdp_links: BTreeMap<String, XdpLinkId>,
+    /// Where [`Forward::sweep`] stands.
+    swept: batch::Cursor,
 }
 
 impl Forward {
@@ -54,12 +59,17 @@ impl Forward {
         versions.set(ABI_VERSION_AT, ABI_VERSION, 0).map_err(|error| refused(&error))?;
         let mut seeds: Array<_, u64> = table(&mut ebpf, "SEED")?;
         seeds.set(0, seed, 0).map_err(|error| refused(&error))?;
+        let mut limits: Array<_, u32> = table(&mut ebpf, "LIMITS")?;
+        for (kind, limit) in [(NEW_FLOWS, NEW_FLOWS_LIMIT), (TOLD, TOLD_LIMIT)] {
+            limits.set(kind, limit, 0).map_err(|error| refused(&error))?;
+        }
         let rings = match ebpf.map("RINGS") {
             Some(Map::Array(map)) => Rings::open(map, rings)
                 .map_err(|error| corrupt(&format!("the rings cannot be mapped: {error}")))?,
             _ => return Err(corrupt("no map RINGS")),
         };
-        let mut own = Self { ebpf, rings, links: BTreeMap::new() };
+        let (links, xdp_links) = (BTreeMap::new(), BTreeMap::new());
+        let mut own = Self { ebpf, rings, links, xdp_links, swept: batch::Cursor::default() };
         own.program()?.load().map_err(|error| refused(&error))?;
         Ok(own)
     }
@@ -72,6 +82,28 @@ impl Forward {
             Ok(info.verified_instruction_count().unwrap_or(0))
         };
         Verified { name: "forward_tc".to_owned(), verdict: followed() }
+    }
+
+    /// As [`Self::verify`], the program for XDP.
+    pub fn verify_xdp() -> Verified {
+        let followed = || -> Result<u32, Unavailable> {
+            let mut own = Self::load(1, 1, 0)?;
+            let info = own.xdp()?.info().map_err(|error| refused(&error))?;
+            Ok(info.verified_instruction_count().unwrap_or(0))
+        };
+        Verified { name: "forward_xdp".to_owned(), verdict: followed() }
+    }
+
+    /// The program for XDP, which goes through the verifier when it is first asked for.
+    fn xdp(&mut self) -> Result<&mut Xdp, Unavailable> {
+        let program =
+            self.ebpf.program_mut("forward_xdp").ok_or_else(|| corrupt("no program forward_xdp"))?;
+        let program: &mut Xdp =
+            program.try_into().map_err(|error: aya::programs::ProgramError| corrupt(&error.to_string()))?;
+        if program.fd().is_err() {
+            program.load().map_err(|error| refused(&error))?;
+        }
+        Ok(program)
     }
 
     fn program(&mut self) -> Result<&mut SchedClassifier, Unavailable> {
@@ -97,8 +129,33 @@ impl Forward {
         Ok(())
     }
 
+    /// Attaches to what arrives on an interface before the kernel has made anything of it, too, and in the driver if
+    /// `native`. What the program leaves goes to the one that [`Self::attach`] attaches, which this does as well.
+    ///
+    /// # Errors
+    /// Why that is not possible.
+    pub fn attach_xdp(&mut self, interface: &str, native: bool) -> Result<(), Unavailable> {
+        self.attach(interface)?;
+        if self.xdp_links.contains_key(interface) {
+            return Ok(());
+        }
+        let mode = if native { XdpMode::Driver } else { XdpMode::Skb };
+        let link = self.xdp()?.attach(interface, mode).map_err(|error| {
+            let refused = refused(&error);
+            Unavailable { why: format!("interface {interface}: XDP: {}", refused.why), cure: refused.cure }
+        })?;
+        self.xdp_links.insert(interface.to_owned(), link);
+        Ok(())
+    }
+
     /// Detaches from every interface that is not in `kept`.
     pub fn detach_others(&mut self, kept: &[String]) {
+        let gone: Vec<String> = self.xdp_links.keys().filter(|name| !kept.contains(name)).cloned().collect();
+        for name in gone {
+            let Some(link) = self.xdp_links.remove(&name) else { continue };
+            // As below.
+            let _ = self.xdp().map(|program| program.detach(link));
+        }
         let gone: Vec<String> = self.links.keys().filter(|name| !kept.contains(name)).cloned().collect();
         for name in gone {
             let Some(link) = self.links.remove(&name) else { continue };
@@ -117,6 +174,10 @@ impl Forward {
     /// # Errors
     /// As bpf(2), in words.
     pub fn put_service(&mut self, key: ServiceKey, service: Service) -> Result<(), Unavailable> {
+        if key == key.any_port() && key != ServiceKey::whole(key.address) {
+            let mut any: Array<_, u32> = table(&mut self.ebpf, "ANY_PORTS")?;
+            any.set(0, 1, 0).map_err(|error| refused(&error))?;
+        }
         let mut map: HashMap<_, [u8; size_of::<ServiceKey>()], [u8; size_of::<Service>()]> =
             table(&mut self.ebpf, "SERVICES")?;
         map.insert(key.to_bytes(), service.to_bytes(), 0).map_err(|error| refused(&error))
@@ -152,6 +213,15 @@ impl Forward {
         self.rings.fill(ring, slots);
     }
 
+    /// Says how many flows a second each core writes down in modes whose answers pass by; 0 is no limit.
+    ///
+    /// # Errors
+    /// As bpf(2), in words.
+    pub fn limit_new_flows(&mut self, per_second: u32) -> Result<(), Unavailable> {
+        let mut limits: Array<_, u32> = table(&mut self.ebpf, "LIMITS")?;
+        limits.set(NEW_FLOWS, per_second, 0).map_err(|error| refused(&error))
+    }
+
     /// Packets by reason since the maps were made.
     pub fn reasons(&self) -> [u64; PacketReason::COUNT] {
         let mut sums = [0; PacketReason::COUNT];
@@ -172,6 +242,57 @@ impl Forward {
         let Some(Map::HashMap(map)) = self.ebpf.map("CONNECTIONS") else { return Ok(Vec::new()) };
         let flows = entries::<{ size_of::<FlowKey>() }, { size_of::<Flow>() }>(map)?;
         Ok(flows.iter().map(|(key, flow)| (FlowKey::from_bytes(key), Flow::from_bytes(flow))).collect())
+    }
+
+    /// The next entries of the connection table, some thousand at most, and whether they were the last of all; then the
+    /// first come again.
+    ///
+    /// # Errors
+    /// As bpf(2).
+    pub fn sweep(&mut self) -> io::Result<(Vec<(FlowKey, Flow)>, bool)> {
+        let Some(Map::HashMap(map)) = self.ebpf.map("CONNECTIONS") else { return Ok((Vec::new(), true)) };
+        let mut read = Vec::new();
+        let last =
+            batch::next::<{ size_of::<FlowKey>() }, { size_of::<Flow>() }>(map, &mut self.swept, &mut read);
+        let last = last.inspect_err(|_| self.swept = batch::Cursor::default())?;
+        let flows = read.iter().map(|(key, flow)| (FlowKey::from_bytes(key), Flow::from_bytes(flow)));
+        Ok((flows.collect(), last))
+    }
+
+    /// One direction of a flow, if it is there.
+    pub fn flow(&self, key: &FlowKey) -> Option<Flow> {
+        type Flows<'a> = HashMap<&'a MapData, [u8; size_of::<FlowKey>()], [u8; size_of::<Flow>()]>;
+        let flows = Flows::try_from(self.ebpf.map("CONNECTIONS")?).ok()?;
+        flows.get(&key.to_bytes(), 0).ok().map(|flow| Flow::from_bytes(&flow))
+    }
+
+    /// Makes the counters of flows that a frontend opens to a backend, if there are none.
+    ///
+    /// # Errors
+    /// As bpf(2), in words.
+    pub fn count_opened(&mut self, frontend: u32, backend: u32) -> Result<(), Unavailable> {
+        let mut map: PerCpuHashMap<_, u64, u64> = table(&mut self.ebpf, "OPENED")?;
+        let key = opened_key(frontend, backend);
+        if map.get(&key, 0).is_ok() {
+            return Ok(());
+        }
+        let cores = aya::util::nr_cpus().map_err(|(_, error)| refused(&error))?;
+        let zeros = PerCpuValues::try_from(vec![0; cores]).map_err(|error| refused(&error))?;
+        map.insert(key, zeros, 0).map_err(|error| refused(&error))
+    }
+
+    /// Flows opened by a frontend to a backend since [`Self::count_opened`].
+    pub fn opened(&self, frontend: u32, backend: u32) -> u64 {
+        let map = self.ebpf.map("OPENED").map(PerCpuHashMap::<_, u64, u64>::try_from);
+        let Some(Ok(map)) = map else { return 0 };
+        map.get(&opened_key(frontend, backend), 0).map_or(0, |values| values.iter().sum())
+    }
+
+    /// Takes the counters of a frontend and a backend away.
+    pub fn forget_opened(&mut self, frontend: u32, backend: u32) {
+        let map: Result<PerCpuHashMap<_, u64, u64>, _> = table(&mut self.ebpf, "OPENED");
+        // What is not there needs no removal.
+        let _ = map.map(|mut map| map.remove(&opened_key(frontend, backend)));
     }
 
     /// Takes entries out of the connection table.
@@ -198,6 +319,28 @@ impl Forward {
             ..TestRunOptions::default()
         };
         let result = self.program()?.test_run(options).map_err(|error| refused(&error))?;
+        out.truncate(result.data_size_out as usize);
+        Ok(Trial { action: result.return_value, packet: out, took: result.duration })
+    }
+
+    /// As [`Self::trial`], the program for XDP, as if the packet had arrived on an interface of that index. It must be one
+    /// that has such a program attached, or a tunnel.
+    ///
+    /// # Errors
+    /// As bpf(2), in words.
+    pub fn trial_xdp(&mut self, packet: &[u8], interface: u32, repeat: u32) -> Result<Trial, Unavailable> {
+        let mut out = vec![0; packet.len() + 256];
+        // `struct xdp_md` of linux/bpf.h: data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex.
+        let words = [0, packet.len() as u32, 0, interface, 0, 0];
+        let context: Vec<u8> = words.into_iter().flat_map(u32::to_ne_bytes).collect();
+        let options = TestRunOptions {
+            data_in: Some(packet),
+            data_out: Some(&mut out),
+            ctx_in: Some(&context),
+            repeat,
+            ..TestRunOptions::default()
+        };
+        let result = self.xdp()?.test_run(options).map_err(|error| refused(&error))?;
         out.truncate(result.data_size_out as usize);
         Ok(Trial { action: result.return_value, packet: out, took: result.duration })
     }

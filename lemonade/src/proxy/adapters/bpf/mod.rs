@@ -9,6 +9,14 @@ mod batch;
 #[cfg(all(feature = "ebpf", target_os = "linux"))]
 mod cgroup;
 #[cfg(all(feature = "ebpf", target_os = "linux"))]
+mod decap;
+#[cfg(not(all(feature = "ebpf", target_os = "linux")))]
+#[path = "decap_absent.rs"]
+mod decap;
+#[cfg(all(feature = "ebpf", target_os = "linux"))]
+mod forward;
+#[cfg(not(all(feature = "ebpf", target_os = "linux")))]
+#[path = "forward_absent.rs"]
 mod forward;
 #[cfg(all(feature = "ebpf", target_os = "linux"))]
 mod layout;
@@ -27,7 +35,7 @@ mod sockmap;
 pub use absent::{Kernel, Sockmap, cleanup};
 #[cfg(all(feature = "ebpf", target_os = "linux"))]
 pub use cgroup::cleanup;
-#[cfg(all(feature = "ebpf", target_os = "linux"))]
+pub use decap::Decap;
 pub use forward::{Forward, Trial};
 #[cfg(all(feature = "ebpf", target_os = "linux"))]
 pub use loader::{Kernel, Verified};

@@ -24,7 +24,7 @@ pub fn programs() -> Result<Verdicts, Unavailable> {
     #[cfg(all(feature = "ebpf", target_os = "linux"))]
     {
         let mut programs = Kernel::load()?.verify();
-        programs.push(super::Forward::verify());
+        programs.extend([super::Forward::verify(), super::Forward::verify_xdp(), super::Decap::verify()]);
         programs.extend(super::SkMsg::verify());
         Ok(programs.into_iter().map(|own| (own.name, own.verdict)).collect())
     }

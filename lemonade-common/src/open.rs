@@ -1,0 +1,345 @@
+//! Opening a flow: the ring names the backend, and what packets of the flow become is written down.
+
+use core::cell::Cell;
+
+use crate::csum;
+use crate::decide::{Arrival, Inserted, TableView};
+use crate::flow::FlowKey;
+use crate::forward::{BY_PORT, BY_SOURCE, DOWN, Flow, Service, Target, answers_pass_by, ended};
+use crate::hash::flow_hash;
+use crate::maglev;
+use crate::packet::{Kind, Packet, RST};
+use crate::verdict::PacketReason;
+
+/// Ports that are tried for a new flow before they count as exhausted.
+pub const PORT_TRIES: u32 = 16;
+
+/// Nanoseconds for which the ports of an ended flow are kept from others when there is a lack of them.
+pub const LINGER: u64 = 1_000_000_000;
+
+/// Opens a flow in mode `nat`: the ring names the backend, a port is taken for it, and both directions are written down.
+/// Says what it came to; the entry is found by the packet's key.
+// This and what it calls have frames of their own: programs in the kernel have 512 bytes of stack in all. That each mode
+// has its function keeps the number of paths low that the kernel's verifier follows.
+#[inline(never)]
+pub(crate) fn open<T: TableView>(
+    table: &T,
+    packet: &Packet,
+    service: &Service,
+    arrival: &Arrival,
+) -> PacketReason {
+    let key = &packet.key;
+    let mut hash = 0;
+    let backend = chosen(table, service, key, true, &mut hash);
+    let Some(target) = table.target(backend) else {
+        return PacketReason::NoBackend;
+    };
+    let mut opening = Opening::of(service, arrival, backend, hash as u32);
+    // The entry of the answers has the port that is taken in its key.
+    let mut taken = FlowKey {
+        src: target.address,
+        dst: target.snat,
+        sport: if target.port == [0; 2] { key.dport } else { target.port },
+        dport: [0; 2],
+        protocol: key.protocol,
+    };
+    match claim(table, &mut taken, key, target, &opening) {
+        Inserted::Done => {}
+        Inserted::Exists => return PacketReason::PortsExhausted,
+        Inserted::Full => return PacketReason::TableFull,
+    }
+    opening.towards(target, arrival);
+    match put(table, key, &taken, &opening) {
+        Inserted::Done => PacketReason::Opened,
+        // Full, or another core was faster with the same packet: its entry holds.
+        other @ (Inserted::Exists | Inserted::Full) => {
+            table.remove(&taken);
+            if other == Inserted::Full { PacketReason::TableFull } else { PacketReason::Forwarded }
+        }
+    }
+}
+
+/// As [`open`] in mode `nat-gateway`: no port is taken, since the client keeps its own. A flow that began before, so that
+/// `first` is false, has the backend that it had.
+#[inline(never)]
+pub(crate) fn open_gateway<T: TableView>(
+    table: &T,
+    packet: &Packet,
+    service: &Service,
+    arrival: &Arrival,
+    first: bool,
+) -> PacketReason {
+    let key = &packet.key;
+    let mut hash = 0;
+    let backend = chosen(table, service, key, first, &mut hash);
+    let Some(target) = table.target(backend) else {
+        return PacketReason::NoBackend;
+    };
+    let mut opening = Opening::of(service, arrival, backend, hash as u32);
+    let answers = FlowKey {
+        src: target.address,
+        dst: key.src,
+        sport: if target.port == [0; 2] { key.dport } else { target.port },
+        dport: key.sport,
+        protocol: key.protocol,
+    };
+    if passes_unrecorded(packet) {
+        opening.towards(target, arrival);
+        lend(table, key, &answers, &opening);
+        return PacketReason::Unrecorded;
+    }
+    match meet(table, &answers, key, &opening) {
+        Inserted::Done => {}
+        Inserted::Exists => return PacketReason::PortsExhausted,
+        Inserted::Full => return PacketReason::TableFull,
+    }
+    opening.towards(target, arrival);
+    match put(table, key, &answers, &opening) {
+        Inserted::Done => PacketReason::Opened,
+        Inserted::Exists => PacketReason::Forwarded,
+        Inserted::Full => {
+            table.remove(&answers);
+            PacketReason::TableFull
+        }
+    }
+}
+
+/// As [`open_gateway`] in modes whose answers pass by the balancer: there is one direction to write down, and while flows
+/// open faster than the table's limit none is.
+#[inline(never)]
+pub(crate) fn open_passing<T: TableView>(
+    table: &T,
+    packet: &Packet,
+    service: &Service,
+    arrival: &Arrival,
+    first: bool,
+) -> PacketReason {
+    let key = &packet.key;
+    let mut hash = 0;
+    let backend = chosen(table, service, key, first, &mut hash);
+    let Some(target) = table.target(backend) else {
+        return PacketReason::NoBackend;
+    };
+    let flow = Flow {
+        src: outer_source(target, hash as u32),
+        dst: target.address,
+        sport: key.sport,
+        dport: key.dport,
+        interface: target.interface,
+        backend,
+        frontend: service.frontend,
+        address_delta: 0,
+        port_delta: hash as u32 & 0xf_ffff,
+        protocol: key.protocol,
+        mode: service.mode,
+        state: Cell::new(0),
+        told: Cell::new(0),
+        seen: Cell::new(arrival.now),
+        packets: Cell::new(1),
+        bytes: Cell::new(arrival.length),
+    };
+    if passes_unrecorded(packet) || !table.admits(arrival.now) {
+        table.lend(&flow);
+        return PacketReason::Unrecorded;
+    }
+    match table.insert(key, &flow) {
+        Inserted::Done => PacketReason::Opened,
+        Inserted::Exists => PacketReason::Forwarded,
+        Inserted::Full => PacketReason::TableFull,
+    }
+}
+
+/// Whether a packet of a flow that is not known leaves no entry behind: an error may be forged, and a reset is the end.
+#[inline(always)]
+fn passes_unrecorded(packet: &Packet) -> bool {
+    packet.kind == Kind::IcmpError || packet.flags & RST != 0
+}
+
+/// What is not addresses and ports in the entries of a new flow.
+struct Opening {
+    interface: u32,
+    backend: u32,
+    frontend: u32,
+    mode: u32,
+    entropy: u32,
+    state: u64,
+    now: u64,
+    bytes: u64,
+}
+
+impl Opening {
+    /// Of the direction of the answers, which is written down first.
+    #[inline(always)]
+    fn of(service: &Service, arrival: &Arrival, backend: u32, entropy: u32) -> Self {
+        Self {
+            interface: arrival.interface,
+            backend,
+            frontend: service.frontend,
+            mode: service.mode,
+            entropy,
+            state: u64::from(DOWN),
+            now: arrival.now,
+            bytes: 0,
+        }
+    }
+
+    /// Goes on to the direction of the packet.
+    #[inline(always)]
+    const fn towards(&mut self, target: &Target, arrival: &Arrival) {
+        (self.interface, self.state, self.bytes) = (target.interface, 0, arrival.length);
+    }
+}
+
+/// Backend of a flow by the service's ring, and the flow's hash. A packet from the middle of a flow asks the ring before
+/// that one first, as long as its backend is there.
+#[inline(never)]
+fn chosen<T: TableView>(table: &T, service: &Service, key: &FlowKey, first: bool, hash: &mut u64) -> u32 {
+    *hash = flow_hash(key, table.seed());
+    let slot = maglev::slot(spread(table, service, key, *hash));
+    if !first && service.previous != 0 {
+        let before = table.slot(service.previous - 1, slot).unwrap_or(maglev::EMPTY);
+        if table.target(before).is_some() {
+            return before;
+        }
+    }
+    table.slot(service.ring, slot).unwrap_or(maglev::EMPTY)
+}
+
+/// What of a flow decides on its slot.
+#[inline(always)]
+fn spread<T: TableView>(table: &T, service: &Service, key: &FlowKey, hash: u64) -> u64 {
+    if service.flags & BY_SOURCE != 0 {
+        source_hash(key, table.seed())
+    } else if service.flags & BY_PORT != 0 {
+        port_hash(key, table.seed())
+    } else {
+        hash
+    }
+}
+
+/// Source of the outer header, spread over as many addresses as there are.
+#[inline(always)]
+fn outer_source(target: &Target, entropy: u32) -> [u8; 16] {
+    let mut source = target.snat;
+    if target.ports > 1 {
+        let offset = ((u64::from(entropy) * u64::from(target.ports)) >> 32) as u32;
+        let first = u32::from_be_bytes([source[12], source[13], source[14], source[15]]);
+        source[12..].copy_from_slice(&first.wrapping_add(offset).to_be_bytes());
+    }
+    source
+}
+
+/// Takes a port towards the target by putting the entry of the answers where there is none; completes its key.
+#[inline(never)]
+fn claim<T: TableView>(
+    table: &T,
+    taken: &mut FlowKey,
+    key: &FlowKey,
+    target: &Target,
+    opening: &Opening,
+) -> Inserted {
+    let first = u32::from(u16::from_be_bytes(target.first_port));
+    for attempt in 0..PORT_TRIES {
+        // Steps by a prime that divides no usual number of ports.
+        let at = opening.entropy.wrapping_add(attempt.wrapping_mul(7_919));
+        let offset = ((u64::from(at.wrapping_mul(0x9e37_79b1)) * u64::from(target.ports)) >> 32) as u32;
+        taken.dport = ((first + offset) as u16).to_be_bytes();
+        let mut inserted = put(table, taken, key, opening);
+        // When ports are scarce, those of a flow that ended a while ago may serve again.
+        if inserted == Inserted::Exists && attempt >= PORT_TRIES / 2 && left(table, taken, opening.now) {
+            inserted = put(table, taken, key, opening);
+        }
+        if inserted != Inserted::Exists {
+            return inserted;
+        }
+    }
+    Inserted::Exists
+}
+
+/// Puts the entry of the answers to a client that keeps its address and port; another flow of the client may have them
+/// at this backend, by way of another service.
+#[inline(never)]
+fn meet<T: TableView>(table: &T, taken: &FlowKey, key: &FlowKey, opening: &Opening) -> Inserted {
+    let inserted = put(table, taken, key, opening);
+    if inserted != Inserted::Exists {
+        return inserted;
+    }
+    // Of two cores with the same packet one was faster, or half a flow was left.
+    if table.flow(taken).is_some_and(|other| other.leaves().reversed() == *key) {
+        return Inserted::Done;
+    }
+    if left(table, taken, opening.now) { put(table, taken, key, opening) } else { Inserted::Exists }
+}
+
+/// Takes away the flow that has a port if it ended a while ago; of two cores one does.
+#[inline(never)]
+fn left<T: TableView>(table: &T, taken: &FlowKey, now: u64) -> bool {
+    let Some(other) = table.flow(taken) else { return false };
+    if !ended(other.state()) || other.seen.get() + LINGER > now {
+        return false;
+    }
+    table.remove(&other.leaves().reversed());
+    table.remove(taken)
+}
+
+/// Takes each direction of a flow away.
+#[inline(never)]
+pub(crate) fn forget<T: TableView>(table: &T, key: &FlowKey, flow: &Flow) {
+    if !answers_pass_by(flow.mode) {
+        table.remove(&flow.leaves().reversed());
+    }
+    table.remove(key);
+}
+
+/// Puts one direction of a new flow: that of packets with the key `from`, whose answers arrive with the key `answers`.
+#[inline(never)]
+fn put<T: TableView>(table: &T, from: &FlowKey, answers: &FlowKey, opening: &Opening) -> Inserted {
+    table.insert(from, &entry(from, answers, opening))
+}
+
+/// As [`put`], but keeps the entry aside.
+#[inline(never)]
+fn lend<T: TableView>(table: &T, from: &FlowKey, answers: &FlowKey, opening: &Opening) {
+    table.lend(&entry(from, answers, opening));
+}
+
+/// Written once as a whole: what is changed afterwards costs a copy on the stack.
+#[inline(always)]
+fn entry(from: &FlowKey, answers: &FlowKey, opening: &Opening) -> Flow {
+    Flow {
+        src: answers.dst,
+        dst: answers.src,
+        sport: answers.dport,
+        dport: answers.sport,
+        interface: opening.interface,
+        backend: opening.backend,
+        frontend: opening.frontend,
+        address_delta: csum::address_delta(&from.src, &answers.dst)
+            + csum::address_delta(&from.dst, &answers.src),
+        port_delta: port_delta(from, answers),
+        protocol: from.protocol,
+        mode: opening.mode,
+        state: Cell::new(opening.state),
+        told: Cell::new(0),
+        seen: Cell::new(opening.now),
+        packets: Cell::new(u64::from(opening.bytes != 0)),
+        bytes: Cell::new(opening.bytes),
+    }
+}
+
+#[inline(never)]
+fn port_delta(from: &FlowKey, answers: &FlowKey) -> u32 {
+    csum::delta(&from.sport, &answers.dport) + csum::delta(&from.dport, &answers.sport)
+}
+
+/// Hash of a client's address alone.
+#[inline(never)]
+pub fn source_hash(key: &FlowKey, seed: u64) -> u64 {
+    flow_hash(&FlowKey { src: key.src, dst: [0; 16], sport: [0; 2], dport: [0; 2], protocol: 0 }, seed)
+}
+
+/// Hash of a service's port alone.
+#[inline(never)]
+fn port_hash(key: &FlowKey, seed: u64) -> u64 {
+    flow_hash(&FlowKey { src: [0; 16], dst: key.dst, sport: [0; 2], dport: key.dport, protocol: 0 }, seed)
+}

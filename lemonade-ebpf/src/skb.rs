@@ -1,0 +1,65 @@
+//! A packet as programs at tc see it.
+
+use core::ffi::c_void;
+
+use aya_ebpf::bindings::{__sk_buff, BPF_F_RECOMPUTE_CSUM};
+use aya_ebpf::helpers::{bpf_skb_load_bytes, bpf_skb_store_bytes};
+use lemonade_common::packet::{Bytes, BytesMut};
+
+/// A packet in the kernel.
+pub struct Skb(pub *mut __sk_buff);
+
+impl Bytes for Skb {
+    #[inline(always)]
+    fn load<const N: usize>(&self, at: usize) -> Option<[u8; N]> {
+        let mut bytes = [0; N];
+        // SAFETY: `bytes` has room for N; the helper checks the packet's end.
+        let failed = unsafe {
+            bpf_skb_load_bytes(
+                self.0.cast::<c_void>(),
+                at as u32,
+                bytes.as_mut_ptr().cast::<c_void>(),
+                N as u32,
+            )
+        };
+        (failed == 0).then_some(bytes)
+    }
+
+    #[inline(always)]
+    fn length(&self) -> usize {
+        // SAFETY: a word of the context.
+        (unsafe { (*self.0).len }) as usize
+    }
+}
+
+impl BytesMut for Skb {
+    #[inline(always)]
+    fn store<const N: usize>(&mut self, at: usize, bytes: &[u8; N]) -> bool {
+        // SAFETY: `bytes` has N; the helper checks the packet's end.
+        unsafe { bpf_skb_store_bytes(self.0, at as u32, bytes.as_ptr().cast::<c_void>(), N as u32, 0) == 0 }
+    }
+}
+
+/// A packet of which so much is written anew that a sum over all of it, which the network card may have made, must follow.
+pub struct Anew(pub *mut __sk_buff);
+
+impl Bytes for Anew {
+    #[inline(always)]
+    fn load<const N: usize>(&self, at: usize) -> Option<[u8; N]> {
+        Skb(self.0).load(at)
+    }
+
+    #[inline(always)]
+    fn length(&self) -> usize {
+        Skb(self.0).length()
+    }
+}
+
+impl BytesMut for Anew {
+    #[inline(always)]
+    fn store<const N: usize>(&mut self, at: usize, bytes: &[u8; N]) -> bool {
+        let (bytes, flags) = (bytes.as_ptr().cast::<c_void>(), u64::from(BPF_F_RECOMPUTE_CSUM));
+        // SAFETY: `bytes` has N; the helper checks the packet's end.
+        unsafe { bpf_skb_store_bytes(self.0, at as u32, bytes, N as u32, flags) == 0 }
+    }
+}

@@ -1,0 +1,228 @@
+//! Maps of the forward plane, and the view of them that decisions are made by.
+
+use core::ffi::c_void;
+
+use aya_ebpf::bindings::{
+    BPF_NOEXIST, bpf_sock_tuple, bpf_sock_tuple__bindgen_ty_1, bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1,
+    bpf_sock_tuple__bindgen_ty_1__bindgen_ty_2,
+};
+use aya_ebpf::helpers::{bpf_sk_release, bpf_skc_lookup_tcp};
+use aya_ebpf::macros::map;
+use aya_ebpf::maps::{Array, HashMap, PerCpuArray, PerCpuHashMap};
+use lemonade_common::decide::{Inserted, TableView};
+use lemonade_common::forward::{Flow, Service, ServiceKey, Target, opened_key};
+use lemonade_common::gate::{GATE_KINDS, Gate, NEW_FLOWS};
+use lemonade_common::maglev::SLOTS;
+use lemonade_common::packet::{Family, Packet, family};
+use lemonade_common::{FlowKey, PacketReason};
+
+/// Flag of a map whose memory the control plane writes without a call for each element.
+const BPF_F_MMAPABLE: u32 = 1 << 10;
+
+/// Directions of flows; its size is set when it is made.
+#[map]
+static CONNECTIONS: HashMap<FlowKey, Shared> = HashMap::with_max_entries(1 << 18, 0);
+
+/// What is served.
+#[map]
+static SERVICES: HashMap<ServiceKey, Service> = HashMap::with_max_entries(1 << 14, 0);
+
+/// Not 0 once anything is served at all ports of an address.
+#[map]
+static ANY_PORTS: Array<u32> = Array::with_max_entries(1, 0);
+
+/// Backends by index.
+#[map]
+static BACKEND_TARGETS: HashMap<u32, Target> = HashMap::with_max_entries(1 << 16, 0);
+
+/// Rings one after another; how many is set when it is made.
+#[map]
+static RINGS: Array<u32> = Array::with_max_entries(SLOTS, BPF_F_MMAPABLE);
+
+/// Packets by reason.
+#[map]
+static REASONS: PerCpuArray<u64> = PerCpuArray::with_max_entries(PacketReason::COUNT as u32, 0);
+
+/// Flows opened by frontend and backend; whoever lists a backend makes its counters.
+#[map]
+static OPENED: PerCpuHashMap<u64, u64> = PerCpuHashMap::with_max_entries(1 << 16, 0);
+
+/// The packet that this core is about, which has no room on the stack.
+#[map]
+pub static PACKET: PerCpuArray<Packet> = PerCpuArray::with_max_entries(1, 0);
+
+/// The entry that this core has kept aside.
+#[map]
+static LENT: PerCpuArray<Shared> = PerCpuArray::with_max_entries(1, 0);
+
+/// What this core has let through, by kind.
+#[map]
+static GATES: PerCpuArray<Gate> = PerCpuArray::with_max_entries(GATE_KINDS, 0);
+
+/// How much each core lets through in a second, by kind.
+#[map]
+static LIMITS: Array<u32> = Array::with_max_entries(GATE_KINDS, 0);
+
+/// The seed of the flow hash.
+#[map]
+static SEED: Array<u64> = Array::with_max_entries(1, 0);
+
+/// An entry that all cores see.
+#[repr(transparent)]
+struct Shared(Flow);
+
+// SAFETY: whole words are loaded and stored, each by one instruction; which of two cores was last does not matter.
+unsafe impl Sync for Shared {}
+
+/// The maps as a decision sees them.
+pub struct Maps {
+    /// Context of the program, for helpers that ask for one.
+    pub context: *mut c_void,
+}
+
+impl TableView for Maps {
+    #[inline(always)]
+    fn flow(&self, key: &FlowKey) -> Option<&Flow> {
+        // SAFETY: what changes in an entry is atomic. One that is freed meanwhile may serve another flow while this
+        // packet is under way, as a packet may arrive a moment too late.
+        unsafe { CONNECTIONS.get(key) }.map(|shared| &shared.0)
+    }
+
+    #[inline(always)]
+    fn insert(&self, key: &FlowKey, flow: &Flow) -> Inserted {
+        const EXISTS: i32 = -17;
+        // SAFETY: the one is the other.
+        let shared = unsafe { &*core::ptr::from_ref(flow).cast::<Shared>() };
+        match CONNECTIONS.insert(key, shared, u64::from(BPF_NOEXIST)) {
+            Ok(()) => Inserted::Done,
+            Err(EXISTS) => Inserted::Exists,
+            Err(_) => Inserted::Full,
+        }
+    }
+
+    #[inline(always)]
+    fn remove(&self, key: &FlowKey) -> bool {
+        CONNECTIONS.remove(key).is_ok()
+    }
+
+    #[inline(always)]
+    fn lend(&self, flow: &Flow) {
+        let Some(place) = LENT.get_ptr_mut(0) else { return };
+        // SAFETY: this core's own, and a softirq does not interrupt another of its kind.
+        unsafe { core::ptr::copy_nonoverlapping(core::ptr::from_ref(flow).cast::<Shared>(), place, 1) };
+    }
+
+    #[inline(always)]
+    fn lent(&self) -> Option<&Flow> {
+        LENT.get(0).map(|shared| &shared.0)
+    }
+
+    #[inline(always)]
+    fn service(&self, key: &ServiceKey) -> Option<&Service> {
+        // SAFETY: values of this map are replaced, never changed.
+        unsafe { SERVICES.get(key) }
+    }
+
+    #[inline(always)]
+    fn any_ports(&self) -> bool {
+        ANY_PORTS.get(0).is_some_and(|any| *any != 0)
+    }
+
+    #[inline(always)]
+    fn slot(&self, ring: u32, slot: u32) -> Option<u32> {
+        RINGS.get(ring * SLOTS + slot).copied()
+    }
+
+    #[inline(always)]
+    fn target(&self, backend: u32) -> Option<&Target> {
+        // SAFETY: values of this map are replaced, never changed.
+        unsafe { BACKEND_TARGETS.get(&backend) }
+    }
+
+    #[inline(always)]
+    fn is_own(&self, key: &FlowKey) -> bool {
+        is_own(self.context, key)
+    }
+
+    #[inline(always)]
+    fn admits(&self, now: u64) -> bool {
+        admits(NEW_FLOWS, now)
+    }
+
+    #[inline(always)]
+    fn seed(&self) -> u64 {
+        SEED.get(0).copied().unwrap_or(0)
+    }
+}
+
+/// Whether one more of a kind may pass.
+#[inline(always)]
+pub fn admits(kind: u32, now: u64) -> bool {
+    let limit = LIMITS.get(kind).copied().unwrap_or(0);
+    let Some(gate) = GATES.get_ptr_mut(kind) else { return false };
+    // SAFETY: this core's own, and a softirq does not interrupt another of its kind.
+    unsafe { &mut *gate }.admits(now, limit)
+}
+
+/// Whether a TCP connection of this host has the key; one that merely listens does not.
+// A frame of its own: programs have 512 bytes of stack.
+#[inline(never)]
+fn is_own(context: *mut c_void, key: &FlowKey) -> bool {
+    /// `BPF_TCP_LISTEN` of `linux/bpf.h`.
+    const LISTEN: u32 = 10;
+    /// The namespace of the interface.
+    const HERE: u64 = u64::MAX;
+    let word = |at: &[u8; 16], n: usize| u32::from_ne_bytes([at[n], at[n + 1], at[n + 2], at[n + 3]]);
+    let words = |at: &[u8; 16]| [word(at, 0), word(at, 4), word(at, 8), word(at, 12)];
+    let (sport, dport) = (u16::from_ne_bytes(key.sport), u16::from_ne_bytes(key.dport));
+    let (ends, size) = match family(&key.dst) {
+        Family::V4 => {
+            let ends = bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1 {
+                saddr: word(&key.src, 12),
+                daddr: word(&key.dst, 12),
+                sport,
+                dport,
+            };
+            (bpf_sock_tuple__bindgen_ty_1 { ipv4: ends }, size_of_val(&ends))
+        }
+        Family::V6 => {
+            let ends = bpf_sock_tuple__bindgen_ty_1__bindgen_ty_2 {
+                saddr: words(&key.src),
+                daddr: words(&key.dst),
+                sport,
+                dport,
+            };
+            (bpf_sock_tuple__bindgen_ty_1 { ipv6: ends }, size_of_val(&ends))
+        }
+    };
+    let mut tuple = bpf_sock_tuple { __bindgen_anon_1: ends };
+    // SAFETY: the tuple has `size` bytes at least; what is found is released.
+    unsafe {
+        let socket = bpf_skc_lookup_tcp(context, &raw mut tuple, size as u32, HERE, 0);
+        if socket.is_null() {
+            return false;
+        }
+        let state = (*socket).state;
+        bpf_sk_release(socket.cast());
+        state != LISTEN
+    }
+}
+
+/// Counts what a packet came to, and hands on what is done with it.
+#[inline(always)]
+pub fn count<A>(reason: PacketReason, action: A) -> A {
+    if let Some(counter) = REASONS.get_ptr_mut(reason.index() as u32) {
+        // SAFETY: this core's own; a softirq does not interrupt another of its kind.
+        unsafe { *counter += 1 };
+    }
+    action
+}
+
+/// Counts a flow that was opened.
+#[inline(always)]
+pub fn opened(flow: &Flow) {
+    if let Some(counter) = OPENED.get_ptr_mut(opened_key(flow.frontend, flow.backend)) {
+        // SAFETY: this core's own; a softirq does not interrupt another of its kind.
+        unsafe { *counter += 1 };
+    }
+}

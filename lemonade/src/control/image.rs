@@ -1,0 +1,83 @@
+//! What the forward plane keeps in the kernel, as the control plane wants it, and the steps from one to the next. Pure.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+
+use lemonade_common::forward::{Service, ServiceKey, Target};
+
+use crate::model::Name;
+use crate::strategy::maglev::Share;
+
+/// Services, targets and rings.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Image {
+    /// What is served, by address; a service names its ring by number.
+    pub services: BTreeMap<ServiceKey, Service>,
+    /// Where backends are, by index.
+    pub targets: BTreeMap<u32, Target>,
+    /// Rings by number.
+    pub rings: BTreeMap<u32, Ring>,
+    /// Numbers without a ring, the one that has been without for longest first.
+    pub free: VecDeque<u32>,
+}
+
+/// A ring and what it was filled from.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Ring {
+    /// Pool, and whether the ring is of its IPv6 backends.
+    pub of: (Name, bool),
+    /// Shares, which say whether another one would be the same.
+    pub shares: Vec<Share>,
+    /// Index of the backend in each slot.
+    pub slots: Arc<[u32]>,
+}
+
+/// One step from an image to the next.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Op {
+    /// A backend comes, or is elsewhere.
+    PutTarget(u32, Target),
+    /// A ring that no service names is filled.
+    FillRing(u32, Arc<[u32]>),
+    /// New flows to an address go by this from now on.
+    PutService(ServiceKey, Service),
+    /// Nothing is served at an address any more.
+    RemoveService(ServiceKey),
+    /// A backend leaves; live flows know their own way.
+    RemoveTarget(u32),
+}
+
+impl Image {
+    /// An image with nothing in it and room for so many rings.
+    pub fn with_room(rings: u32) -> Self {
+        Self { free: (0..rings).collect(), ..Self::default() }
+    }
+
+    /// Ring of a pool's backends of one IP version.
+    pub fn ring_of(&self, pool: &Name, v6: bool) -> Option<(u32, &Ring)> {
+        let mut own = self.rings.iter().filter(|(_, ring)| ring.of.0 == *pool && ring.of.1 == v6);
+        own.next().map(|(number, ring)| (*number, ring))
+    }
+}
+
+/// Steps from `before` to `after`: targets and rings come first, then services flip, then what is left over goes.
+///
+/// After any number of them each new flow goes where `before` or `after` sends it: a ring that is filled is named by no
+/// service of `before`, and a backend's index means the same backend in both.
+pub fn steps(before: &Image, after: &Image) -> Vec<Op> {
+    let mut ops = Vec::new();
+    let changed = after.targets.iter().filter(|(ix, target)| before.targets.get(ix) != Some(target));
+    ops.extend(changed.map(|(ix, target)| Op::PutTarget(*ix, *target)));
+    let filled = after
+        .rings
+        .iter()
+        .filter(|(number, ring)| before.rings.get(number).is_none_or(|there| there.slots != ring.slots));
+    ops.extend(filled.map(|(number, ring)| Op::FillRing(*number, Arc::clone(&ring.slots))));
+    let flipped = after.services.iter().filter(|(key, service)| before.services.get(key) != Some(service));
+    ops.extend(flipped.map(|(key, service)| Op::PutService(*key, *service)));
+    let gone = before.services.keys().filter(|key| !after.services.contains_key(key));
+    ops.extend(gone.map(|key| Op::RemoveService(*key)));
+    let gone = before.targets.keys().filter(|ix| !after.targets.contains_key(ix));
+    ops.extend(gone.map(|ix| Op::RemoveTarget(*ix)));
+    ops
+}

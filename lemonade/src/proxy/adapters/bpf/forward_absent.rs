@@ -1,0 +1,117 @@
+//! The forward plane's part in the kernel, in a build without kernel programs.
+
+use std::io;
+use std::time::Duration;
+
+use lemonade_common::forward::{Flow, Service, ServiceKey, Target};
+use lemonade_common::{FlowKey, PacketReason};
+
+use super::{Kernel, Unavailable};
+
+/// What one trial run of a program came to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Trial {
+    /// Action of tc that the program returned.
+    pub action: u32,
+    /// The packet as the program left it.
+    pub packet: Vec<u8>,
+    /// Time of one run, on average.
+    pub took: Duration,
+}
+
+/// Nothing to forward with.
+#[derive(Debug)]
+pub enum Forward {}
+
+#[expect(clippy::missing_errors_doc, reason = "there is no value to call these on")]
+impl Forward {
+    /// Says why there is nothing.
+    pub fn load(_: u32, _: u32, _: u64) -> Result<Self, Unavailable> {
+        match Kernel::load()? {}
+    }
+
+    /// Never called.
+    pub fn attach(&mut self, _: &str) -> Result<(), Unavailable> {
+        match *self {}
+    }
+
+    /// Never called.
+    pub fn detach_others(&mut self, _: &[String]) {
+        match *self {}
+    }
+
+    /// Never called.
+    pub fn interfaces(&self) -> Vec<String> {
+        match *self {}
+    }
+
+    /// Never called.
+    pub fn put_service(&mut self, _: ServiceKey, _: Service) -> Result<(), Unavailable> {
+        match *self {}
+    }
+
+    /// Never called.
+    pub fn remove_service(&mut self, _: ServiceKey) {
+        match *self {}
+    }
+
+    /// Never called.
+    pub fn put_target(&mut self, _: u32, _: Target) -> Result<(), Unavailable> {
+        match *self {}
+    }
+
+    /// Never called.
+    pub fn remove_target(&mut self, _: u32) {
+        match *self {}
+    }
+
+    /// Never called.
+    pub fn fill_ring(&mut self, _: u32, _: &[u32]) {
+        match *self {}
+    }
+
+    /// Never called.
+    pub fn reasons(&self) -> [u64; PacketReason::COUNT] {
+        match *self {}
+    }
+
+    /// Never called.
+    pub fn flows(&self) -> io::Result<Vec<(FlowKey, Flow)>> {
+        match *self {}
+    }
+
+    /// Never called.
+    pub fn sweep(&mut self) -> io::Result<(Vec<(FlowKey, Flow)>, bool)> {
+        match *self {}
+    }
+
+    /// Never called.
+    pub fn flow(&self, _: &FlowKey) -> Option<Flow> {
+        match *self {}
+    }
+
+    /// Never called.
+    pub fn count_opened(&mut self, _: u32, _: u32) -> Result<(), Unavailable> {
+        match *self {}
+    }
+
+    /// Never called.
+    pub fn opened(&self, _: u32, _: u32) -> u64 {
+        match *self {}
+    }
+
+    /// Never called.
+    pub fn forget_opened(&mut self, _: u32, _: u32) {
+        match *self {}
+    }
+
+    /// Never called.
+    pub fn forget(&mut self, _: &[FlowKey]) {
+        match *self {}
+    }
+
+    /// Never called.
+    pub fn trial(&mut self, _: &[u8], _: u32) -> Result<Trial, Unavailable> {
+        match *self {}
+    }
+}

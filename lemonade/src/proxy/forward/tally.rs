@@ -1,0 +1,273 @@
+//! What the connection table holds, added up for each frontend and backend and noted at their cells.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use lemonade_common::forward::{DOWN, Flow, ended};
+use lemonade_common::{BackendIx, FrontendIx};
+
+use crate::control::table::DispatchTable;
+use crate::model::config::Protocol;
+use crate::model::{BackendCell, FrontendCell};
+
+/// A frontend and one of its backends.
+pub(super) type Lane = (FrontendIx, BackendIx);
+
+/// What a direction of flows carried.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Carried {
+    packets: u64,
+    bytes: u64,
+}
+
+impl Carried {
+    fn add(&mut self, flow: &Flow) {
+        self.packets += flow.packets.get();
+        self.bytes += flow.bytes.get();
+    }
+
+    const fn plus(self, other: Self) -> Self {
+        Self { packets: self.packets + other.packets, bytes: self.bytes + other.bytes }
+    }
+
+    fn at_least(self, other: Self) -> Self {
+        Self { packets: self.packets.max(other.packets), bytes: self.bytes.max(other.bytes) }
+    }
+}
+
+/// The flows of one lane.
+#[derive(Debug, Default)]
+struct Lined {
+    /// In this round so far.
+    counting: Round,
+    /// Of flows that were forgotten in rounds before.
+    gone: [Carried; 2],
+    /// As noted at the cells.
+    noted: Noted,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Round {
+    live: u64,
+    /// Up and down.
+    carried: [Carried; 2],
+    forgotten: [Carried; 2],
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Noted {
+    opened: u64,
+    closed: u64,
+    carried: [Carried; 2],
+}
+
+impl Noted {
+    const fn live(&self) -> u64 {
+        self.opened - self.closed
+    }
+}
+
+/// Every lane that has or had flows.
+#[derive(Debug, Default)]
+pub(super) struct Tally {
+    lanes: BTreeMap<Lane, Lined>,
+    entries: u64,
+}
+
+/// What a whole round over the table came to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Total {
+    /// Entries in the table.
+    pub(super) entries: u64,
+    /// Flows that have not ended.
+    pub(super) live: u64,
+    /// Flows opened since the last round.
+    pub(super) opened: u64,
+    /// Flows ended since the last round.
+    pub(super) closed: u64,
+}
+
+impl Tally {
+    /// Begins to count a lane.
+    pub(super) fn follow(&mut self, lane: Lane) {
+        self.lanes.entry(lane).or_default();
+    }
+
+    /// Takes one direction of a flow in, and whether it was forgotten just now.
+    pub(super) fn see(&mut self, flow: &Flow, forgotten: bool) {
+        self.entries += u64::from(!forgotten);
+        let lane = (FrontendIx(flow.frontend), BackendIx(flow.backend));
+        let round = &mut self.lanes.entry(lane).or_default().counting;
+        let down = usize::from(flow.state() & DOWN != 0);
+        round.carried[down].add(flow);
+        if forgotten {
+            round.forgotten[down].add(flow);
+        } else if down == 0 && !ended(flow.state()) {
+            round.live += 1;
+        }
+    }
+
+    /// Flows of such lanes that have not ended, as the last round found them.
+    pub(super) fn live(&self, such: impl Fn(Lane) -> bool) -> u64 {
+        self.lanes.iter().filter(|(lane, _)| such(**lane)).map(|(_, lined)| lined.noted.live()).sum()
+    }
+
+    /// Ends a round: notes at the cells of `table` what has changed, given how many flows each lane has opened in all.
+    ///
+    /// Lanes that are in no table and have no flow are forgotten; they are returned.
+    pub(super) fn settle(
+        &mut self,
+        table: &DispatchTable,
+        opened: impl Fn(Lane) -> u64,
+    ) -> (Total, Vec<Lane>) {
+        let mut total = Total { entries: self.entries, ..Total::default() };
+        self.entries = 0;
+        let backends = table.pools.values().flat_map(|pool| &pool.backends);
+        let cells: BTreeMap<BackendIx, &BackendCell> =
+            backends.map(|backend| (backend.ix, &*backend.cell)).collect();
+        let mut left = Vec::new();
+        for (lane, lined) in &mut self.lanes {
+            let before = lined.noted;
+            let round = std::mem::take(&mut lined.counting);
+            let opened = opened(*lane).max(before.opened);
+            // A flow that opens while the table is read may be missed, and one that ends be seen: what was noted stands.
+            let closed = opened.saturating_sub(round.live).max(before.closed);
+            let sum = |way: usize| lined.gone[way].plus(round.carried[way]).at_least(before.carried[way]);
+            let now = Noted { opened, closed, carried: [sum(0), sum(1)] };
+            for way in 0..2 {
+                lined.gone[way] = lined.gone[way].plus(round.forgotten[way]);
+            }
+            lined.noted = now;
+            total.live += now.live();
+            total.opened += now.opened - before.opened;
+            total.closed += now.closed - before.closed;
+            let frontend = table.frontends.get(&lane.0);
+            let backend = cells.get(&lane.1).copied();
+            if let Some(entry) = frontend {
+                note_frontend(&entry.cell, &before, &now, entry.frontend.protocol);
+            }
+            if let Some(cell) = backend {
+                note_backend(cell, &before, &now);
+            }
+            if (frontend.is_none() || backend.is_none()) && now.live() == 0 {
+                left.push(*lane);
+            }
+        }
+        for lane in &left {
+            self.lanes.remove(lane);
+        }
+        (total, left)
+    }
+}
+
+fn note_frontend(cell: &FrontendCell, before: &Noted, now: &Noted, protocol: Protocol) {
+    let add = |counter: &AtomicU64, before: u64, now: u64| counter.fetch_add(now - before, Ordering::AcqRel);
+    // Opened comes first, so that no reader sees more closed than opened.
+    add(&cell.opened, before.opened, now.opened);
+    add(&cell.closed, before.closed, now.closed);
+    level(&cell.live, before.live(), now.live());
+    add(&cell.bytes_up, before.carried[0].bytes, now.carried[0].bytes);
+    add(&cell.bytes_down, before.carried[1].bytes, now.carried[1].bytes);
+    if protocol == Protocol::Udp {
+        add(&cell.datagrams_up, before.carried[0].packets, now.carried[0].packets);
+        add(&cell.datagrams_down, before.carried[1].packets, now.carried[1].packets);
+    }
+}
+
+fn note_backend(cell: &BackendCell, before: &Noted, now: &Noted) {
+    let add = |counter: &AtomicU64, before: u64, now: u64| counter.fetch_add(now - before, Ordering::AcqRel);
+    add(&cell.picks, before.opened, now.opened);
+    add(&cell.opened, before.opened, now.opened);
+    level(&cell.live, before.live(), now.live());
+    add(&cell.bytes_up, before.carried[0].bytes, now.carried[0].bytes);
+    add(&cell.bytes_down, before.carried[1].bytes, now.carried[1].bytes);
+}
+
+/// Moves a gauge that the proxy moves too.
+fn level(gauge: &AtomicU32, before: u64, now: u64) {
+    if now >= before {
+        gauge.fetch_add((now - before) as u32, Ordering::AcqRel);
+    } else {
+        gauge.fetch_sub((before - now) as u32, Ordering::AcqRel);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use lemonade_common::forward::{FIN_DOWN, FIN_UP};
+
+    use super::*;
+    use crate::control::compile::tests::{backend, config, frontend, next, pool};
+    use crate::health::port::HealthView;
+
+    fn table() -> DispatchTable {
+        let config = config([pool("web", [backend("a", 1)])], [frontend("f", 80, "web")]);
+        next(&config, &HealthView::default(), &DispatchTable::default())
+    }
+
+    fn lane(table: &DispatchTable) -> Lane {
+        (*table.frontends.keys().next().unwrap(), table.pools["web"].backends[0].ix)
+    }
+
+    fn flow(lane: Lane, state: u32, bytes: u64) -> Flow {
+        Flow {
+            frontend: lane.0.0,
+            backend: lane.1.0,
+            state: Cell::new(state.into()),
+            packets: Cell::new(1),
+            bytes: Cell::new(bytes),
+            ..Flow::default()
+        }
+    }
+
+    #[test]
+    fn opened_less_closed_is_live_and_bytes_outlive_their_flow() {
+        let table = table();
+        let own = lane(&table);
+        let cells = || {
+            let (entry, backend) = (&table.frontends[&own.0], &table.pools["web"].backends[0]);
+            let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+            let cell = &entry.cell;
+            assert_eq!(backend.cell.live.load(Ordering::Relaxed), cell.live.load(Ordering::Relaxed));
+            assert_eq!(load(&cell.opened) - load(&cell.closed), u64::from(cell.live.load(Ordering::Relaxed)));
+            [load(&cell.opened), load(&cell.closed), load(&cell.bytes_up), load(&cell.bytes_down)]
+        };
+        let mut tally = Tally::default();
+        tally.follow(own);
+        for up in [100, 50] {
+            tally.see(&flow(own, 0, up), false);
+            tally.see(&flow(own, DOWN, 1_000), false);
+        }
+        let (total, left) = tally.settle(&table, |_| 2);
+        assert_eq!(total, Total { entries: 4, live: 2, opened: 2, closed: 0 });
+        assert_eq!((left, cells()), (vec![], [2, 0, 150, 2_000]));
+        // One has ended and is forgotten; another began and ended between the rounds.
+        tally.see(&flow(own, FIN_UP | FIN_DOWN, 110), true);
+        tally.see(&flow(own, DOWN | FIN_UP | FIN_DOWN, 1_100), true);
+        tally.see(&flow(own, 0, 50), false);
+        tally.see(&flow(own, DOWN, 1_000), false);
+        let (total, _) = tally.settle(&table, |_| 3);
+        assert_eq!(total, Total { entries: 2, live: 1, opened: 1, closed: 2 });
+        assert_eq!(cells(), [3, 2, 160, 2_100]);
+        tally.see(&flow(own, 0, 60), false);
+        tally.settle(&table, |_| 3);
+        assert_eq!(cells(), [3, 2, 170, 2_100], "what the forgotten flow carried still counts");
+    }
+
+    #[test]
+    fn a_lane_that_left_the_table_is_counted_until_its_last_flow_has_ended() {
+        let table = table();
+        let own = lane(&table);
+        let mut tally = Tally::default();
+        tally.see(&flow(own, 0, 1), false);
+        tally.settle(&table, |_| 1);
+        assert_eq!(tally.live(|lane| lane == own), 1);
+        let empty = DispatchTable::default();
+        tally.see(&flow(own, 0, 1), false);
+        assert_eq!(tally.settle(&empty, |_| 1).1, vec![]);
+        assert_eq!(tally.settle(&empty, |_| 1).1, vec![own]);
+        assert_eq!(tally.lanes.len(), 0);
+    }
+}
