@@ -17,6 +17,7 @@ pub mod maglev;
 pub mod packet;
 pub mod rewrite;
 pub mod sk_msg;
+pub mod splice;
 pub mod verdict;
 
 pub use flow::FlowKey;
