@@ -7,8 +7,12 @@ use std::path::PathBuf;
 const FOLDER: &str = "LEMONADE_BPF_OBJECTS";
 
 /// Objects with the variables that tell their places to the code.
-const OBJECTS: [(&str, &str); 3] =
-    [("proxy", "LEMONADE_BPF_PROXY"), ("sk_msg", "LEMONADE_BPF_SK_MSG"), ("forward", "LEMONADE_BPF_FORWARD")];
+const OBJECTS: [(&str, &str); 4] = [
+    ("proxy", "LEMONADE_BPF_PROXY"),
+    ("sk_msg", "LEMONADE_BPF_SK_MSG"),
+    ("forward", "LEMONADE_BPF_FORWARD"),
+    ("splice", "LEMONADE_BPF_SPLICE"),
+];
 
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");

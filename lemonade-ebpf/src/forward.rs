@@ -21,16 +21,16 @@ use lemonade_common::{FlowKey, PacketReason, rewrite};
 
 /// Flag of `bpf_l4_csum_replace` for IPv6 addresses, which a checksum made by the network card needs (Linux 6.16 and
 /// stable kernels); it is not in the bindings.
-const BPF_F_IPV6: u64 = 1 << 7;
+pub(crate) const BPF_F_IPV6: u64 = 1 << 7;
 
 /// Flag of `bpf_check_mtu` that asks for every segment of a packet that is cut later.
 const BPF_MTU_CHK_SEGS: u64 = 1;
 
 /// Bytes that every link takes, so that smaller packets need no look at it.
-const SMALL: u32 = 576;
+pub(crate) const SMALL: u32 = 576;
 
 /// Flag of a map whose memory the control plane writes without a call for each element.
-const BPF_F_MMAPABLE: u32 = 1 << 10;
+pub(crate) const BPF_F_MMAPABLE: u32 = 1 << 10;
 
 /// Directions of flows; its size is set when it is made.
 #[map]
@@ -54,7 +54,7 @@ static REASONS: PerCpuArray<u64> = PerCpuArray::with_max_entries(PacketReason::C
 
 /// The packet that this core is about, which has no room on the stack.
 #[map]
-static PACKET: PerCpuArray<Packet> = PerCpuArray::with_max_entries(1, 0);
+pub(crate) static PACKET: PerCpuArray<Packet> = PerCpuArray::with_max_entries(1, 0);
 
 /// The seed of the flow hash.
 #[map]
@@ -119,7 +119,7 @@ impl TableView for Maps {
 }
 
 /// A packet in the kernel.
-struct Skb(*mut __sk_buff);
+pub(crate) struct Skb(pub(crate) *mut __sk_buff);
 
 impl Bytes for Skb {
     #[inline(always)]
@@ -184,7 +184,7 @@ fn send(skb: &Skb, packet: &Packet, flow: &Flow, reason: PacketReason) -> i32 {
 }
 
 #[inline(always)]
-fn too_big(skb: &Skb, interface: u32) -> bool {
+pub(crate) fn too_big(skb: &Skb, interface: u32) -> bool {
     let mut mtu = 0;
     // SAFETY: `mtu` is one word. Only packets of one segment have a length to compare, the others have segments.
     unsafe {
@@ -215,7 +215,7 @@ fn rewritten(skb: &Skb, packet: &Packet, flow: &Flow) -> bool {
 }
 
 #[inline(always)]
-fn store<const N: usize>(skb: &Skb, at: usize, bytes: &[u8; N]) -> bool {
+pub(crate) fn store<const N: usize>(skb: &Skb, at: usize, bytes: &[u8; N]) -> bool {
     // SAFETY: `bytes` has N; the helper checks the packet's end.
     unsafe { bpf_skb_store_bytes(skb.0, at as u32, bytes.as_ptr().cast::<c_void>(), N as u32, 0) == 0 }
 }

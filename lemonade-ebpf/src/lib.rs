@@ -10,3 +10,4 @@ pub mod maps;
 pub mod signals;
 pub mod sk_msg;
 pub mod sockmap;
+pub mod splice;

@@ -6,3 +6,4 @@ mod forward;
 mod forwarding;
 mod programs;
 mod signals;
+mod splice;

@@ -25,6 +25,7 @@ pub fn programs() -> Result<Verdicts, Unavailable> {
     {
         let mut programs = Kernel::load()?.verify();
         programs.push(super::Forward::verify());
+        programs.extend(super::Splice::verify());
         Ok(programs.into_iter().map(|own| (own.name, own.verdict)).collect())
     }
     #[cfg(not(all(feature = "ebpf", target_os = "linux")))]
