@@ -7,11 +7,12 @@ use std::path::PathBuf;
 const FOLDER: &str = "LEMONADE_BPF_OBJECTS";
 
 /// Objects with the variables that tell their places to the code.
-const OBJECTS: [(&str, &str); 4] = [
+const OBJECTS: [(&str, &str); 5] = [
     ("proxy", "LEMONADE_BPF_PROXY"),
     ("sk_msg", "LEMONADE_BPF_SK_MSG"),
     ("forward", "LEMONADE_BPF_FORWARD"),
     ("decap", "LEMONADE_BPF_DECAP"),
+    ("splice", "LEMONADE_BPF_SPLICE"),
 ];
 
 fn main() {

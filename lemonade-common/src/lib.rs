@@ -21,6 +21,7 @@ mod open;
 pub mod packet;
 pub mod rewrite;
 pub mod sk_msg;
+pub mod splice;
 pub mod verdict;
 
 pub use flow::FlowKey;

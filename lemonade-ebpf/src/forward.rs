@@ -24,13 +24,13 @@ use crate::tables::{Maps, PACKET, admits, count, opened};
 
 /// Flag of `bpf_l4_csum_replace` for IPv6 addresses, which a checksum made by the network card needs (Linux 6.16 and
 /// stable kernels); it is not in the bindings.
-const BPF_F_IPV6: u64 = 1 << 7;
+pub(crate) const BPF_F_IPV6: u64 = 1 << 7;
 
 /// Flag of `bpf_check_mtu` that asks for every segment of a packet that is cut later.
 const BPF_MTU_CHK_SEGS: u64 = 1;
 
 /// Bytes that every link takes, so that smaller packets need no look at it.
-const SMALL: u32 = 576;
+pub(crate) const SMALL: u32 = 576;
 
 /// What becomes of a packet that has arrived: an action of tc.
 #[inline(always)]
@@ -116,7 +116,7 @@ fn overhead(flow: &Flow) -> i32 {
 
 /// The largest packet that goes through, if this one is larger; else 0.
 #[inline(always)]
-fn exceeded(skb: &Skb, interface: u32, overhead: i32) -> u32 {
+pub(crate) fn exceeded(skb: &Skb, interface: u32, overhead: i32) -> u32 {
     let mut mtu = 0;
     // SAFETY: `mtu` is one word. Only packets of one segment have a length to compare, the others have segments; these
     // shrink by what is put in front of them, so that they fit afterwards if they do before.

@@ -13,4 +13,5 @@ pub mod signals;
 pub mod sk_msg;
 pub mod skb;
 pub mod sockmap;
+pub mod splice;
 pub mod tables;

@@ -17,7 +17,7 @@ use lemonade_common::packet::{Family, Packet, family};
 use lemonade_common::{FlowKey, PacketReason};
 
 /// Flag of a map whose memory the control plane writes without a call for each element.
-const BPF_F_MMAPABLE: u32 = 1 << 10;
+pub const BPF_F_MMAPABLE: u32 = 1 << 10;
 
 /// Directions of flows; its size is set when it is made.
 #[map]

@@ -11,5 +11,6 @@ mod modes;
 mod passing;
 mod programs;
 mod signals;
+mod splice;
 mod too_big;
 mod xdp;

@@ -1,8 +1,8 @@
-//! Every program of the proxy's and of the forward plane's object goes through the verifier.
+//! Every program of the proxy's, of the forward plane's and of relay splice's object goes through the verifier.
 
 use std::collections::BTreeMap;
 
-use lemonade::proxy::adapters::bpf::{Decap, Forward, Kernel, SkMsg};
+use lemonade::proxy::adapters::bpf::{Decap, Forward, Kernel, SkMsg, Splice};
 
 /// Instructions that the verifier may follow at most, by program; docs/guide/kernel.md tells of it.
 const BOUNDS: &str = include_str!("verified.txt");
@@ -14,6 +14,7 @@ fn every_program_passes_the_verifier_within_its_bound() {
     assert!(!programs.is_empty(), "the object has no program");
     programs.extend([Forward::verify(), Forward::verify_xdp(), Decap::verify()]);
     programs.extend(SkMsg::verify());
+    programs.extend(Splice::verify());
     let mut bounds: BTreeMap<&str, u32> = BOUNDS
         .lines()
         .filter(|line| !line.starts_with('#'))

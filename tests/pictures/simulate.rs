@@ -58,6 +58,7 @@ pub fn run(kind: StrategyKind) -> Told {
         .enumerate()
         .map(|(position, weight)| Candidate {
             ix: BackendIx(100 + u32::try_from(position).expect("three")),
+            identity: format!("10.0.0.{position}:80").into(),
             position,
             weight,
             max_connections: 0,
@@ -87,6 +88,7 @@ pub fn run(kind: StrategyKind) -> Told {
             let view = PoolView {
                 candidates: &candidates,
                 cursor: &cursor,
+                seed: 5,
                 now: Moment(now),
                 entropy: random.u64(..),
                 excluded: &excluded,

@@ -11,6 +11,7 @@ pub mod load;
 pub mod netns;
 pub mod packets;
 pub mod plane;
+pub mod segments;
 pub mod sequence;
 pub mod setup;
 pub mod skip;

@@ -116,6 +116,40 @@ impl Shape {
     }
 }
 
+/// A TCP segment, whose checksum is computed here, behind the headers of its packet.
+///
+/// # Panics
+/// When the addresses are of two families.
+pub fn framed(from: IpAddr, to: IpAddr, ttl: u8, mut segment: Vec<u8>) -> Vec<u8> {
+    segment[16..18].copy_from_slice(&[0, 0]);
+    let sum = checksum(&pseudo(from, to, 6, &segment));
+    segment[16..18].copy_from_slice(&sum);
+    let mut bytes = vec![2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2];
+    match (from, to) {
+        (IpAddr::V4(from), IpAddr::V4(to)) => {
+            bytes.extend([0x08, 0x00]);
+            let mut header = vec![0x45, 0];
+            header.extend(((20 + segment.len()) as u16).to_be_bytes());
+            header.extend([0x12, 0x34, 0x40, 0x00, ttl, 6, 0, 0]);
+            header.extend(from.octets());
+            header.extend(to.octets());
+            let sum = checksum(&header);
+            header[10..12].copy_from_slice(&sum);
+            bytes.extend(header);
+        }
+        (IpAddr::V6(from), IpAddr::V6(to)) => {
+            bytes.extend([0x86, 0xdd, 0x60, 0, 0, 0]);
+            bytes.extend((segment.len() as u16).to_be_bytes());
+            bytes.extend([6, ttl]);
+            bytes.extend(from.octets());
+            bytes.extend(to.octets());
+        }
+        _ => panic!("{from} and {to} are of two families"),
+    }
+    bytes.extend(segment);
+    bytes
+}
+
 /// An ICMP error that `router` sends about `packet`, with `quoted` bytes of it from its IP header on.
 pub fn icmp_error(router: IpAddr, kind: u8, packet: &[u8], quoted: usize) -> Vec<u8> {
     let quote = &packet[14..packet.len().min(14 + quoted)];

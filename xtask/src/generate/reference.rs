@@ -5,7 +5,7 @@ use std::fmt::Write;
 use serde_json::{Map, Value};
 
 /// Sections in the order of the annotated file, with the definition that describes each.
-const SECTIONS: [(&str, &str); 8] = [
+const SECTIONS: [(&str, &str); 9] = [
     ("[runtime]", "Runtime"),
     ("[admin]", "Admin"),
     ("[log]", "Log"),

@@ -346,7 +346,7 @@ impl Forward {
     }
 }
 
-fn table<'a, T>(ebpf: &'a mut Ebpf, name: &str) -> Result<T, Unavailable>
+pub(super) fn table<'a, T>(ebpf: &'a mut Ebpf, name: &str) -> Result<T, Unavailable>
 where
     T: TryFrom<&'a mut Map>,
     T::Error: std::fmt::Display,

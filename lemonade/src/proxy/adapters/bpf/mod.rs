@@ -19,6 +19,8 @@ mod forward;
 #[path = "forward_absent.rs"]
 mod forward;
 #[cfg(all(feature = "ebpf", target_os = "linux"))]
+mod interfaces;
+#[cfg(all(feature = "ebpf", target_os = "linux"))]
 mod layout;
 #[cfg(all(feature = "ebpf", target_os = "linux"))]
 mod loader;
@@ -30,6 +32,8 @@ mod sk_msg;
 mod sk_msg;
 #[cfg(all(feature = "ebpf", target_os = "linux"))]
 mod sockmap;
+#[cfg(all(feature = "ebpf", target_os = "linux"))]
+mod splice;
 
 #[cfg(not(all(feature = "ebpf", target_os = "linux")))]
 pub use absent::{Kernel, Sockmap, cleanup};
@@ -42,6 +46,8 @@ pub use loader::{Kernel, Verified};
 pub use sk_msg::SkMsg;
 #[cfg(all(feature = "ebpf", target_os = "linux"))]
 pub use sockmap::Sockmap;
+#[cfg(all(feature = "ebpf", target_os = "linux"))]
+pub use splice::{Seen, Splice};
 
 /// Why there is nothing of Lemonade in the kernel, and what would change that.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

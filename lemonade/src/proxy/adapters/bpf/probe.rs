@@ -26,6 +26,7 @@ pub fn programs() -> Result<Verdicts, Unavailable> {
         let mut programs = Kernel::load()?.verify();
         programs.extend([super::Forward::verify(), super::Forward::verify_xdp(), super::Decap::verify()]);
         programs.extend(super::SkMsg::verify());
+        programs.extend(super::Splice::verify());
         Ok(programs.into_iter().map(|own| (own.name, own.verdict)).collect())
     }
     #[cfg(not(all(feature = "ebpf", target_os = "linux")))]
