@@ -11,17 +11,18 @@ use lemonade_tests::{socket, stream};
 use crate::stages::{DOWN, Side, Stage};
 
 const PAIRS: usize = 64;
-/// With `LEMONADE_FULL=1`: so many, pressed for so long.
-const FULL: (usize, Duration) = (200, Duration::from_secs(60));
-/// Of each peer's socket when there are so many.
-const OWN_BUFFER: usize = 256 << 10;
+/// With `LEMONADE_FULL=1`: so many, as far as the host's TCP memory goes, pressed for so long.
+const FULL: (u64, Duration) = (200, Duration::from_secs(60));
+/// What the kernel holds at most of one pair whose reader has stopped, in bytes, with its own overhead.
+const HELD: u64 = 12 << 20;
 /// Default of `relay_buffer`.
 const RELAY_BUFFER: u64 = 64 << 10;
 /// What tasks, sockets and the allocator may cost beside the relay buffers.
 const SLACK: u64 = 24 << 20;
 
 pub(crate) fn stopped_readers_press_back_and_cost_bounded_memory(plane: &dyn Plane) {
-    stopped_readers(plane, if full() { FULL.0 } else { PAIRS });
+    let room = usize::try_from(FULL.0.min(memory_without_pressure() / HELD)).expect("a small number");
+    stopped_readers(plane, if full() { room } else { PAIRS });
 }
 
 /// A single one, for relays that have to be quicker than the machine is busy.
@@ -35,11 +36,9 @@ fn stopped_readers(plane: &dyn Plane, count: usize) {
     let mut pairs: Vec<(TcpStream, TcpStream)> = (0..count).map(|_| stage.connect(Side::Backend)).collect();
     let before = stage.served.process().map(|process| process.resident());
     if full() {
-        // Hundreds of pairs with buffers of any size would meet the limit of the whole host's TCP memory, where the kernel
-        // drops segments and stalls each connection, a direct one too.
         for (backend, client) in &pairs {
-            socket2::SockRef::from(backend).set_send_buffer_size(OWN_BUFFER).expect("a size of a buffer");
-            socket2::SockRef::from(client).set_recv_buffer_size(OWN_BUFFER).expect("a size of a buffer");
+            socket::small_buffers(backend);
+            socket::small_buffers(client);
         }
     }
 
@@ -69,6 +68,13 @@ fn stopped_readers(plane: &dyn Plane, count: usize) {
 fn kernel_limit(name: &str) -> u64 {
     let text = std::fs::read_to_string(format!("/proc/sys/net/ipv4/{name}")).expect("a Linux host");
     text.split_whitespace().last().and_then(|n| n.parse().ok()).expect("three numbers")
+}
+
+/// Bytes that all TCP sockets of the host may hold before the kernel presses on them.
+fn memory_without_pressure() -> u64 {
+    let text = std::fs::read_to_string("/proc/sys/net/ipv4/tcp_mem").expect("a Linux host");
+    let pages: u64 = text.split_whitespace().nth(1).and_then(|n| n.parse().ok()).expect("three numbers");
+    pages * rustix::param::page_size() as u64
 }
 
 pub(crate) fn a_trickling_reader_gets_every_byte(plane: &dyn Plane) {

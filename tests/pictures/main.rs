@@ -22,7 +22,8 @@ fn writes() -> bool {
 
 #[test]
 fn strategies_are_drawn_as_they_behave() {
-    for kind in StrategyKind::ALL {
+    // source_hash goes by the client's address alone, and the simulation has one client.
+    for kind in StrategyKind::ALL.into_iter().filter(|kind| *kind != StrategyKind::SourceHash) {
         let told = simulate::run(kind);
         let picture = draw::picture(kind, &told);
         let path = folder().join(format!("{}.svg", kind.as_str()));

@@ -13,8 +13,8 @@ use tokio::runtime::{Builder, Runtime};
 use tokio::sync::watch;
 
 use crate::load::{self, HEADER, Header, Kind};
-use crate::stream;
-use crate::transfer;
+use crate::skip::full;
+use crate::{socket, stream, transfer};
 
 /// Greeting of a backend that speaks first.
 pub const GREETING: &[u8; 16] = b"server speaks 1\n";
@@ -276,6 +276,9 @@ fn half_open(address: SocketAddr) -> bool {
 async fn connection(shared: Arc<Shared>, mut stream: TcpStream) {
     let truth = &shared.truth;
     stream.set_nodelay(true).expect("option of a live socket");
+    if full() {
+        socket::small_buffers(&stream);
+    }
     if shared.speaks_first && stream.write_all(GREETING).await.is_ok() {
         truth.count_sent(GREETING.len());
     }

@@ -27,6 +27,22 @@ pub fn bounded(stream: &TcpStream) -> io::Result<()> {
     stream.set_nodelay(true)
 }
 
+/// Bounds the buffers of a socket, for tests with hundreds of connections that are full.
+///
+/// With buffers of any size they would meet the limit of the whole host's TCP memory, where the kernel drops segments and
+/// stalls each connection, a direct one too.
+///
+/// # Panics
+/// When the socket is closed.
+pub fn small_buffers(socket: &impl std::os::fd::AsFd) {
+    const BYTES: usize = 256 << 10;
+    let socket = SockRef::from(socket);
+    socket
+        .set_send_buffer_size(BYTES)
+        .and_then(|()| socket.set_recv_buffer_size(BYTES))
+        .expect("a live socket");
+}
+
 /// Reads once, for as long as the socket is bounded to.
 ///
 /// The kernel lets a blocking read of a socket that is in a sockmap return "would block" before its time, when something

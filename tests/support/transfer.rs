@@ -11,7 +11,8 @@ use tokio::time::timeout;
 
 use crate::backend::GREETING;
 use crate::load::{Header, Kind};
-use crate::stream;
+use crate::skip::full;
+use crate::{socket, stream};
 
 /// Largest stream.
 pub const LARGEST: u64 = 64 << 20;
@@ -84,6 +85,9 @@ pub async fn client(address: SocketAddr, transfer: Transfer) -> Result<(), Strin
     let Transfer { seed, up, down, early, waits } = transfer;
     let stream = TcpStream::connect(address).await.map_err(|error| format!("connect: {error}"))?;
     stream.set_nodelay(true).map_err(|error| format!("option: {error}"))?;
+    if full() {
+        socket::small_buffers(&stream);
+    }
     let (mut reader, mut writer) = stream.into_split();
     let sending = async {
         let mut first = Header { kind: Kind::Transfer, seed, up, down }.encode().to_vec();

@@ -59,7 +59,7 @@ fn running_out_of_descriptors_refuses_and_recovers() {
     let quick = setup(&addresses)
         .runtime(&["max_connections = 1000", "workers = 1"])
         .frontend(&["idle_timeout = \"1s\""]);
-    let mut lemonade = Lemonade::start_limited(&quick, 64);
+    let mut lemonade = Lemonade::start_limited(&quick, 96);
     flood(&lemonade, 300);
     wait::until("all are counted", wait::SOON, || {
         lemonade.metrics().sum("lemonade_connections_opened_total", &[]) == 300

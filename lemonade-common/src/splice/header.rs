@@ -11,7 +11,7 @@ pub const MOST: usize = 60;
 pub const LEAST: usize = 20;
 
 /// A TCP header with all its options; what is beyond its end is zero. Four bytes more than there can be, so that every
-/// place masked by [`MASK`] is inside.
+/// place masked by `MASK` is inside.
 pub type Header = [u8; 64];
 
 const MASK: usize = 63;
