@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
+use crate::cgroup::Cgroup;
 use crate::{bpf, set_up, workspace};
 
 /// What to show.
@@ -54,7 +55,7 @@ pub fn main(args: &Args) -> Result<()> {
     workspace::run(&mut build)?;
     let possible = bpf::probe(objects.as_ref());
     let cgroup = match &possible {
-        Ok(()) => Some(Cgroup::enter()?),
+        Ok(()) => Some(Cgroup::enter("demo-sk_msg")?),
         Err(why) => {
             println!("{}: not possible here, so both frontends use copy: {why}", args.relay);
             None
@@ -246,44 +247,4 @@ fn own_load(words: &[&str]) -> Result<Command> {
     let mut command = Command::new(std::env::current_exe()?);
     command.arg("bench").args(words).stdin(Stdio::null());
     Ok(command)
-}
-
-/// A cgroup that this process and all it starts are in. Dropping it moves back and removes it.
-struct Cgroup {
-    parent: PathBuf,
-    own: PathBuf,
-}
-
-impl Cgroup {
-    fn enter() -> Result<Self> {
-        let mounts = fs::read_to_string("/proc/self/mounts")?;
-        let mounts = mounts.lines().map(|line| line.split(' ').collect::<Vec<_>>());
-        let mount = mounts.into_iter().find(|fields| fields.get(2) == Some(&"cgroup2"));
-        let mount = PathBuf::from(mount.context("cgroup v2 is not mounted")?[1]);
-        let now = fs::read_to_string("/proc/self/cgroup")?;
-        let now = now.lines().find_map(|line| line.strip_prefix("0::/")).unwrap_or_default();
-        let parent = mount.join(now);
-        let own = parent.join(format!("demo-sk_msg-{}", std::process::id()));
-        fs::create_dir(&own).with_context(|| format!("cannot make {}", own.display()))?;
-        let cgroup = Self { parent, own };
-        fs::write(cgroup.own.join("cgroup.procs"), std::process::id().to_string())?;
-        Ok(cgroup)
-    }
-
-    fn path(&self) -> &Path {
-        &self.own
-    }
-}
-
-impl Drop for Cgroup {
-    fn drop(&mut self) {
-        let left = fs::write(self.parent.join("cgroup.procs"), std::process::id().to_string());
-        // Lemonade was killed and has left its own behind.
-        for entry in fs::read_dir(&self.own).into_iter().flatten().flatten() {
-            let _ = fs::remove_dir(entry.path());
-        }
-        if let Err(error) = left.and_then(|()| fs::remove_dir(&self.own)) {
-            eprintln!("the cgroup {} could not be removed: {error}", self.own.display());
-        }
-    }
 }

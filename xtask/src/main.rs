@@ -2,6 +2,7 @@
 
 mod bench;
 mod bpf;
+mod cgroup;
 mod dashboard;
 mod demo;
 mod generate;

@@ -5,6 +5,8 @@ use serde::Serialize;
 
 use Better::{Higher, Lower};
 
+use super::net::Stage;
+
 /// One thing that is run; it gives one or more figures.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, ValueEnum)]
 pub enum Measure {
@@ -34,6 +36,8 @@ pub enum Measure {
     Syscalls,
     /// Requests and connections with and without somebody who watches, Lemonade only.
     Cost,
+    /// Client and backends on the balancer's own host: 64 connections, 100 B answers; new connections.
+    SameHost,
     /// 1,000 frontends and 10,000 backends, Lemonade only.
     Scale,
 }
@@ -44,8 +48,14 @@ impl Measure {
         match self {
             Self::Start | Self::Memory | Self::Reload | Self::Kill | Self::Silent => true,
             Self::Syscalls | Self::Cost | Self::Scale => true,
-            Self::Pingpong | Self::Small | Self::Large | Self::Connections | Self::Down | Self::Up => false,
+            Self::Pingpong | Self::Small | Self::Large | Self::Connections => false,
+            Self::Down | Self::Up | Self::SameHost => false,
         }
+    }
+
+    /// Returns where client and backends are for it.
+    pub fn stage(self) -> Stage {
+        if self == Self::SameHost { Stage::SameHost } else { Stage::Apart }
     }
 
     /// Says whether a figure comes from it.
@@ -64,6 +74,7 @@ impl Measure {
             Self::Silent => "silent.",
             Self::Syscalls => "syscalls",
             Self::Cost => "cost.",
+            Self::SameHost => "same.",
             Self::Scale => return false,
         };
         id.starts_with(prefix)
@@ -82,6 +93,7 @@ impl Measure {
             Self::Silent => 9.0,
             Self::Syscalls => 2.0,
             Self::Cost => 16.0 * (sample + 1.5),
+            Self::SameHost => 2.0 * (sample + 0.7) + 1.5,
             Self::Scale => 25.0,
         }
     }
@@ -145,6 +157,7 @@ pub const FIGURES: &[Figure] = &[
     figure("large.p50", "- p50", "us", 0, Lower),
     figure("large.p99", "- p99", "us", 0, Lower),
     figure("large.cpu", "- process CPU per 100k requests", "s", 2, Lower),
+    figure("large.machine", "- whole machine CPU per 100k requests", "s", 2, Lower),
     figure("connections.rate", "new connections, 32 at a time", "thousand/s", 2, Higher),
     figure("connections.p50", "- p50", "us", 0, Lower),
     figure("connections.p99", "- p99", "us", 0, Lower),
@@ -161,12 +174,23 @@ pub const FIGURES: &[Figure] = &[
     goal(figure("cost.new.share", "- lost by that", "%", 1, Lower), 2.0),
     figure("down1.rate", "bulk down, 1 stream", "Gbit/s", 1, Higher),
     figure("down1.cpu", "- process CPU per GB", "s", 3, Lower),
+    figure("down1.machine", "- whole machine CPU per GB", "s", 3, Lower),
     figure("down8.rate", "bulk down, 8 streams", "Gbit/s", 1, Higher),
     figure("down8.cpu", "- process CPU per GB", "s", 3, Lower),
+    figure("down8.machine", "- whole machine CPU per GB", "s", 3, Lower),
     figure("up1.rate", "bulk up, 1 stream", "Gbit/s", 1, Higher),
     figure("up1.cpu", "- process CPU per GB", "s", 3, Lower),
+    figure("up1.machine", "- whole machine CPU per GB", "s", 3, Lower),
     figure("up8.rate", "bulk up, 8 streams", "Gbit/s", 1, Higher),
     figure("up8.cpu", "- process CPU per GB", "s", 3, Lower),
+    figure("up8.machine", "- whole machine CPU per GB", "s", 3, Lower),
+    figure("same.rate", "same host: 64 connections, 100 B answers", "thousand/s", 1, Higher),
+    figure("same.p50", "- p50", "us", 0, Lower),
+    figure("same.p99", "- p99", "us", 0, Lower),
+    figure("same.cpu", "- process CPU per 100k requests", "s", 2, Lower),
+    figure("same.machine", "- whole machine CPU per 100k requests", "s", 2, Lower),
+    figure("same.new.rate", "same host: new connections, 32 at a time", "thousand/s", 2, Higher),
+    figure("same.new.machine", "- whole machine CPU per 100k connections", "s", 2, Lower),
     figure("memory.idle", "memory idle (PSS)", "MiB", 1, Lower),
     figure("memory.held", "idle connections held (of 9,600)", "", 0, Higher),
     goal(figure("memory.each", "memory per idle connection", "KiB", 2, Lower), 1.6),
@@ -185,6 +209,7 @@ pub const FIGURES: &[Figure] = &[
 pub const GENERATOR: &[(&str, &str)] = &[
     ("small.generator", "100 B requests"),
     ("large.generator", "64 KiB requests"),
+    ("same.generator", "same host"),
     ("connections.generator", "connections"),
     ("down1.generator", "bulk down 1"),
     ("down8.generator", "bulk down 8"),

@@ -90,7 +90,7 @@ pub fn peers(folders: &Folders, wanted: &[Peer]) -> Installed {
             Peer::Haproxy => on_path("haproxy").context("haproxy is not installed"),
             Peer::Nginx => on_path("nginx").context("nginx is not installed"),
             Peer::Envoy => envoy(folders),
-            Peer::Lemonade | Peer::Sockmap => lemonade(folders),
+            Peer::Lemonade | Peer::Sockmap | Peer::SkMsg | Peer::Forward => lemonade(folders),
         };
         match found.and_then(|binary| Ok((version(peer, &binary)?, binary))) {
             Ok((version, binary)) => {
@@ -107,7 +107,7 @@ fn tools_are_there(wanted: &[Peer]) -> bool {
     let commands = wanted.iter().filter_map(|peer| match peer {
         Peer::Haproxy => Some("haproxy"),
         Peer::Nginx => Some("nginx"),
-        Peer::Direct | Peer::Nft | Peer::Envoy | Peer::Lemonade | Peer::Sockmap => None,
+        _ => None,
     });
     commands.chain(["nft", "ip", "ss", "nsenter", "taskset"]).all(|command| on_path(command).is_some())
 }
@@ -161,7 +161,7 @@ fn given_binary() -> Option<PathBuf> {
 fn version(peer: Peer, binary: &Path) -> Result<String> {
     let flag = match peer {
         Peer::Haproxy | Peer::Nginx => "-v",
-        Peer::Direct | Peer::Nft | Peer::Envoy | Peer::Lemonade | Peer::Sockmap => "--version",
+        _ => "--version",
     };
     let said = Command::new(binary).arg(flag).output()?;
     ensure!(said.status.success(), "{} {flag}: {}", binary.display(), said.status);

@@ -2,6 +2,7 @@
 
 mod args;
 mod figures;
+mod goals;
 mod install;
 mod load;
 mod net;

@@ -53,14 +53,39 @@ impl Side {
     }
 }
 
-/// Where the balancer listens.
-pub fn listen_address() -> SocketAddrV4 {
-    SocketAddrV4::new(BALANCER, 8080)
+/// Where client and backends are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stage {
+    /// Each on its side of the balancer.
+    Apart,
+    /// Both on the balancer's own host, over its loopback.
+    SameHost,
 }
 
-/// Address of a backend by its number, from 1.
-pub fn backend_address(id: u8) -> SocketAddrV4 {
-    SocketAddrV4::new(Ipv4Addr::new(10, 201, 2, 10 + id), 9001)
+impl Stage {
+    /// Where the balancer listens.
+    pub fn listen(self) -> SocketAddrV4 {
+        match self {
+            Self::Apart => SocketAddrV4::new(BALANCER, 8080),
+            Self::SameHost => SocketAddrV4::new(Ipv4Addr::LOCALHOST, 8080),
+        }
+    }
+
+    /// Address of a backend by its number, from 1.
+    pub fn backend(self, id: u8) -> SocketAddrV4 {
+        match self {
+            Self::Apart => SocketAddrV4::new(Ipv4Addr::new(10, 201, 2, 10 + id), 9001),
+            Self::SameHost => SocketAddrV4::new(Ipv4Addr::LOCALHOST, 9000 + u16::from(id)),
+        }
+    }
+
+    /// Returns the namespace in which a side is.
+    pub fn namespace_of(self, side: Side) -> Side {
+        match self {
+            Self::Apart => side,
+            Self::SameHost => Side::Balancer,
+        }
+    }
 }
 
 /// The namespaces of this process; removed, with all that runs in them, when it goes out of scope.
@@ -82,7 +107,7 @@ impl Net {
         net.link(Side::Balancer, "10.201.2.1/24", Side::Backends, "10.201.2.11/24")?;
         let backends = net.name(Side::Backends);
         for id in [2, 3] {
-            let address = format!("{}/24", backend_address(id).ip());
+            let address = format!("{}/24", Stage::Apart.backend(id).ip());
             ip(&["-n", &backends, "addr", "add", &address, "dev", "north"])?;
         }
         net.route(Side::Client, "10.201.1.0/24", "south", None)?;

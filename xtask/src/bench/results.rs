@@ -91,7 +91,7 @@ impl Results {
         let ours = self.cell(figure.id, placement, Peer::Lemonade)?;
         let (best, theirs) = Peer::ALL
             .into_iter()
-            .filter(|peer| peer.is_process() && !matches!(peer, Peer::Lemonade | Peer::Sockmap))
+            .filter(|peer| peer.is_process() && !peer.is_own())
             .filter_map(|peer| Some((peer, self.cell(figure.id, placement, peer)?)))
             .filter(|(_, cell)| cell.median().is_some())
             .min_by(|(_, a), (_, b)| {

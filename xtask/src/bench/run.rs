@@ -10,6 +10,7 @@ use super::args::{Args, Placement};
 use super::figures::{FIGURES, Measure};
 use super::install::{Folders, Installed, build_load, peers as install_peers};
 use super::load::{Held, machine_seconds};
+use super::net::Stage;
 use super::peers::Peer;
 use super::process::{catch_signals, check_interrupted, pause};
 use super::publish::publish;
@@ -19,7 +20,7 @@ use super::table::Setting;
 use super::world::{Background, Instance, World};
 
 /// Rows in the order in which one instance meets them: memory while it is fresh, failures last.
-const ORDER: [Measure; 12] = [
+const ORDER: [Measure; 13] = [
     Measure::Memory,
     Measure::Pingpong,
     Measure::Syscalls,
@@ -32,6 +33,7 @@ const ORDER: [Measure; 12] = [
     Measure::Reload,
     Measure::Kill,
     Measure::Silent,
+    Measure::SameHost,
 ];
 
 /// Measures everything that was asked for.
@@ -42,8 +44,7 @@ pub fn run(args: &Args) -> Result<()> {
     let folders = Folders::find()?;
     let wanted: Vec<Peer> = Peer::ALL.into_iter().filter(|peer| args.includes(*peer)).collect();
     println!("building");
-    let program =
-        build_load(&folders, wanted.iter().any(|peer| matches!(peer, Peer::Lemonade | Peer::Sockmap)))?;
+    let program = build_load(&folders, wanted.iter().any(|peer| peer.is_own()))?;
     check_interrupted()?;
     let installed = install_peers(&folders, &wanted);
     check_interrupted()?;
@@ -110,12 +111,17 @@ fn visit(
     results: &mut Results,
 ) -> Result<()> {
     let here = |measure: Measure| {
-        args.wants(measure) && (placement == args.pinning.placements()[0] || !measure.pinned_only())
+        args.wants(measure)
+            && peer.takes(measure)
+            && (placement == args.pinning.placements()[0] || !measure.pinned_only())
     };
     let mut instance = None;
     let mut first_start = true;
     for measure in [Measure::Start].into_iter().chain(ORDER).filter(|measure| here(*measure)) {
         check_interrupted()?;
+        if world.set_stage(measure.stage())? {
+            drop(instance.take());
+        }
         let alive = instance.as_mut().is_some_and(Instance::alive);
         if !alive {
             drop(instance.take());
@@ -170,7 +176,10 @@ fn estimate(args: &Args, peers: &[Peer]) -> Duration {
     let mut seconds = 0.0;
     for measure in ORDER.into_iter().chain([Measure::Start]).filter(|measure| args.wants(*measure)) {
         let placements = if measure.pinned_only() { 1 } else { args.pinning.placements().len() };
-        let visitors = peers.iter().filter(|peer| peer.is_process() || !measure.pinned_only()).count();
+        let visitors = peers
+            .iter()
+            .filter(|peer| peer.takes(measure) && (peer.is_process() || !measure.pinned_only()))
+            .count();
         seconds += measure.cost(sample) * placements as f64 * visitors as f64;
     }
     seconds *= f64::from(args.rounds());
@@ -193,7 +202,7 @@ fn congestion(world: &mut World, installed: &Installed, peers: &[Peer]) -> Resul
     let proxy = peers.iter().copied().find(|peer| peer.is_process()).unwrap_or(Peer::Direct);
     let (instance, _) = Instance::start(world, proxy, installed)?;
     let words = ["--conns", "12", "--seconds", "5"];
-    let mut load = Background::start(&mut world.load("hold", &proxy.targets(), &words))?;
+    let mut load = Background::start(&mut world.load("hold", &proxy.targets(Stage::Apart), &words))?;
     let _: Held = load.report()?;
     let counts = world.net().congestion()?;
     load.go_on();

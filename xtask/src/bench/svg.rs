@@ -111,6 +111,8 @@ fn colour(peer: Peer) -> &'static str {
         Peer::Envoy => "#b792bf",
         Peer::Lemonade => "#f2c029",
         Peer::Sockmap => "#d98e04",
+        Peer::SkMsg => "#b56a00",
+        Peer::Forward => "#e0561b",
     }
 }
 

@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 
 use super::args::Placement;
 use super::figures::{Better, FIGURES, Figure, GENERATOR};
+use super::goals;
 use super::peers::Peer;
 use super::results::{Cell, Comparison, Results, Verdict};
 
@@ -76,6 +77,7 @@ pub fn markdown(results: &Results, setting: &Setting, peers: &[Peer]) -> String 
     for placement in [Placement::Pinned, Placement::Unpinned] {
         table(&mut text, results, placement, peers);
     }
+    text.push_str(&goals::markdown(results));
     if !results.scale.is_empty() {
         let _ = writeln!(text, "\n### Scale, Lemonade only\n\n| what | value |\n|---|---|");
         for (title, value) in &results.scale {

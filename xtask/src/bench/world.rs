@@ -9,10 +9,12 @@ use anyhow::{Context, Result, bail, ensure};
 use rustix::process::Signal;
 use serde::de::DeserializeOwned;
 
+use crate::cgroup::Cgroup;
+
 use super::args::Placement;
 use super::install::Installed;
 use super::load::{First, now_ns};
-use super::net::{BALANCER_CORE, LOAD_CORE, Net, Side, backend_address};
+use super::net::{BALANCER_CORE, LOAD_CORE, Net, Side, Stage};
 use super::peers::{Admin, Peer, Place};
 use super::process::{Running, check_interrupted, inside, output, wait_until};
 
@@ -28,6 +30,8 @@ pub struct World {
     program: PathBuf,
     folder: PathBuf,
     placement: Placement,
+    stage: Stage,
+    cgroup: Option<Cgroup>,
     instances: u32,
 }
 
@@ -35,8 +39,20 @@ impl World {
     /// Builds the namespaces; `folder` is this run's own.
     pub fn build(program: PathBuf, folder: PathBuf) -> Result<Self> {
         let net = Net::build()?;
-        let placement = Placement::Unpinned;
-        Ok(Self { backends: [None, None, None], net, program, folder, placement, instances: 0 })
+        let (placement, stage) = (Placement::Unpinned, Stage::Apart);
+        let cgroup = Cgroup::enter("bench")
+            .inspect_err(|error| println!("left out: relay sk_msg, which needs a cgroup: {error:#}"))
+            .ok();
+        Ok(Self {
+            backends: [None, None, None],
+            net,
+            program,
+            folder,
+            placement,
+            stage,
+            cgroup,
+            instances: 0,
+        })
     }
 
     /// Starts all backends anew in a placement.
@@ -47,6 +63,16 @@ impl World {
             self.start_backend(id)?;
         }
         Ok(())
+    }
+
+    /// Moves the backends to where a measure wants them; says whether they moved.
+    pub fn set_stage(&mut self, stage: Stage) -> Result<bool> {
+        if self.stage == stage {
+            return Ok(false);
+        }
+        self.stage = stage;
+        BACKENDS.into_iter().try_for_each(|id| self.start_backend(id))?;
+        Ok(true)
     }
 
     /// Returns the namespaces.
@@ -63,14 +89,14 @@ impl World {
     pub fn start_backend(&mut self, id: u8) -> Result<()> {
         let slot = &mut self.backends[usize::from(id - 1)];
         *slot = None;
-        let listen = backend_address(id).to_string();
+        let listen = self.stage.backend(id).to_string();
+        let namespace = self.net.name(self.stage.namespace_of(Side::Backends));
         let args = ["bench", "serve", "--listen", &listen, "--id", &id.to_string()].map(str::to_owned);
         let core = (self.placement == Placement::Pinned).then_some(LOAD_CORE);
-        *slot =
-            Some(Running::start(&mut inside(&self.net.name(Side::Backends), core, &self.program, &args))?);
+        *slot = Some(Running::start(&mut inside(&namespace, core, &self.program, &args))?);
         let listening = || {
             let filter = ["-Htln", "src", &listen].map(str::to_owned);
-            let found = output(&mut inside(&self.net.name(Side::Backends), None, "ss".as_ref(), &filter));
+            let found = output(&mut inside(&namespace, None, "ss".as_ref(), &filter));
             found.is_ok_and(|listing| !listing.trim().is_empty())
         };
         ensure!(wait_until(Duration::from_secs(5), listening)?, "backend {id} does not listen");
@@ -89,7 +115,7 @@ impl World {
         let mut args = vec!["bench".to_owned(), mode.to_owned(), "--target".to_owned(), targets.join(",")];
         args.extend(rest.iter().map(|&word| word.to_owned()));
         let core = (self.placement == Placement::Pinned).then_some(LOAD_CORE);
-        inside(&self.net.name(Side::Client), core, &self.program, &args)
+        inside(&self.net.name(self.stage.namespace_of(Side::Client)), core, &self.program, &args)
     }
 
     /// Builds a command on the balancer's side.
@@ -171,9 +197,16 @@ impl Instance {
     pub fn start(world: &mut World, peer: Peer, installed: &Installed) -> Result<(Self, f64)> {
         let dir = world.clean()?;
         let binary = installed.binaries.get(&peer).cloned().unwrap_or_default();
-        let place = Place { dir, binary, workers: world.placement.workers() };
+        let place = Place {
+            dir,
+            binary,
+            workers: world.placement.workers(),
+            stage: world.stage,
+            cgroup: world.cgroup.as_ref().map(|cgroup| cgroup.path().to_owned()),
+        };
         peer.prepare(&place, &BACKENDS)?;
-        let mut prober = Background::start(&mut world.load("first", &peer.targets(), &["--seconds", "10"]))?;
+        let mut prober =
+            Background::start(&mut world.load("first", &peer.targets(world.stage), &["--seconds", "10"]))?;
         let _: super::load::Held = prober.report()?;
         let before = now_ns();
         let running = match peer {
@@ -182,29 +215,34 @@ impl Instance {
                 world.net.nft(Side::Balancer, &peer.file(&place))?;
                 None
             }
-            Peer::Haproxy | Peer::Nginx | Peer::Envoy | Peer::Lemonade | Peer::Sockmap => {
-                Some(spawn(world, peer, &place)?)
-            }
+            _ => Some(spawn(world, peer, &place)?),
         };
         let mut instance = Self { peer, place, running };
         let first: First = prober.report()?;
         let at = first.at_ns.with_context(|| instance.why_silent())?;
-        if peer == Peer::Sockmap {
-            instance.await_relay()?;
+        match peer {
+            Peer::Sockmap | Peer::SkMsg => instance.await_kernel("relay_usable")?,
+            Peer::Forward => instance.await_kernel("frontend_forwarded")?,
+            _ => {}
         }
         Ok((instance, at.saturating_sub(before) as f64 / 1e6))
     }
 
-    /// Waits until the relay in the kernel has passed its self-tests; without it, the rows would be those of `copy`.
-    fn await_relay(&self) -> Result<()> {
+    /// Waits until the kernel serves, as a metric tells; without it, the rows would be those of `copy`.
+    fn await_kernel(&self, metric: &str) -> Result<()> {
         let admin = Admin::of(&self.place);
         for _ in 0..200 {
-            if admin.metric("relay_usable")?.is_some_and(|usable| usable > 0.0) {
+            if admin.metric(metric)?.is_some_and(|usable| usable > 0.0) {
                 return Ok(());
             }
             std::thread::sleep(Duration::from_millis(50));
         }
-        bail!("the relay in the kernel is off")
+        bail!("the kernel does not serve: {metric} stays 0")
+    }
+
+    /// Returns the addresses that a client connects to.
+    pub fn targets(&self) -> Vec<std::net::SocketAddrV4> {
+        self.peer.targets(self.place.stage)
     }
 
     /// Returns its processes, for the load to read their processor time.
@@ -230,7 +268,7 @@ impl Instance {
     /// Waits until all backends answer through it.
     pub fn await_all(&self, world: &World) -> Result<()> {
         let words = ["--backends", "3", "--seconds", "12"];
-        let mut prober = Background::start(&mut world.load("first", &self.peer.targets(), &words))?;
+        let mut prober = Background::start(&mut world.load("first", &self.targets(), &words))?;
         let _: super::load::Held = prober.report()?;
         let first: First = prober.report()?;
         first.at_ns.map(drop).context("not all backends are back after 12 s")

@@ -3,7 +3,7 @@
 use anyhow::Result;
 use serde_json::{Value, json};
 
-use super::{Place, backend_address, listen_address};
+use super::Place;
 
 /// The file that is read once.
 pub(super) const BOOTSTRAP: &str = "envoy.json";
@@ -14,7 +14,7 @@ const CLUSTER: &str = "bench";
 
 /// Writes the bootstrap file.
 pub(super) fn bootstrap(place: &Place) -> Result<String> {
-    let listen = listen_address();
+    let listen = place.stage.listen();
     let tcp_proxy = json!({
         "@type": "type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy",
         "stat_prefix": CLUSTER,
@@ -60,11 +60,11 @@ pub(super) fn bootstrap(place: &Place) -> Result<String> {
 }
 
 /// Writes the endpoints file.
-pub(super) fn endpoints(backends: &[u8]) -> Result<String> {
+pub(super) fn endpoints(place: &Place, backends: &[u8]) -> Result<String> {
     let endpoints: Vec<Value> = backends
         .iter()
         .map(|id| {
-            let address = backend_address(*id);
+            let address = place.stage.backend(*id);
             json!({ "endpoint": { "address": socket_address(&address.ip().to_string(), address.port()) } })
         })
         .collect();

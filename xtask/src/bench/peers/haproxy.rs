@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::{Place, backend_address, listen_address};
+use super::Place;
 
 /// Two descriptors per connection, below a hard limit of 20,000.
 const MAX_CONNECTIONS: u32 = 9_800;
@@ -31,10 +31,10 @@ backend bench
     balance roundrobin
 ",
         workers = place.workers,
-        listen = listen_address(),
+        listen = place.stage.listen(),
     );
     for id in backends {
-        let _ = writeln!(text, "    server b{id} {} check inter 500ms fall 2", backend_address(*id));
+        let _ = writeln!(text, "    server b{id} {} check inter 500ms fall 2", place.stage.backend(*id));
     }
     text
 }

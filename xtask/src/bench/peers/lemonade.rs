@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
-use super::{Place, backend_address, listen_address};
+use super::{Place, Relay, Stage};
 
 /// Name of the file.
 pub(super) const FILE: &str = "lemonade.toml";
@@ -18,21 +18,29 @@ pub const SCALE_FRONTENDS: u16 = 1_000;
 pub const SCALE_POOL: u16 = 10;
 
 /// Writes the configuration of the comparison.
-pub(super) fn config(place: &Place, backends: &[u8], relay: &str) -> String {
+pub(super) fn config(place: &Place, backends: &[u8], relay: Relay) -> String {
     let mut text = head(place);
+    let carried = match (relay, &place.cgroup) {
+        (Relay::SkMsg, Some(cgroup)) => format!("relay = \"sk_msg\"\naccelerate_cgroup = {cgroup:?}"),
+        (Relay::Forward, _) => "data_plane = \"forward\"\nfallback = \"refuse\"".to_owned(),
+        (Relay::Sockmap, _) => "relay = \"sockmap\"".to_owned(),
+        (Relay::Copy | Relay::SkMsg, _) => "relay = \"copy\"".to_owned(),
+    };
+    let connects = if relay == Relay::Forward { "" } else { "connect_timeout = \"1s\"" };
+    let retries = if relay == Relay::Forward { "" } else { "retries = 3" };
     let _ = write!(
         text,
         r#"
 [frontend.bench]
 listen = ["{listen}"]
 pool = "bench"
-relay = "{relay}"
-connect_timeout = "1s"
+{carried}
+{connects}
 idle_timeout = "10m"
 
 [pool.bench]
 strategy = "round_robin"
-retries = 3
+{retries}
 
 [pool.bench.health]
 kind = "tcp"
@@ -40,13 +48,13 @@ interval = "500ms"
 fast_interval = "500ms"
 fall = 2
 "#,
-        listen = listen_address(),
+        listen = place.stage.listen(),
     );
     for id in backends {
         let _ = write!(
             text,
             "\n[[pool.bench.backend]]\nname = \"b{id}\"\naddress = \"{}\"\n",
-            backend_address(*id)
+            place.stage.backend(*id)
         );
     }
     text
@@ -55,8 +63,8 @@ fall = 2
 /// Writes a file of many frontends and backends; `changed` moves the port of the last backend.
 pub fn scale_file(place: &Place, changed: bool) -> String {
     let mut text = head(place);
-    let backend = backend_address(1);
-    let listen = listen_address();
+    let backend = Stage::Apart.backend(1);
+    let listen = Stage::Apart.listen();
     for frontend in 0..SCALE_FRONTENDS {
         let _ = write!(
             text,

@@ -17,7 +17,8 @@ use serde::Serialize;
 
 pub use lemonade::{Admin, SCALE_FRONTENDS, SCALE_POOL, scale_file};
 
-use super::net::{backend_address, listen_address};
+use super::figures::Measure;
+use super::net::Stage;
 
 /// One way from the client to the backends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, ValueEnum, Serialize)]
@@ -37,12 +38,36 @@ pub enum Peer {
     Lemonade,
     /// This project with relay `sockmap`.
     Sockmap,
+    /// This project with relay `sk_msg`.
+    #[value(name = "sk_msg")]
+    #[serde(rename = "sk_msg")]
+    SkMsg,
+    /// This project with its forward plane.
+    Forward,
+}
+
+/// What carries the bytes in this project.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Relay {
+    Copy,
+    Sockmap,
+    SkMsg,
+    Forward,
 }
 
 impl Peer {
     /// All, in the order of the table.
-    pub const ALL: [Self; 7] =
-        [Self::Direct, Self::Nft, Self::Haproxy, Self::Nginx, Self::Envoy, Self::Lemonade, Self::Sockmap];
+    pub const ALL: [Self; 9] = [
+        Self::Direct,
+        Self::Nft,
+        Self::Haproxy,
+        Self::Nginx,
+        Self::Envoy,
+        Self::Lemonade,
+        Self::Sockmap,
+        Self::SkMsg,
+        Self::Forward,
+    ];
 
     /// Name in tables and folders.
     pub fn name(self) -> &'static str {
@@ -54,6 +79,8 @@ impl Peer {
             Self::Envoy => "envoy",
             Self::Lemonade => "lemonade",
             Self::Sockmap => "lemonade-sockmap",
+            Self::SkMsg => "lemonade-sk_msg",
+            Self::Forward => "lemonade-forward",
         }
     }
 
@@ -62,9 +89,39 @@ impl Peer {
         !matches!(self, Self::Direct | Self::Nft)
     }
 
+    /// Says whether it is this project.
+    pub fn is_own(self) -> bool {
+        self.relay().is_some()
+    }
+
+    /// Returns what carries the bytes, if it is this project.
+    pub(super) fn relay(self) -> Option<Relay> {
+        match self {
+            Self::Direct | Self::Nft | Self::Haproxy | Self::Nginx | Self::Envoy => None,
+            Self::Lemonade => Some(Relay::Copy),
+            Self::Sockmap => Some(Relay::Sockmap),
+            Self::SkMsg => Some(Relay::SkMsg),
+            Self::Forward => Some(Relay::Forward),
+        }
+    }
+
+    /// Says whether a measure means something for it.
+    pub fn takes(self, measure: Measure) -> bool {
+        match self {
+            Self::Direct | Self::Haproxy | Self::Nginx | Self::Envoy | Self::Lemonade => true,
+            Self::Nft | Self::Sockmap => measure != Measure::SameHost,
+            Self::SkMsg => measure == Measure::SameHost,
+            Self::Forward => !matches!(measure, Measure::SameHost | Measure::Syscalls),
+        }
+    }
+
     /// Returns the addresses that a client connects to.
-    pub fn targets(self) -> Vec<SocketAddrV4> {
-        if self == Self::Direct { (1..=3).map(backend_address).collect() } else { vec![listen_address()] }
+    pub fn targets(self, stage: Stage) -> Vec<SocketAddrV4> {
+        if self == Self::Direct {
+            (1..=3).map(|id| stage.backend(id)).collect()
+        } else {
+            vec![stage.listen()]
+        }
     }
 
     /// Returns the signal that makes it read its file again, if it does not watch the file.
@@ -72,7 +129,13 @@ impl Peer {
         match self {
             Self::Haproxy => Some(Signal::USR2),
             Self::Nginx => Some(Signal::HUP),
-            Self::Direct | Self::Nft | Self::Envoy | Self::Lemonade | Self::Sockmap => None,
+            Self::Direct
+            | Self::Nft
+            | Self::Envoy
+            | Self::Lemonade
+            | Self::Sockmap
+            | Self::SkMsg
+            | Self::Forward => None,
         }
     }
 
@@ -89,12 +152,14 @@ impl Peer {
     pub fn replace(self, place: &Place, backends: &[u8]) -> Result<()> {
         let text = match self {
             Self::Direct => return Ok(()),
-            Self::Nft => nft::rules(backends),
+            Self::Nft => nft::rules(place, backends),
             Self::Haproxy => haproxy::config(place, backends),
             Self::Nginx => nginx::config(place, backends),
-            Self::Envoy => envoy::endpoints(backends)?,
-            Self::Lemonade => lemonade::config(place, backends, "copy"),
-            Self::Sockmap => lemonade::config(place, backends, "sockmap"),
+            Self::Envoy => envoy::endpoints(place, backends)?,
+            Self::Lemonade => lemonade::config(place, backends, Relay::Copy),
+            Self::Sockmap => lemonade::config(place, backends, Relay::Sockmap),
+            Self::SkMsg => lemonade::config(place, backends, Relay::SkMsg),
+            Self::Forward => lemonade::config(place, backends, Relay::Forward),
         };
         write(&self.file(place), &text)
     }
@@ -107,7 +172,7 @@ impl Peer {
             Self::Haproxy => "haproxy.cfg",
             Self::Nginx => "nginx.conf",
             Self::Envoy => envoy::ENDPOINTS,
-            Self::Lemonade | Self::Sockmap => lemonade::FILE,
+            Self::Lemonade | Self::Sockmap | Self::SkMsg | Self::Forward => lemonade::FILE,
         })
     }
 
@@ -124,7 +189,7 @@ impl Peer {
             Self::Envoy => {
                 vec!["-c", &bootstrap, "--concurrency", &workers, "--disable-hot-restart", "-l", "error"]
             }
-            Self::Lemonade | Self::Sockmap => vec!["run", "--config", &file],
+            Self::Lemonade | Self::Sockmap | Self::SkMsg | Self::Forward => vec!["run", "--config", &file],
         };
         words.into_iter().map(str::to_owned).collect()
     }
@@ -139,6 +204,10 @@ pub struct Place {
     pub binary: PathBuf,
     /// Threads or workers.
     pub workers: u32,
+    /// Where its clients and backends are.
+    pub stage: Stage,
+    /// The cgroup that the bench and all it starts are in, if there is one.
+    pub cgroup: Option<PathBuf>,
 }
 
 /// Writes a file beside its name and renames it: no reader sees half of it.

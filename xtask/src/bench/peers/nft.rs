@@ -1,13 +1,16 @@
 //! nftables: the kernel's destination NAT, one backend after the other.
 
-use super::{backend_address, listen_address};
+use super::Place;
 
 /// Writes rules that replace all earlier ones in one transaction.
-pub(super) fn rules(backends: &[u8]) -> String {
+pub(super) fn rules(place: &Place, backends: &[u8]) -> String {
     let map: Vec<String> = backends
         .iter()
         .enumerate()
-        .map(|(slot, id)| format!("{slot} : {} . {}", backend_address(*id).ip(), backend_address(*id).port()))
+        .map(|(slot, id)| {
+            let backend = place.stage.backend(*id);
+            format!("{slot} : {} . {}", backend.ip(), backend.port())
+        })
         .collect();
     format!(
         "flush ruleset
@@ -18,8 +21,8 @@ table ip bench {{
     }}
 }}
 ",
-        ip = listen_address().ip(),
-        port = listen_address().port(),
+        ip = place.stage.listen().ip(),
+        port = place.stage.listen().port(),
         count = backends.len(),
         map = map.join(", "),
     )

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::{Place, backend_address, listen_address};
+use super::Place;
 
 /// Where Debian puts the stream module.
 pub(super) const MODULE: &str = "/usr/lib/nginx/modules/ngx_stream_module.so";
@@ -11,7 +11,7 @@ pub(super) const MODULE: &str = "/usr/lib/nginx/modules/ngx_stream_module.so";
 pub(super) fn config(place: &Place, backends: &[u8]) -> String {
     let mut servers = String::new();
     for id in backends {
-        let _ = writeln!(servers, "        server {} max_fails=1 fail_timeout=5s;", backend_address(*id));
+        let _ = writeln!(servers, "        server {} max_fails=1 fail_timeout=5s;", place.stage.backend(*id));
     }
     format!(
         "load_module {MODULE};
@@ -38,6 +38,6 @@ stream {{
 }}
 ",
         workers = place.workers,
-        listen = listen_address(),
+        listen = place.stage.listen(),
     )
 }

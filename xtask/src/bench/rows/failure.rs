@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::Result;
 
 use super::super::load::Steady;
-use super::super::net::{Side, backend_address};
+use super::super::net::{Side, Stage};
 use super::super::peers::{Admin, Peer};
 use super::super::process::pause;
 use super::super::world::Background;
@@ -33,7 +33,7 @@ pub(super) fn silent(trial: &mut Trial<'_>) -> Result<Readings> {
         return Ok(Vec::new());
     }
     let rules = trial.world.folder().join("silent.nft");
-    let address = backend_address(VICTIM);
+    let address = Stage::Apart.backend(VICTIM);
     let text = format!(
         "table ip silent {{
     chain input {{
@@ -56,7 +56,7 @@ pub(super) fn silent(trial: &mut Trial<'_>) -> Result<Readings> {
 
 fn steady(trial: &Trial<'_>, seconds: &str) -> Result<Background> {
     let words = ["--rate", RATE, "--seconds", seconds];
-    Background::start(&mut trial.world.load("steady", &trial.instance.peer.targets(), &words))
+    Background::start(&mut trial.world.load("steady", &trial.instance.targets(), &words))
 }
 
 fn readings(trial: &Trial<'_>, steady: &Steady, [failed, slowest]: [&'static str; 2]) -> Result<Readings> {

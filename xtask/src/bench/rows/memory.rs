@@ -22,7 +22,7 @@ pub(super) fn memory(trial: &Trial<'_>) -> Result<Readings> {
     let idle = process.memory_kib();
     let conns = CONNECTIONS.to_string();
     let words = ["--conns", &conns, "--seconds", "15"];
-    let mut load = Background::start(&mut trial.world.load("hold", &trial.instance.peer.targets(), &words))?;
+    let mut load = Background::start(&mut trial.world.load("hold", &trial.instance.targets(), &words))?;
     let held: Held = load.report()?;
     pause(SETTLE)?;
     let full = process.memory_kib();

@@ -49,6 +49,7 @@ impl Trial<'_> {
             Measure::Kill => failure::kill(self),
             Measure::Silent => failure::silent(self),
             Measure::Cost => cost::cost(self),
+            Measure::SameHost => traffic::same_host(self),
             Measure::Syscalls => syscalls::per_round_trip(self),
             Measure::Start | Measure::Scale => Ok(Vec::new()),
         }

@@ -23,8 +23,7 @@ pub(super) fn reload(trial: &Trial<'_>) -> Result<Readings> {
     pause(GAP)?;
     let seconds = (GAP * (SWITCHES + 1)).as_secs_f64().to_string();
     let words = ["--rate", RATE, "--seconds", &seconds];
-    let mut load =
-        Background::start(&mut trial.world.load("steady", &trial.instance.peer.targets(), &words))?;
+    let mut load = Background::start(&mut trial.world.load("steady", &trial.instance.targets(), &words))?;
     pause(GAP)?;
     let mut switches = Vec::new();
     for turn in 0..SWITCHES {

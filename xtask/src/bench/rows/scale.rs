@@ -7,7 +7,7 @@ use anyhow::{Context, Result, ensure};
 
 use super::super::install::Installed;
 use super::super::load::cpu_seconds;
-use super::super::net::{Side, backend_address};
+use super::super::net::{Side, Stage};
 use super::super::peers::{Admin, Peer, Place, SCALE_FRONTENDS, SCALE_POOL, scale_file, write};
 use super::super::process::{Running, check_interrupted, output, pause, wait_until};
 use super::super::world::World;
@@ -19,7 +19,7 @@ const PROBES: Duration = Duration::from_secs(5);
 /// Measures check, start, memory, probes and reload; each line is a title and a value in words.
 pub fn scale(world: &mut World, installed: &Installed) -> Result<Vec<(String, String)>> {
     let binary = installed.binaries.get(&Peer::Lemonade).context("lemonade is not there")?.clone();
-    let place = Place { dir: world.clean()?, binary, workers: 2 };
+    let place = Place { dir: world.clean()?, binary, workers: 2, stage: Stage::Apart, cgroup: None };
     std::fs::create_dir_all(&place.dir)?;
     let file = place.dir.join("scale.toml");
     write(&file, &scale_file(&place, false))?;
@@ -89,7 +89,7 @@ fn check(place: &Place, file: &Path) -> Result<Duration> {
 /// Leads every port of the first backend's address to the one that answers.
 fn answer_all_probes(world: &World) -> Result<()> {
     let rules = world.folder().join("scale.nft");
-    let backend = backend_address(1);
+    let backend = Stage::Apart.backend(1);
     let text = format!(
         "table ip scale {{
     chain prerouting {{

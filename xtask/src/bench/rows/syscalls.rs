@@ -25,7 +25,7 @@ pub(super) fn per_round_trip(trial: &Trial<'_>) -> Result<Readings> {
     let strace = Running::start(&mut trial.world.beside_balancer(Path::new("strace"), &args))
         .context("strace is not installed")?;
     pause(Duration::from_millis(700))?;
-    let target = &trial.instance.peer.targets()[..1];
+    let target = &trial.instance.targets()[..1];
     let words = ["--seconds", "15", "--warm", "0", "--count", ROUND_TRIPS];
     let ping: Closed = sample(&mut trial.world.load("ping", target, &words))?;
     drop(strace);

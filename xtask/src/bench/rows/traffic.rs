@@ -19,7 +19,19 @@ pub(super) fn small(trial: &Trial<'_>) -> Result<Readings> {
 pub(super) fn large(trial: &Trial<'_>) -> Result<Readings> {
     let sample = closed(trial, &["--conns", "64", "--answer", "65536"])?;
     let mut readings = requests(&sample, ["large.rate", "large.p50", "large.p99", "large.generator"]);
+    readings.push(("large.machine", sample.machine / sample.done as f64 * PER));
     push_cpu(trial, &mut readings, "large.cpu", sample.watched / sample.done as f64 * PER);
+    Ok(readings)
+}
+
+pub(super) fn same_host(trial: &Trial<'_>) -> Result<Readings> {
+    let asked = closed(trial, &["--conns", "64", "--answer", "100"])?;
+    let mut readings = requests(&asked, ["same.rate", "same.p50", "same.p99", "same.generator"]);
+    readings.push(("same.machine", asked.machine / asked.done as f64 * PER));
+    push_cpu(trial, &mut readings, "same.cpu", asked.watched / asked.done as f64 * PER);
+    let opened = closed(trial, &["--conns", "32", "--answer", "100", "--reconnect"])?;
+    readings.push(("same.new.rate", opened.done as f64 / opened.seconds / 1000.0));
+    readings.push(("same.new.machine", opened.machine / opened.done as f64 * PER));
     Ok(readings)
 }
 
@@ -36,7 +48,7 @@ pub(super) fn connections(trial: &Trial<'_>) -> Result<Readings> {
 
 pub(super) fn pingpong(trial: &Trial<'_>) -> Result<Readings> {
     let seconds = trial.sample.as_secs_f64().to_string();
-    let target = &trial.instance.peer.targets()[..1];
+    let target = &trial.instance.targets()[..1];
     let sample: Closed = sample(&mut trial.world.load("ping", target, &["--seconds", &seconds]))?;
     Ok(vec![("pingpong.p50", sample.p50_us), ("pingpong.p99", sample.p99_us)])
 }
@@ -45,23 +57,31 @@ pub(super) fn bulk(trial: &Trial<'_>, direction: Direction) -> Result<Readings> 
     let (word, keys) = match direction {
         Direction::Down => (
             "down",
-            [["down1.rate", "down1.cpu", "down1.generator"], ["down8.rate", "down8.cpu", "down8.generator"]],
+            [
+                ["down1.rate", "down1.cpu", "down1.machine", "down1.generator"],
+                ["down8.rate", "down8.cpu", "down8.machine", "down8.generator"],
+            ],
         ),
-        Direction::Up => {
-            ("up", [["up1.rate", "up1.cpu", "up1.generator"], ["up8.rate", "up8.cpu", "up8.generator"]])
-        }
+        Direction::Up => (
+            "up",
+            [
+                ["up1.rate", "up1.cpu", "up1.machine", "up1.generator"],
+                ["up8.rate", "up8.cpu", "up8.machine", "up8.generator"],
+            ],
+        ),
     };
     let mut readings = Vec::new();
-    for (conns, [rate, cpu, generator]) in ["1", "8"].into_iter().zip(keys) {
+    for (conns, [rate, cpu, machine, generator]) in ["1", "8"].into_iter().zip(keys) {
         let seconds = trial.sample.as_secs_f64().to_string();
         let watch = trial.watch();
         let words = ["--conns", conns, "--direction", word, "--seconds", &seconds, "--watch", &watch];
         let words = if watch.is_empty() { &words[..6] } else { &words[..] };
-        let bulk: Bulk = sample(&mut trial.world.load("bulk", &trial.instance.peer.targets(), words))?;
+        let bulk: Bulk = sample(&mut trial.world.load("bulk", &trial.instance.targets(), words))?;
         ensure!(bulk.errors == 0, "{} of {conns} streams closed early", bulk.errors);
         ensure!(bulk.bytes > 0, "no byte moved");
         readings.push((rate, bulk.bytes as f64 * 8.0 / bulk.seconds / 1e9));
         readings.push((generator, bulk.own / bulk.seconds * 100.0));
+        readings.push((machine, bulk.machine / (bulk.bytes as f64 / 1e9)));
         push_cpu(trial, &mut readings, cpu, bulk.watched / (bulk.bytes as f64 / 1e9));
     }
     Ok(readings)
@@ -75,7 +95,7 @@ pub(super) fn closed(trial: &Trial<'_>, rest: &[&str]) -> Result<Closed> {
     if !watch.is_empty() {
         words.extend(["--watch", &watch]);
     }
-    let sample: Closed = sample(&mut trial.world.load("closed", &trial.instance.peer.targets(), &words))?;
+    let sample: Closed = sample(&mut trial.world.load("closed", &trial.instance.targets(), &words))?;
     ensure!(sample.done > 0, "no answer, {} connections failed", sample.errors);
     ensure!(sample.errors * 1000 <= sample.done, "{} failed beside {} answers", sample.errors, sample.done);
     Ok(sample)

@@ -1,0 +1,111 @@
+//! What the planes in the kernel are to reach against what they replace.
+
+use std::fmt::Write;
+
+use super::args::Placement;
+use super::figures::{Better, by_id};
+use super::peers::Peer;
+use super::results::{Cell, Results};
+
+/// A ratio of one peer of this project to the best of others.
+struct Goal {
+    ours: Peer,
+    figure: &'static str,
+    against: &'static [Peer],
+    ratio: f64,
+}
+
+const PROXIES: &[Peer] = &[Peer::Haproxy, Peer::Nginx, Peer::Envoy];
+const COPIES: &[Peer] = &[Peer::Lemonade, Peer::Haproxy];
+
+const fn forward(figure: &'static str, against: &'static [Peer], ratio: f64) -> Goal {
+    Goal { ours: Peer::Forward, figure, against, ratio }
+}
+
+const fn same_host(figure: &'static str, ratio: f64) -> Goal {
+    Goal { ours: Peer::SkMsg, figure, against: COPIES, ratio }
+}
+
+const fn sockmap(figure: &'static str, ratio: f64) -> Goal {
+    Goal { ours: Peer::Sockmap, figure, against: &[Peer::Lemonade], ratio }
+}
+
+/// At most the ratio where less is better, at least it where more is.
+const GOALS: &[Goal] = &[
+    forward("small.machine", &[Peer::Direct], 1.10),
+    forward("down8.rate", &[Peer::Direct], 0.95),
+    forward("small.machine", &[Peer::Nft], 0.85),
+    forward("connections.rate", &[Peer::Nft], 1.2),
+    forward("down8.rate", &[Peer::Nft], 1.05),
+    forward("small.machine", PROXIES, 0.65),
+    forward("down8.machine", PROXIES, 0.65),
+    forward("connections.rate", PROXIES, 1.4),
+    forward("down8.rate", PROXIES, 1.6),
+    same_host("same.rate", 2.0),
+    same_host("same.machine", 0.5),
+    sockmap("pingpong.p50", 0.85),
+    sockmap("down1.rate", 0.9),
+];
+
+/// Writes a table of what was measured of it; nothing if nothing was.
+pub fn markdown(results: &Results) -> String {
+    let mut rows = String::new();
+    for placement in [Placement::Pinned, Placement::Unpinned] {
+        for goal in GOALS {
+            let _ = row(&mut rows, results, placement, goal);
+        }
+    }
+    if rows.is_empty() {
+        return rows;
+    }
+    let head = "\n### Planes in the kernel against what they replace\n\n| figure | plane | against | ratio | goal |\n";
+    format!("{head}|---|---|---|---|---|\n{rows}")
+}
+
+fn row(text: &mut String, results: &Results, placement: Placement, goal: &Goal) -> Option<()> {
+    let figure = by_id(goal.figure)?;
+    let median = |peer: Peer| results.cell(figure.id, placement, peer).and_then(Cell::median);
+    let ours = median(goal.ours)?;
+    let lower = figure.better == Better::Lower;
+    let (theirs, best) = goal
+        .against
+        .iter()
+        .filter_map(|peer| Some((median(*peer).filter(|theirs| *theirs > 0.0)?, *peer)))
+        .min_by(|(a, _), (b, _)| if lower { a.total_cmp(b) } else { b.total_cmp(a) })?;
+    let ratio = ours / theirs;
+    let (bound, met) =
+        if lower { ("at most", ratio <= goal.ratio) } else { ("at least", ratio >= goal.ratio) };
+    let word = if met { "met" } else { "**MISSED**" };
+    let (ours, theirs) = (goal.ours.name(), best.name());
+    let (id, placement) = (figure.id, placement.name());
+    writeln!(
+        text,
+        "| {id}, {placement} | {ours} | {theirs} | {ratio:.2} | {bound} {bound_ratio:.2} {word} |",
+        bound_ratio = goal.ratio
+    )
+    .ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_plane_is_compared_with_the_best_of_those_it_replaces() {
+        let mut results = Results::default();
+        for (peer, machine) in [(Peer::Haproxy, 3.0), (Peer::Nginx, 2.0), (Peer::Forward, 1.5)] {
+            results.add("small.machine", Placement::Pinned, peer, machine);
+        }
+        let text = markdown(&results);
+        let told = "| small.machine, pinned | lemonade-forward | nginx | 0.75 | at most 0.65 **MISSED** |";
+        assert_eq!(text.lines().last(), Some(told));
+        results.add("small.machine", Placement::Unpinned, Peer::Nft, 2.0);
+        results.add("small.machine", Placement::Unpinned, Peer::Forward, 1.0);
+        assert!(markdown(&results).ends_with("| nft | 0.50 | at most 0.85 met |\n"));
+    }
+
+    #[test]
+    fn every_goal_names_a_row() {
+        assert!(GOALS.iter().all(|goal| by_id(goal.figure).is_some()));
+    }
+}
