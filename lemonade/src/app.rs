@@ -205,6 +205,7 @@ pub async fn build(settings: Settings) -> anyhow::Result<Bound> {
         reloads: reloads.clone(),
         reloading: Arc::default(),
         readers: Arc::default(),
+        feed: Arc::default(),
         orders,
         health_view: health_receiver.clone(),
         resolution: resolution_receiver.clone(),

@@ -3,10 +3,9 @@
 //! A reader looks a few times a second instead of being woken, so the data plane pays only for telling. Who is late, or
 //! asks for less than happens, loses events and is told how many.
 
-use std::collections::VecDeque;
 use std::convert::Infallible;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use axum::body::{Body, Bytes};
@@ -14,10 +13,11 @@ use futures_util::stream;
 use serde::Deserialize;
 
 use super::AdminWiring;
-use super::connections::{Row, carried_by};
+use super::connections::carried_by;
+use super::feed::Feed;
 use super::words;
 use crate::proxy::port::Connection;
-use crate::proxy::tap::{Event, EventKind, Found, Tapped};
+use crate::proxy::tap::{Event, EventKind};
 use crate::shutdown::Phase;
 
 /// Readers at a time, over both doors.
@@ -68,6 +68,12 @@ impl Wanted {
         Ok(())
     }
 
+    /// Whether it is every event.
+    fn is_all(&self) -> bool {
+        let Self { kind, frontend, backend, reason, client, rate: _ } = self;
+        [kind, frontend, backend, reason, client].into_iter().all(Option::is_none)
+    }
+
     fn wants(&self, event: &Event) -> bool {
         let own = &*event.connection;
         self.kind.as_deref().is_none_or(|kinds| kinds.split(',').any(|kind| kind == name(event.kind)))
@@ -94,18 +100,23 @@ pub const fn name(kind: EventKind) -> &'static str {
 }
 
 /// A place among the readers, given back when the stream ends.
-struct Place(Arc<AtomicUsize>);
+struct Place {
+    readers: Arc<AtomicUsize>,
+    feed: Arc<Mutex<Feed>>,
+}
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
+        self.readers.fetch_sub(1, Ordering::Relaxed);
+        self.feed.lock().unwrap_or_else(PoisonError::into_inner).leave();
     }
 }
 
 struct Reader {
     wiring: Arc<AdminWiring>,
     wanted: Wanted,
-    tapped: Tapped,
+    /// Number of the next event.
+    next: u64,
     /// Events that may still be sent in this second, and when it began.
     left: u32,
     second: Instant,
@@ -117,14 +128,17 @@ struct Reader {
 /// The stream for `wanted`, or `None` when there are too many readers already.
 pub(super) fn stream(wiring: &Arc<AdminWiring>, wanted: Wanted) -> Option<Body> {
     let readers = Arc::clone(&wiring.readers);
-    let place = Place(Arc::clone(&readers));
+    let feed = Arc::clone(&wiring.feed);
     if readers.fetch_add(1, Ordering::Relaxed) >= MAX_READERS {
+        readers.fetch_sub(1, Ordering::Relaxed);
         return None;
     }
+    let next = feed.lock().unwrap_or_else(PoisonError::into_inner).join(&wiring.tap);
+    let place = Place { readers, feed };
     let now = Instant::now();
     let reader = Reader {
         wiring: Arc::clone(wiring),
-        tapped: wiring.tap.read(),
+        next,
         left: wanted.rate(),
         wanted,
         second: now,
@@ -166,33 +180,35 @@ impl Reader {
         }
     }
 
-    /// Takes what has been told since the last look; only as much as the channel holds, so that it comes to an end.
-    fn look(&mut self) -> String {
+    /// Takes what has been told since the last look.
+    fn look(&mut self) -> Vec<u8> {
         if self.second.elapsed() >= Duration::from_secs(1) {
             (self.second, self.left) = (Instant::now(), self.wanted.rate());
         }
-        let mut events = VecDeque::new();
-        for _ in 0..crate::proxy::tap::BACKLOG {
-            match self.tapped.look() {
-                Found::Nothing => break,
-                Found::Lost(lost) => self.lost += lost,
-                Found::Event(event) if !self.wanted.wants(&event) => {}
-                Found::Event(_) if self.left == 0 => self.lost += 1,
-                Found::Event(event) => {
-                    self.left -= 1;
-                    events.push_back(event);
-                }
+        let mut taken = Vec::new();
+        {
+            let mut feed = self.wiring.feed.lock().unwrap_or_else(PoisonError::into_inner);
+            let (here, missed, next) = feed.since(self.next);
+            let count = here.len() as u64;
+            (self.next, self.lost) = (next, self.lost + missed);
+            if self.wanted.is_all() {
+                // Without a look at each: a page wants few of many.
+                taken.extend(here.take(self.left as usize).map(Arc::clone));
+                self.lost += count - taken.len() as u64;
+            } else {
+                let mut wanted = here.filter(|told| self.wanted.wants(&told.event));
+                taken.extend(wanted.by_ref().take(self.left as usize).map(Arc::clone));
+                self.lost += wanted.count() as u64;
             }
         }
-        let now = self.wiring.clock.now();
-        let mut text = String::new();
-        for event in events {
-            let row = Row::of(&event.connection, now, &self.wiring.clock);
-            let Ok(row) = serde_json::to_string(&row) else { continue };
-            text.push_str(&format!("event: {}\ndata: {row}\n\n", name(event.kind)));
+        self.left -= u32::try_from(taken.len()).unwrap_or(self.left);
+        let mut text = Vec::new();
+        for told in taken {
+            text.extend_from_slice(&told.text(&self.wiring.clock));
         }
         if self.lost > 0 {
-            text.push_str(&format!("event: lost\ndata: {{\"lost\":{}}}\n\n", std::mem::take(&mut self.lost)));
+            let lost = std::mem::take(&mut self.lost);
+            text.extend_from_slice(format!("event: lost\ndata: {{\"lost\":{lost}}}\n\n").as_bytes());
         }
         text
     }

@@ -5,6 +5,7 @@ pub mod connections;
 mod dashboard;
 mod dump;
 pub mod events;
+mod feed;
 pub mod foresee;
 pub mod openapi;
 mod place;
@@ -69,6 +70,8 @@ pub struct AdminWiring {
     pub resolution: watch::Receiver<Arc<Resolution>>,
     /// Readers of events.
     pub readers: Arc<std::sync::atomic::AtomicUsize>,
+    /// Events on their way to these readers.
+    pub feed: Arc<std::sync::Mutex<feed::Feed>>,
     /// What happens to connections.
     pub tap: Tap,
     /// The data plane's clock.

@@ -78,7 +78,7 @@ fn lock(last: &Mutex<Last>) -> MutexGuard<'_, Last> {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+pub(crate) mod tests {
     use lemonade_common::Reason;
 
     use super::*;
@@ -106,7 +106,7 @@ pub(super) mod tests {
     }
 
     /// A connection that ended well.
-    pub(in crate::proxy) fn ended(id: u64) -> Connection {
+    pub(crate) fn ended(id: u64) -> Connection {
         ended_with(id, End::Closed)
     }
 

@@ -55,7 +55,7 @@ impl Tap {
     }
 
     /// Tells what `connection` makes, if anybody reads. Never waits: who is late loses.
-    pub(super) fn tell(&self, kind: EventKind, connection: impl FnOnce() -> Connection) {
+    pub(crate) fn tell(&self, kind: EventKind, connection: impl FnOnce() -> Connection) {
         if self.readers() > 0 {
             // An error says that the last reader has just left.
             let _ = self.events.send(Event { kind, connection: Arc::new(connection()) });

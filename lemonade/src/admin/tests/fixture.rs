@@ -130,6 +130,7 @@ impl Served {
             reloads,
             reloading: Arc::default(),
             readers: Arc::default(),
+            feed: Arc::default(),
             orders,
             health_view: watch::channel(Arc::default()).1,
             resolution: watch::channel(Arc::default()).1,

@@ -1,0 +1,135 @@
+//! Events on their way to readers: taken from the data plane once and written once, however many read.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, OnceLock};
+
+use axum::body::Bytes;
+
+use crate::proxy::clock::Clock;
+use crate::proxy::tap::{BACKLOG, Event, Found, Tap, Tapped};
+
+use super::connections::Row;
+use super::events::name;
+
+/// An event and, once a reader has wanted it, its text.
+#[derive(Debug)]
+pub(super) struct Told {
+    pub(super) event: Event,
+    text: OnceLock<Bytes>,
+}
+
+impl Told {
+    /// As readers get it, by `clock` when it is first asked for.
+    pub(super) fn text(&self, clock: &Clock) -> Bytes {
+        let write = || {
+            let row = Row::of(&self.event.connection, clock.now(), clock);
+            // A row has no key that is not text, which alone could fail.
+            let row = serde_json::to_string(&row).unwrap_or_default();
+            Bytes::from(format!("event: {}\ndata: {row}\n\n", name(self.event.kind)))
+        };
+        self.text.get_or_init(write).clone()
+    }
+}
+
+/// The newest events by number, while anybody reads.
+#[derive(Debug, Default)]
+pub struct Feed {
+    tapped: Option<Tapped>,
+    readers: usize,
+    newest: VecDeque<(u64, Arc<Told>)>,
+    /// Number of the next event.
+    next: u64,
+}
+
+impl Feed {
+    /// Takes a reader in; returns the number of the first event that is its.
+    pub(super) fn join(&mut self, tap: &Tap) -> u64 {
+        self.readers += 1;
+        self.tapped.get_or_insert_with(|| tap.read());
+        self.refresh();
+        self.next
+    }
+
+    /// Lets a reader go; the data plane tells nothing once it was the last.
+    pub(super) fn leave(&mut self) {
+        self.readers -= 1;
+        if self.readers == 0 {
+            self.tapped = None;
+            self.newest.clear();
+        }
+    }
+
+    /// Returns the events from number `from` on that are still here, how many are not, and the number after the last.
+    pub(super) fn since(&mut self, from: u64) -> (impl ExactSizeIterator<Item = &Arc<Told>>, u64, u64) {
+        self.refresh();
+        let first = self.newest.partition_point(|(number, _)| *number < from);
+        let here = self.newest.range(first..).map(|(_, told)| told);
+        let missed = self.next - from - here.len() as u64;
+        (here, missed, self.next)
+    }
+
+    /// Takes what was told since the last time; only as much as the channel holds, so that it comes to an end.
+    fn refresh(&mut self) {
+        let Some(tapped) = &mut self.tapped else { return };
+        for _ in 0..BACKLOG {
+            match tapped.look() {
+                Found::Nothing => break,
+                Found::Lost(lost) => self.next += lost,
+                Found::Event(event) => {
+                    if self.newest.len() == BACKLOG {
+                        self.newest.pop_front();
+                    }
+                    self.newest.push_back((self.next, Arc::new(Told { event, text: OnceLock::new() })));
+                    self.next += 1;
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::sync::broadcast;
+
+    use super::*;
+    use crate::proxy::recent::tests::ended;
+    use crate::proxy::tap::EventKind;
+
+    fn ids(feed: &mut Feed, from: u64) -> (Vec<u64>, u64, u64) {
+        let (here, missed, next) = feed.since(from);
+        (here.map(|told| told.event.connection.id).collect(), missed, next)
+    }
+
+    #[test]
+    fn each_reader_gets_what_was_told_since_it_came_and_is_told_what_it_missed() {
+        let tap = Tap::new(broadcast::channel(4).0);
+        let mut feed = Feed::default();
+        let early = feed.join(&tap);
+        (0..3).for_each(|id| tap.tell(EventKind::End, || ended(id)));
+        let late = feed.join(&tap);
+        assert_eq!(tap.readers(), 1, "the data plane tells once");
+        (3..5).for_each(|id| tap.tell(EventKind::End, || ended(id)));
+        assert_eq!(ids(&mut feed, early), (vec![0, 1, 2, 3, 4], 0, 5));
+        assert_eq!(ids(&mut feed, late), (vec![3, 4], 0, 5));
+        // The channel holds four of these seven.
+        (5..12).for_each(|id| tap.tell(EventKind::End, || ended(id)));
+        assert_eq!(ids(&mut feed, 5), (vec![8, 9, 10, 11], 3, 12));
+        feed.leave();
+        assert_eq!(tap.readers(), 1);
+        feed.leave();
+        assert_eq!((tap.readers(), feed.newest.len()), (0, 0));
+    }
+
+    #[test]
+    fn no_more_is_kept_than_a_reader_may_be_behind() {
+        let tap = Tap::new(broadcast::channel(BACKLOG).0);
+        let mut feed = Feed::default();
+        let first = feed.join(&tap);
+        for _ in 0..2 {
+            (0..BACKLOG as u64).for_each(|id| tap.tell(EventKind::End, || ended(id)));
+            feed.refresh();
+        }
+        let (here, missed, next) = ids(&mut feed, first);
+        assert_eq!((here.len(), missed, next), (BACKLOG, BACKLOG as u64, 2 * BACKLOG as u64));
+    }
+}
