@@ -248,6 +248,8 @@ pub struct Planned {
     pub untouched: usize,
     /// Shares of picks that would change.
     pub shares: Vec<PlannedShare>,
+    /// Share of ring slots that would go to another backend, 0 to 1, by pool whose flows go by a ring.
+    pub slots_moved: BTreeMap<String, f64>,
 }
 
 /// The share of picks of one backend.
@@ -323,5 +325,6 @@ fn planned(wiring: &AdminWiring, file: &Arc<Config>) -> Planned {
         drain_timeout_seconds: file.runtime.drain_timeout.as_secs_f64(),
         untouched: found.untouched,
         shares: shares.collect(),
+        slots_moved: found.slots.into_iter().map(|(pool, moved)| (pool.to_string(), moved)).collect(),
     }
 }

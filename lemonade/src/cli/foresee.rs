@@ -94,6 +94,14 @@ fn write_plan(plan: &Planned, out: &mut String) -> std::fmt::Result {
     for PlannedShare { backend, before, after } in &plan.shares {
         writeln!(out, "  {}: {} -> {}", clean(backend), percent(*before), percent(*after))?;
     }
+    for (pool, moved) in &plan.slots_moved {
+        writeln!(
+            out,
+            "ring of pool {}: {:.1}% of the slots go to another backend",
+            clean(pool),
+            moved * 100.0
+        )?;
+    }
     let drained: usize = plan.drained.values().sum();
     writeln!(out, "live connections: {} go on, {drained} would be drained", plan.untouched)?;
     for (what, connections) in &plan.drained {
@@ -119,15 +127,17 @@ mod tests {
             drain_timeout_seconds: 30.0,
             untouched: 9,
             shares: vec![PlannedShare { backend: "web/b".to_owned(), before: Some(0.5), after: None }],
+            slots_moved: BTreeMap::from([("web".to_owned(), 0.3412)]),
         };
         assert_eq!(
             planned(&plan),
             "against version 3:\n  pool web: backend b removed\n  admin.listen: takes effect only at the next start\n\
-             share of new connections:\n  web/b: 50% -> -\nlive connections: 9 go on, 4 would be drained\n  \
+             share of new connections:\n  web/b: 50% -> -\nring of pool web: 34.1% of the slots go to another backend\nlive connections: 9 go on, 4 would be drained\n  \
              4 of backend web/b: reset after 30 s if they still live\n"
         );
         (plan.changes, plan.pending_restart, plan.shares) = Default::default();
         plan.drained.clear();
+        plan.slots_moved.clear();
         assert!(planned(&plan).contains("nothing would change"));
     }
 }

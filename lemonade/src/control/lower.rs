@@ -105,7 +105,8 @@ pub fn unsuited(entry: &FrontendEntry) -> Option<String> {
     }
 }
 
-fn lowering(pool: &PoolEntry, now: Moment) -> Lowering {
+/// How the kernel would pick among the backends of `pool`, by what is known at `now`.
+pub(super) fn lowering(pool: &PoolEntry, now: Moment) -> Lowering {
     let view = PoolView {
         candidates: &pool.candidates,
         cursor: &pool.cell.cursor,

@@ -4,11 +4,15 @@ use std::collections::BTreeMap;
 
 use lemonade_common::FlowKey;
 use lemonade_common::hash::mix;
+use lemonade_common::maglev::EMPTY;
 
 use super::explain::shares;
+use super::lower::lowering;
 use super::table::{BackendId, DispatchTable, PoolEntry};
-use crate::model::{Moment, Name};
+use crate::model::{Moment, Name, StrategyKind};
 use crate::proxy::port::Connection;
+use crate::strategy::maglev::{Share, ring};
+use crate::strategy::port::Lowering;
 
 /// Shares that differ by less are the same: they are counted from samples.
 const NOISE: f64 = 0.02;
@@ -22,6 +26,8 @@ pub struct Preview {
     pub untouched: usize,
     /// Shares of picks that would change.
     pub shares: Vec<ShareChange>,
+    /// Share of the slots that would go to another backend, 0 to 1, by pool with a ring.
+    pub slots: BTreeMap<Name, f64>,
 }
 
 /// The share of picks of one backend, before and after.
@@ -52,9 +58,49 @@ pub fn preview(before: &DispatchTable, after: &DispatchTable, live: &[Connection
         let same = was.zip(is).is_some_and(|(was, is)| std::sync::Arc::ptr_eq(was, is));
         if !same {
             preview.shares.extend(changes(name, was.map(AsRef::as_ref), is.map(AsRef::as_ref), now));
+            let rings = was.zip(is).filter(|_| has_ring(before, name) && has_ring(after, name));
+            let moved = rings.map(|(was, is)| moved(was, is, now)).filter(|moved| *moved > 0.0);
+            preview.slots.extend(moved.map(|moved| (name.clone(), moved)));
         }
     }
     preview
+}
+
+/// Whether flows to the pool go by a ring: the kernel's, or that of the strategy.
+fn has_ring(table: &DispatchTable, name: &Name) -> bool {
+    let forwarded = |pool: &PoolEntry| {
+        table
+            .frontends
+            .values()
+            .any(|own| own.frontend.forward.is_some() && own.pool.pool.name == pool.pool.name)
+    };
+    let pool = table.pools.get(name);
+    pool.is_some_and(|pool| pool.pool.strategy == StrategyKind::SourceHash || forwarded(pool))
+}
+
+/// Share of the slots that another backend has afterwards; each IP version has a ring.
+fn moved(was: &PoolEntry, is: &PoolEntry, now: Moment) -> f64 {
+    let mut numbers = BTreeMap::new();
+    let [was, is] = [was, is].map(|pool| [false, true].map(|v6| slots(pool, v6, now, &mut numbers)));
+    let pairs =
+        || was.iter().zip(&is).flat_map(|(was, is)| was.iter().zip(is)).filter(|(was, _)| **was != EMPTY);
+    let other = pairs().filter(|(was, is)| was != is).count();
+    other as f64 / pairs().count().max(1) as f64
+}
+
+/// What is in the slots of a pool's ring: backends by numbers that `numbers` gives them.
+fn slots(pool: &PoolEntry, v6: bool, now: Moment, numbers: &mut BTreeMap<String, u32>) -> Vec<u32> {
+    let Lowering::Ring { weights, .. } = lowering(pool, now) else { return Vec::new() };
+    let candidates = pool.candidates.iter().zip(weights);
+    let own = candidates.filter(|(own, _)| pool.backends[own.position].id.ip.to_canonical().is_ipv6() == v6);
+    let shares: Vec<Share> = own
+        .map(|(own, weight)| {
+            let next = numbers.len() as u32;
+            let value = *numbers.entry(own.identity.to_string()).or_insert(next);
+            Share { value, identity: own.identity.to_string(), weight }
+        })
+        .collect();
+    ring(&shares)
 }
 
 /// What takes a connection along when `after` comes: its frontend or its backend.
@@ -161,6 +207,21 @@ mod tests {
             assert_eq!(shares, [("a", Some(0.5), None), ("c", None, Some(0.5))], "{strategy:?}");
             assert_eq!(preview(&after, &after, &live, Moment(1)).shares, []);
         }
+    }
+
+    #[test]
+    fn a_backend_that_leaves_a_ring_moves_its_slots_and_few_others() {
+        let none = DispatchTable::default();
+        let three = || vec![backend("a", 1), backend("b", 2), backend("c", 3)];
+        let two = || vec![backend("a", 1), backend("b", 2)];
+        let before = table(StrategyKind::SourceHash, three(), &["f"], &none);
+        let after = table(StrategyKind::SourceHash, two(), &["f"], &before);
+        let moved = preview(&before, &after, &[], Moment(1)).slots[&Name::new("web")];
+        assert!((0.333..0.40).contains(&moved), "{moved}");
+        assert!(preview(&after, &after, &[], Moment(1)).slots.is_empty());
+        let turns = table(StrategyKind::RoundRobin, three(), &["f"], &none);
+        let fewer = table(StrategyKind::RoundRobin, two(), &["f"], &turns);
+        assert!(preview(&turns, &fewer, &[], Moment(1)).slots.is_empty(), "it has no ring");
     }
 
     #[test]
