@@ -166,6 +166,20 @@ impl PacketReason {
         self as usize
     }
 
+    /// Whether the packet went nowhere; a fragment may be passed instead, as its frontend says.
+    pub const fn drops(self) -> bool {
+        match self {
+            Self::Fragment | Self::Options | Self::BadLength | Self::HopLimit | Self::TooBig => true,
+            Self::PortsExhausted | Self::TableFull | Self::NotSent => true,
+            Self::Forwarded | Self::Opened | Self::Adopted | Self::Unrecorded | Self::Echo => false,
+            Self::IcmpError | Self::NotOurs | Self::NotIp | Self::OtherProtocol | Self::LaterFragment => {
+                false
+            }
+            Self::Torn | Self::Tagged | Self::UnknownFlow | Self::NoBackend => false,
+            Self::NoNeighbour | Self::LeftToTc => false,
+        }
+    }
+
     /// Stable name, used in metrics and status.
     pub const fn as_str(self) -> &'static str {
         match self {

@@ -12,6 +12,7 @@ export interface Frontend {
   configured: string[];
   listening: string[];
   plane: string;
+  plane_why: string;
   relay: string;
   relay_why: string;
   pool: string;
@@ -96,6 +97,7 @@ export interface Status {
   last_10s: Rates;
   last_60s: Rates;
   journal_dropped: number;
+  forward: { words: string; live: number; opened: number; entries: number; room: number; packets: Record<string, number>; dropped: Record<string, number> } | null;
   frontends: Frontend[];
   pools: Pool[];
 }

@@ -112,6 +112,8 @@ pub struct ForwardStatus {
     pub room: u64,
     /// Packets by what they came to; what never occurred is left out.
     pub packets: BTreeMap<String, u64>,
+    /// Of these, packets that went nowhere.
+    pub dropped: BTreeMap<String, u64>,
 }
 
 /// Traffic per second over a time.
@@ -297,7 +299,11 @@ impl Status {
 
 impl ForwardStatus {
     fn of(own: &ForwardCounters) -> Option<Self> {
-        let packets = PacketReason::ALL.map(|why| (why.as_str().to_owned(), own.packets[why.index()]));
+        let counted = |such: fn(&PacketReason) -> bool| {
+            let reasons = PacketReason::ALL.into_iter().filter(such);
+            let counts = reasons.map(|why| (why.as_str().to_owned(), own.packets[why.index()]));
+            counts.filter(|(_, count)| *count > 0).collect()
+        };
         (!own.words.is_empty()).then(|| Self {
             words: own.words.clone(),
             live: own.live,
@@ -305,7 +311,8 @@ impl ForwardStatus {
             closed: own.closed,
             entries: own.entries,
             room: own.room,
-            packets: packets.into_iter().filter(|(_, count)| *count > 0).collect(),
+            packets: counted(|_| true),
+            dropped: counted(|why| why.drops()),
         })
     }
 }

@@ -97,6 +97,8 @@ function attention(status: Status): HTMLElement {
   for (const own of status.frontends.slice(0, MOST)) {
     for (const [reason, times] of Object.entries(own.refused)) item(mark("warn", `${count(times)} refused`), ` frontend ${own.name}: ${words(reason)}`);
   }
+  for (const own of status.frontends.filter((one) => one.plane === "proxy" && one.plane_why !== "").slice(0, MOST)) item(mark("warn", "not in the kernel"), ` frontend ${own.name}: ${own.plane_why}`);
+  for (const [reason, times] of Object.entries(status.forward?.dropped ?? {})) item(mark("warn", `${count(times)} packets dropped`), ` forward plane: ${words(reason)}`);
   const lost = status.process.events_dropped + status.journal_dropped;
   if (lost > 0) item(mark("warn", `${count(lost)} lost`), " events, access records or journal lines");
   if (status.process.accept_pauses > 0) item(mark("warn", `${count(status.process.accept_pauses)} pauses`), " of accepting, for want of descriptors or memory");

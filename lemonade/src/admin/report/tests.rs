@@ -196,6 +196,7 @@ fn a_forwarded_frontend_says_so_and_a_kept_one_says_why() {
         entries: 8,
         room: 32_768,
         packets: BTreeMap::from([("forwarded".to_owned(), 900), ("opened".to_owned(), 40)]),
+        dropped: BTreeMap::new(),
     });
     let mut other = own.frontends[0].clone();
     (own.frontends[0].plane, own.frontends[0].relay) = ("forward".to_owned(), "nat".to_owned());

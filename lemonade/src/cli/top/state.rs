@@ -94,13 +94,16 @@ impl State {
         pools.flat_map(|pool| pool.backends.iter().map(move |backend| (pool, backend))).collect()
     }
 
-    /// Refusals as frontend, reason and number.
+    /// Refusals as frontend, reason and number, and packets that the forward plane dropped.
     pub(super) fn refusals(&self) -> Vec<(&str, &str, u64)> {
         let frontends = self.seen.iter().flat_map(|seen| &seen.status.frontends);
         let refused = frontends.flat_map(|own| {
             own.refused.iter().map(|(reason, count)| (own.name.as_str(), reason.as_str(), *count))
         });
-        let mut all: Vec<_> = refused.collect();
+        let planes = self.seen.iter().flat_map(|seen| &seen.status.forward);
+        let packets = planes
+            .flat_map(|own| own.dropped.iter().map(|(reason, count)| ("(packets)", reason.as_str(), *count)));
+        let mut all: Vec<_> = refused.chain(packets).collect();
         all.sort_by_key(|(_, _, count)| std::cmp::Reverse(*count));
         all
     }

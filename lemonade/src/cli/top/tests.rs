@@ -146,3 +146,18 @@ fn keys_sort_filter_and_leave() {
     state.see(fewer);
     assert_eq!(state.selected, 0, "the cursor stays on a row");
 }
+
+#[test]
+fn packets_that_the_kernel_dropped_stand_with_the_refusals() {
+    let mut seen = seen();
+    let forward = json!({"words": "tc on eth0", "live": 1, "opened": 1, "closed": 0, "entries": 2, "room": 64,
+        "packets": {"forwarded": 900, "table_full": 7}, "dropped": {"table_full": 7}});
+    seen.status.forward = Some(serde_json::from_value(forward).expect("the fixture has every field"));
+    let mut state = State::default();
+    state.seen = Some(seen);
+    press(&mut state, "3");
+    let lines = screen(&state, 80, 24).join("\n");
+    let row = lines.lines().find(|line| line.contains("(packets)")).expect("a row");
+    assert_eq!(row.split_whitespace().collect::<Vec<_>>(), ["(packets)", "table_full", "7"]);
+    assert!(!lines.contains("forwarded"), "{lines}");
+}
