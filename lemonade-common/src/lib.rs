@@ -17,6 +17,7 @@ pub mod gate;
 pub mod hash;
 pub mod ids;
 pub mod maglev;
+pub mod notice;
 mod open;
 pub mod packet;
 pub mod rewrite;

@@ -167,6 +167,7 @@ impl PacketReason {
     }
 
     /// Whether the packet went nowhere; a fragment may be passed instead, as its frontend says.
+    #[inline(always)]
     pub const fn drops(self) -> bool {
         match self {
             Self::Fragment | Self::Options | Self::BadLength | Self::HopLimit | Self::TooBig => true,

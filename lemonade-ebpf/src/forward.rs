@@ -20,7 +20,7 @@ use lemonade_common::packet::{Bytes, BytesMut, ETHERNET, Family, Kind, Packet, f
 use lemonade_common::{PacketReason, answer, rewrite};
 
 use crate::skb::{Anew, Skb};
-use crate::tables::{Maps, PACKET, admits, count, opened};
+use crate::tables::{Maps, PACKET, admits, count, count_told, opened, told};
 
 /// Flag of `bpf_l4_csum_replace` for IPv6 addresses, which a checksum made by the network card needs (Linux 6.16 and
 /// stable kernels); it is not in the bindings.
@@ -49,13 +49,14 @@ pub fn arrived(ctx: &TcContext) -> i32 {
     let now = unsafe { bpf_ktime_get_coarse_ns() };
     let arrival = Arrival { length: skb.length() as u64, now, interface };
     match decide(&Maps { context: skb.0.cast() }, packet, &arrival) {
-        Verdict::Pass(reason) => count(reason, TC_ACT_OK),
-        Verdict::Drop(reason) => count(reason, TC_ACT_SHOT),
+        Verdict::Pass(reason) => count_told(packet, reason, None, TC_ACT_OK),
+        Verdict::Drop(reason) => count_told(packet, reason, None, TC_ACT_SHOT),
         Verdict::Echo => answer(&mut skb, packet),
         Verdict::Forward(flow, reason) => {
             // Here and not in `send`, which the verifier would follow once for each reason.
             if reason == PacketReason::Opened {
                 opened(flow);
+                told(packet, reason.index() as u32, flow.frontend, flow.backend);
             }
             send(skb.0, packet, flow, reason)
         }
@@ -82,7 +83,7 @@ fn send(skb: *mut __sk_buff, packet: &Packet, flow: &Flow, reason: PacketReason)
     if skb.length() as u32 > SMALL {
         let mtu = exceeded(skb, interface, overhead(flow));
         if mtu != 0 {
-            return count(PacketReason::TooBig, tell(skb.0, packet, mtu));
+            return count_told(packet, PacketReason::TooBig, Some(flow), tell(skb.0, packet, mtu));
         }
     }
     let done = match flow.mode {
@@ -92,7 +93,7 @@ fn send(skb: *mut __sk_buff, packet: &Packet, flow: &Flow, reason: PacketReason)
         _ => rewritten(skb, packet, flow),
     };
     if !done {
-        return count(PacketReason::NotSent, TC_ACT_SHOT);
+        return count_told(packet, PacketReason::NotSent, Some(flow), TC_ACT_SHOT);
     }
     count(reason, 0);
     if flow.mode == DSR_L2 {

@@ -19,7 +19,7 @@ use lemonade_common::forward::{DSR_IPIP, DSR_L2, Flow};
 use lemonade_common::packet::{Bytes, BytesMut, Family, Kind, Packet, family, read};
 use lemonade_common::{PacketReason, answer, rewrite};
 
-use crate::tables::{Maps, PACKET, count, opened};
+use crate::tables::{Maps, PACKET, count, count_told, opened, told};
 
 /// A packet in the driver's memory.
 struct Frame(*mut xdp_md);
@@ -73,14 +73,15 @@ pub fn arrived(ctx: &XdpContext) -> u32 {
     let interface = unsafe { (*frame.0).ingress_ifindex };
     let arrival = Arrival { length: frame.length() as u64, now, interface };
     match decide(&Maps { context: frame.0.cast() }, packet, &arrival) {
-        Verdict::Pass(reason) => count(reason, XDP_PASS),
-        Verdict::Drop(reason) => count(reason, XDP_DROP),
+        Verdict::Pass(reason) => count_told(packet, reason, None, XDP_PASS),
+        Verdict::Drop(reason) => count_told(packet, reason, None, XDP_DROP),
         Verdict::Echo if answer::echo(&mut frame, packet) => count(PacketReason::Echo, XDP_TX),
         Verdict::Echo => count(PacketReason::NotSent, XDP_DROP),
         Verdict::Forward(flow, reason) => {
             // As at tc.
             if reason == PacketReason::Opened {
                 opened(flow);
+                told(packet, reason.index() as u32, flow.frontend, flow.backend);
             }
             send(frame.0, packet, flow, reason)
         }
@@ -110,7 +111,7 @@ fn send(frame: *mut xdp_md, packet: &Packet, flow: &Flow, reason: PacketReason) 
         _ => rewrite::translate(frame, packet, flow),
     };
     if !done || !frame.store(0, &hop.addresses) {
-        return count(PacketReason::NotSent, XDP_DROP);
+        return count_told(packet, PacketReason::NotSent, Some(flow), XDP_DROP);
     }
     // SAFETY: a word of the context.
     if hop.interface == unsafe { (*frame.0).ingress_ifindex } {

@@ -8,11 +8,12 @@ use aya_ebpf::bindings::{
 };
 use aya_ebpf::helpers::{bpf_sk_release, bpf_skc_lookup_tcp};
 use aya_ebpf::macros::map;
-use aya_ebpf::maps::{Array, HashMap, PerCpuArray, PerCpuHashMap};
+use aya_ebpf::maps::{Array, HashMap, PerCpuArray, PerCpuHashMap, RingBuf};
 use lemonade_common::decide::{Inserted, TableView};
 use lemonade_common::forward::{Flow, Service, ServiceKey, Target, opened_key};
 use lemonade_common::gate::{GATE_KINDS, Gate, NEW_FLOWS};
 use lemonade_common::maglev::SLOTS;
+use lemonade_common::notice::{NOBODY, Notice};
 use lemonade_common::packet::{Family, Packet, family};
 use lemonade_common::{FlowKey, PacketReason};
 
@@ -62,6 +63,18 @@ static GATES: PerCpuArray<Gate> = PerCpuArray::with_max_entries(GATE_KINDS, 0);
 /// How much each core lets through in a second, by kind.
 #[map]
 static LIMITS: Array<u32> = Array::with_max_entries(GATE_KINDS, 0);
+
+/// Packets that are told of.
+#[map]
+static NOTICES: RingBuf = RingBuf::with_byte_size(1 << 18, 0);
+
+/// Not 0 while somebody listens to [`NOTICES`].
+#[map]
+static LISTENED: Array<u32> = Array::with_max_entries(1, 0);
+
+/// Packets that there was no room in [`NOTICES`] for.
+#[map]
+static UNTOLD: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
 
 /// The seed of the flow hash.
 #[map]
@@ -216,6 +229,35 @@ pub fn count<A>(reason: PacketReason, action: A) -> A {
         unsafe { *counter += 1 };
     }
     action
+}
+
+/// Tells of a packet while somebody listens; without room for it, only counts that.
+// A frame of its own: programs have 512 bytes of stack.
+#[inline(never)]
+pub fn told(packet: &Packet, reason: u32, frontend: u32, backend: u32) -> i32 {
+    /// Who listens looks from time to time.
+    const BPF_RB_NO_WAKEUP: u64 = 1;
+    if LISTENED.get(0).is_none_or(|listened| *listened == 0) {
+        return 0;
+    }
+    let notice = Notice { key: packet.key, reason, frontend, backend, reserved: 0 };
+    if NOTICES.output::<Notice>(&notice, BPF_RB_NO_WAKEUP).is_err()
+        && let Some(lost) = UNTOLD.get_ptr_mut(0)
+    {
+        // SAFETY: this core's own; a softirq does not interrupt another of its kind.
+        unsafe { *lost += 1 };
+    }
+    0
+}
+
+/// Counts what a packet came to, tells of it if that is one to be told, and hands on what is done with it.
+#[inline(always)]
+pub fn count_told<A>(packet: &Packet, reason: PacketReason, flow: Option<&Flow>, action: A) -> A {
+    if reason.is_told() {
+        let (frontend, backend) = flow.map_or((NOBODY, NOBODY), |flow| (flow.frontend, flow.backend));
+        told(packet, reason.index() as u32, frontend, backend);
+    }
+    count(reason, action)
 }
 
 /// Counts a flow that was opened.

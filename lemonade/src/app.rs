@@ -173,7 +173,7 @@ pub async fn build(settings: Settings) -> anyhow::Result<Bound> {
         target: config.log.access.clone(),
     };
     #[cfg(target_os = "linux")]
-    let forward = Arc::new(ForwardPlane::new(Arc::clone(&process), clock, seed));
+    let forward = Arc::new(ForwardPlane::new(Arc::clone(&process), clock, seed, tap.clone()));
     let tiers = Arc::new(Tiered::new(
         Arc::clone(&plane),
         #[cfg(target_os = "linux")]

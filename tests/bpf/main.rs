@@ -8,6 +8,7 @@ mod forward;
 mod forwarding;
 mod katran;
 mod modes;
+mod notices;
 mod passing;
 mod programs;
 mod signals;

@@ -1,8 +1,10 @@
 //! What clients and operators see of a frontend whose packets pass through the kernel.
 
-use std::net::UdpSocket;
+use std::io::Write as _;
+use std::net::{TcpStream, UdpSocket};
 use std::time::Duration;
 
+use lemonade_tests::lemonade::run;
 use lemonade_tests::load::tally;
 use lemonade_tests::netns::Network;
 use lemonade_tests::{http, transfer, wait};
@@ -40,6 +42,44 @@ fn connections_pass_through_the_kernel_and_are_counted() {
     assert!(explained.contains("slot ") && explained.contains("of the ring"), "{explained}");
     lemonade.signal(Signal::INT);
     assert!(lemonade.wait(wait::SOON).success());
+}
+
+#[test]
+fn trace_tells_what_the_kernel_decides_and_what_it_drops() {
+    let Some(network) = Network::start("trace_tells_what_the_kernel_decides_and_what_it_drops") else {
+        return;
+    };
+    let backends = V4.backends(&network);
+    let lemonade = start(&network, &V4.setup(&backends));
+    let traced = |filter: [&str; 2], event: &dyn Fn()| {
+        std::thread::scope(|scope| {
+            let trace = scope.spawn(|| {
+                let socket = lemonade.socket();
+                let admin = socket.to_str().expect("UTF-8");
+                let [name, value] = filter;
+                let output = run(&["trace", "-n", "1", "--frontend", "web", name, value, "--admin", admin]);
+                String::from_utf8(output.stdout).expect("text")
+            });
+            // The reader may come a moment late.
+            while !trace.is_finished() {
+                event();
+                std::thread::sleep(Duration::from_millis(100));
+            }
+            trace.join().expect("no panic")
+        })
+    };
+    let decision = traced(["--kind", "decision"], &|| {
+        ask(&network, V4.frontend(), 1);
+    });
+    assert!(decision.contains("because: round_robin, slot "), "{decision}");
+    assert!(decision.contains("; forwarded in the kernel\n"), "{decision}");
+    let dying = network.client.enter(|| TcpStream::connect(V4.frontend())).expect("a connection");
+    dying.set_ttl(1).expect("option of a live socket");
+    let dropped = traced(["--reason", "hop_limit"], &|| {
+        // What is not acknowledged is sent again.
+        let _ = (&dying).write_all(b"?");
+    });
+    assert!(dropped.contains("DROPPED hop_limit: its time to live ended here"), "{dropped}");
 }
 
 fn transfers(test: &str, addresses: &Addresses) {

@@ -10,7 +10,7 @@ use lemonade_tests::backend::Backend;
 use lemonade_tests::http;
 use lemonade_tests::lemonade::Lemonade;
 use lemonade_tests::load::{Flows, Load, calls};
-use lemonade_tests::setup::Setup;
+use lemonade_tests::setup::{Frontend, Pool, Setup};
 use lemonade_tests::wait;
 use serde_json::Value;
 
@@ -51,13 +51,21 @@ fn a_thousand_clients_are_answered_and_leave_nothing_behind() {
 #[test]
 fn every_live_connection_is_listed_once_over_the_pages() {
     let count = if lemonade_tests::skip::full() { 10_000 } else { 2_000 };
-    let (_backend, lemonade) = started();
+    // Half of them wait for a backend, with one descriptor each: 20,000 are all that many hosts give a process.
+    let (first, second) = (Backend::start("a"), Backend::start("b"));
+    let mut setup = Setup::single(&[first.address])
+        .backend(0, &[&format!("max_connections = {}", count / 2)])
+        .pool(&[&format!("queue = {count}"), "queue_timeout = \"5m\""])
+        .runtime(&[&format!("max_connections = {}", 2 * count), "drain_timeout = \"1s\""]);
+    setup.frontends.push(Frontend::new("other", "other"));
+    setup.pools.push(Pool::new("other", &[second.address]));
+    let lemonade = Lemonade::start(&setup);
     let web = lemonade.address("web");
     let held: Vec<TcpStream> = (0..count)
         .map(|n| TcpStream::connect(web).unwrap_or_else(|error| panic!("connection {n}: {error}")))
         .collect();
     wait::until("all are counted", wait::SOON, || lemonade.metrics().connections().2 == count);
-    let load = Load::start(web, 20);
+    let load = Load::start(lemonade.address("other"), 20);
     let mut ids = BTreeSet::new();
     for offset in (0..count + 1_000).step_by(1_000) {
         let path = format!("/api/v1/connections?sort=id&limit=1000&offset={offset}");

@@ -142,7 +142,7 @@ impl Row {
             pool: connection.pool.to_string(),
             client: connection.client,
             local: connection.local,
-            plane: "proxy".to_owned(),
+            plane: connection.plane.to_owned(),
             relay: connection.relay.to_owned(),
             started: rfc3339(clock.wall(connection.started)),
             age_seconds: age(connection, until).as_micros() as f64 / 1e6,

@@ -1,6 +1,6 @@
 //! Reasons in words: why a connection went where it went, got nowhere, or ended.
 
-use lemonade_common::Reason;
+use lemonade_common::{PacketReason, Reason};
 
 use crate::metrics::port::End;
 use crate::proxy::port::Decision;
@@ -32,6 +32,31 @@ pub const fn refusal(reason: Reason) -> &'static str {
     }
 }
 
+/// Why the kernel sent a packet nowhere, or left it to the host.
+pub const fn dropped(reason: PacketReason) -> &'static str {
+    match reason {
+        PacketReason::NoBackend => "no backend of its pool is up: the proxy has it, and refuses",
+        PacketReason::Fragment => "a fragment; `fragments` of the frontend says what is done with them",
+        PacketReason::Options => "IP options or a routing header",
+        PacketReason::BadLength => "its lengths contradict each other",
+        PacketReason::HopLimit => "its time to live ended here",
+        PacketReason::TooBig => "larger than the way takes; its sender was told",
+        PacketReason::PortsExhausted => {
+            "no port is left towards the backend; give more snat_ports or snat_addresses, or add backends"
+        }
+        PacketReason::TableFull => "the connection table is full; raise connection_table",
+        PacketReason::NotSent => "the kernel did not take the change",
+        PacketReason::Forwarded | PacketReason::Opened | PacketReason::Adopted | PacketReason::Unrecorded => {
+            "it was sent on"
+        }
+        PacketReason::Echo | PacketReason::IcmpError => "it was answered or translated",
+        PacketReason::NotOurs | PacketReason::NotIp | PacketReason::OtherProtocol => "it is not ours",
+        PacketReason::LaterFragment | PacketReason::Torn | PacketReason::Tagged => "the host has it",
+        PacketReason::UnknownFlow => "it belongs to no flow in the kernel: the host has it",
+        PacketReason::NoNeighbour | PacketReason::LeftToTc => "the program at tc has it",
+    }
+}
+
 /// How a connection ended.
 pub const fn end(end: End) -> &'static str {
     match end {
@@ -45,6 +70,7 @@ pub const fn end(end: End) -> &'static str {
             "its frontend or backend was removed, or Lemonade stopped, and the drain deadline passed"
         }
         End::Refused(reason) => refusal(reason),
+        End::Dropped(reason) => dropped(reason),
     }
 }
 
@@ -84,7 +110,9 @@ pub fn reasons() -> impl Iterator<Item = &'static str> {
         End::IdleTimeout,
         End::DrainDeadline,
     ];
-    ends.into_iter().chain(Reason::ALL.into_iter().map(End::Refused)).map(End::as_str)
+    let told = PacketReason::ALL.into_iter().filter(|reason| reason.is_told());
+    let dropped = told.filter(|reason| *reason != PacketReason::Opened).map(End::Dropped);
+    ends.into_iter().chain(Reason::ALL.into_iter().map(End::Refused)).chain(dropped).map(End::as_str)
 }
 
 #[cfg(test)]
@@ -107,7 +135,9 @@ mod tests {
     #[test]
     fn every_reason_has_a_name_of_its_own() {
         let names: Vec<_> = reasons().collect();
-        assert_eq!(names.len(), 7 + Reason::COUNT);
+        let told = PacketReason::ALL.into_iter().filter(|reason| reason.is_told()).count();
+        assert_eq!(names.len(), 7 + Reason::COUNT + told - 1, "the one that opens a flow is no refusal");
+        assert!(names.contains(&"table_full") && !names.contains(&"opened"));
         assert!(names.contains(&"queue_full") && names.contains(&"client_reset"));
     }
 }

@@ -95,6 +95,13 @@ fn sentence(event: &str, row: &Row) -> String {
     let why = || row.end_why.clone().unwrap_or_default();
     let to = row.route.as_ref().map(|route| format!("{pool}/{} ({})", route.backend, route.address));
     let text = match (event, &row.route, &row.end) {
+        ("decision", Some(route), _) if row.plane == "forward" => format!(
+            "{} because: {}, {}; forwarded in the kernel",
+            to.unwrap_or_default(),
+            route.strategy,
+            route.why
+        ),
+        (_, _, Some(reason)) if row.plane == "forward" => format!("DROPPED {reason}: {}", why()),
         ("decision", Some(route), _) => format!(
             "{} because: {}, {}; connected in {:.2} ms",
             to.unwrap_or_default(),
@@ -113,5 +120,7 @@ fn sentence(event: &str, row: &Row) -> String {
             bytes(row.bytes_down)
         ),
     };
+    // Flows in the kernel have no number.
+    let id = if *id == 0 { "-".to_owned() } else { id.to_string() };
     format!("{started} {} {id} {client} -> {}\n", clean(frontend), clean(&text))
 }

@@ -171,6 +171,7 @@ mod tests {
             started: Moment(0),
             frontend: Name::new(frontend),
             pool: Name::new("web"),
+            plane: "proxy",
             relay: "copy",
             route: Some(Route {
                 pool: Name::new("web"),

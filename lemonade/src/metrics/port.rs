@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use lemonade_common::Reason;
+use lemonade_common::{PacketReason, Reason};
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
@@ -93,6 +93,9 @@ pub enum End {
     DrainDeadline,
     /// It got no backend.
     Refused(#[serde(with = "reason_text")] Reason),
+    /// A packet that would have opened or carried it was dropped in the kernel; of these there are events only.
+    #[serde(skip)]
+    Dropped(PacketReason),
 }
 
 impl End {
@@ -118,6 +121,7 @@ impl End {
             Self::IdleTimeout => "idle_timeout",
             Self::DrainDeadline => "drain_deadline",
             Self::Refused(reason) => reason.as_str(),
+            Self::Dropped(reason) => reason.as_str(),
         }
     }
 }

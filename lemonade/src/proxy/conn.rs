@@ -318,7 +318,7 @@ fn abort<'a>(
         let survivor = match end {
             End::ClientReset | End::ClientTimeout => backend.map(AsFd::as_fd),
             End::BackendReset | End::BackendTimeout => Some(client.as_fd()),
-            End::Closed | End::IdleTimeout | End::DrainDeadline | End::Refused(_) => None,
+            End::Closed | End::IdleTimeout | End::DrainDeadline | End::Refused(_) | End::Dropped(_) => None,
         };
         if let Some(survivor) = survivor {
             flush(survivor).await;
@@ -386,7 +386,8 @@ pub(super) fn count(flow: &Flow, end: End, now: Moment) -> EventKind {
         | End::ClientTimeout
         | End::BackendTimeout
         | End::IdleTimeout
-        | End::DrainDeadline => EventKind::End,
+        | End::DrainDeadline
+        | End::Dropped(_) => EventKind::End,
     };
     cell.session_seconds.observe(micros(now.since(flow.started)));
     kind

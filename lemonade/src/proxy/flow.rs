@@ -171,6 +171,7 @@ impl Flow {
             started: self.started,
             frontend: self.frontend.frontend.name.clone(),
             pool: self.frontend.pool.pool.name.clone(),
+            plane: "proxy",
             relay: self.relay(),
             route: route.as_ref().map(|routed| routed.route(self.local.port())),
             decision: route.as_ref().map(Routed::decision),

@@ -60,6 +60,8 @@ pub struct Connection {
     pub frontend: Name,
     /// Pool of that frontend.
     pub pool: Name,
+    /// Data plane that has it.
+    pub plane: &'static str,
     /// How its bytes are moved.
     pub relay: &'static str,
     /// Where it went; `None` as long as no backend is connected.

@@ -95,6 +95,7 @@ pub(crate) mod tests {
             started: Moment(id),
             frontend: name("web"),
             pool: name("web"),
+            plane: "proxy",
             relay: "copy",
             route: None,
             decision: None,

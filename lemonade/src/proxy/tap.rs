@@ -1,7 +1,7 @@
 //! What the data plane tells of connections while somebody reads it; without a reader it costs one load of a counter.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use tokio::sync::broadcast;
 
@@ -35,12 +35,13 @@ pub enum EventKind {
 pub struct Tap {
     events: broadcast::Sender<Event>,
     readers: Arc<AtomicUsize>,
+    lost: Arc<AtomicU64>,
 }
 
 impl Tap {
     /// Tells into `events`.
     pub fn new(events: broadcast::Sender<Event>) -> Self {
-        Self { events, readers: Arc::default() }
+        Self { events, readers: Arc::default(), lost: Arc::default() }
     }
 
     /// Readers now.
@@ -51,7 +52,17 @@ impl Tap {
     /// Reads what is told from now on.
     pub fn read(&self) -> Tapped {
         self.readers.fetch_add(1, Ordering::Relaxed);
-        Tapped { events: self.events.subscribe(), readers: Arc::clone(&self.readers) }
+        Tapped {
+            events: self.events.subscribe(),
+            readers: Arc::clone(&self.readers),
+            lost: Arc::clone(&self.lost),
+            known: self.lost.load(Ordering::Relaxed),
+        }
+    }
+
+    /// Tells readers that so many events could not be told.
+    pub(crate) fn lose(&self, events: u64) {
+        self.lost.fetch_add(events, Ordering::Relaxed);
     }
 
     /// Tells what `connection` makes, if anybody reads. Never waits: who is late loses.
@@ -68,6 +79,9 @@ impl Tap {
 pub struct Tapped {
     events: broadcast::Receiver<Event>,
     readers: Arc<AtomicUsize>,
+    lost: Arc<AtomicU64>,
+    /// Of these, those that the reader knows of.
+    known: u64,
 }
 
 /// What a reader finds.
@@ -87,6 +101,10 @@ impl Tapped {
     /// A reader looks from time to time instead of waiting, so that the data plane never pays for waking it.
     pub fn look(&mut self) -> Found {
         use broadcast::error::TryRecvError;
+        let lost = self.lost.load(Ordering::Relaxed);
+        if lost > self.known {
+            return Found::Lost(lost - std::mem::replace(&mut self.known, lost));
+        }
         match self.events.try_recv() {
             Ok(event) => Found::Event(event),
             Err(TryRecvError::Lagged(lost)) => Found::Lost(lost),
@@ -132,5 +150,9 @@ mod tests {
             assert_eq!(event.connection.id, id);
         }
         assert!(matches!(slow.look(), Found::Nothing));
+        tap.lose(3);
+        tap.tell(EventKind::End, || ended(10));
+        assert!(matches!(slow.look(), Found::Lost(3)));
+        assert!(matches!(slow.look(), Found::Event(_)));
     }
 }

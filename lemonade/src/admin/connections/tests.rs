@@ -14,6 +14,7 @@ fn connection(id: u64, bytes: u64) -> Connection {
         started: Moment(id * 1_000_000),
         frontend: name("web"),
         pool: name("web"),
+        plane: "proxy",
         relay: "copy",
         route: record(id).route,
         decision: Some(Decision { basis: Basis::Turn(id), rival: None }),

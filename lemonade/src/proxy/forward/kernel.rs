@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use lemonade_common::flow::UDP;
 use lemonade_common::forward::{DOWN, Flow, ended};
+use lemonade_common::notice::Notice;
 use lemonade_common::{BackendIx, FlowKey, FrontendIx};
 
 use super::expiry::patience;
@@ -36,6 +37,9 @@ const TARGETS: usize = 1 << 16;
 /// Calls for entries of the connection table in one look, about a thousand entries each.
 const CALLS: usize = 16;
 
+/// Packets that are told of in one look at most; a reader takes 10,000 a second.
+const NOTICES: usize = 1_024;
+
 /// Share of the table above which flows that have ended are forgotten sooner.
 const SCARCE: f64 = 0.75;
 
@@ -55,6 +59,10 @@ pub(super) struct Kernel {
     /// Entries that the table has room for.
     room: u32,
     scarce: bool,
+    /// Whether single packets are told of.
+    heard: bool,
+    /// Packets that there was no room to tell of, at the last look.
+    untold: u64,
     /// Whole rounds over the table since what is served has changed.
     rounds: u32,
 }
@@ -86,6 +94,8 @@ impl Kernel {
             tally: Tally::default(),
             room,
             scarce: false,
+            heard: false,
+            untold: 0,
             rounds: 0,
         })
     }
@@ -205,6 +215,25 @@ impl Kernel {
             return "loaded, attached nowhere".to_owned();
         }
         format!("tc on {}", interfaces.join(", "))
+    }
+
+    /// What has become of single packets since the last call, while somebody hears it, and how many were left out.
+    pub(super) fn notices(&mut self, heard: bool) -> (Vec<Notice>, u64) {
+        if self.heard != heard {
+            // What nobody has heard is of the past.
+            while !self.forward.notices(NOTICES).is_empty() {}
+            self.untold = self.forward.untold();
+            match self.forward.listen(heard) {
+                Ok(()) => self.heard = heard,
+                Err(error) => tracing::warn!("packets cannot be told of: {error}"),
+            }
+        }
+        if !heard {
+            return (Vec::new(), 0);
+        }
+        let untold = self.forward.untold();
+        let before = std::mem::replace(&mut self.untold, untold);
+        (self.forward.notices(NOTICES), untold.saturating_sub(before))
     }
 
     /// Flows of such lanes that have not ended.

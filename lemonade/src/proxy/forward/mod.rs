@@ -9,6 +9,7 @@ mod foresee;
 mod ground;
 pub mod host;
 mod kernel;
+mod overhear;
 mod tally;
 mod trial;
 
@@ -25,6 +26,7 @@ use tokio_util::sync::CancellationToken;
 use super::clock::Clock;
 use super::error::{ApplyError, ForwardError};
 use super::port::DrainScope;
+use super::tap::Tap;
 use crate::control::image::Image;
 use crate::control::lower::{Lowered, unsuited};
 use crate::control::table::{BackendId, DispatchTable};
@@ -38,13 +40,14 @@ const TICK: Duration = Duration::from_millis(250);
 /// Time from one look at routes, interfaces and averages to the next.
 const LOOK: Duration = Duration::from_secs(5);
 
-/// How often a drain looks whether it is done.
+/// How often a drain looks whether it is done, and how often it is looked what the kernel tells while somebody reads.
 const PULSE: Duration = Duration::from_millis(50);
 
 /// The forward plane.
 #[derive(Debug)]
 pub struct ForwardPlane {
     state: Mutex<State>,
+    tap: Tap,
 }
 
 #[derive(Debug)]
@@ -71,8 +74,8 @@ enum Stage {
 }
 
 impl ForwardPlane {
-    /// A plane with nothing in the kernel.
-    pub fn new(process: Arc<ProcessCell>, clock: Clock, seed: u64) -> Self {
+    /// A plane with nothing in the kernel, which tells readers of `tap` what the kernel does once there is something.
+    pub fn new(process: Arc<ProcessCell>, clock: Clock, seed: u64, tap: Tap) -> Self {
         let state = State {
             process,
             clock,
@@ -83,7 +86,7 @@ impl ForwardPlane {
             looked: Moment(0),
             draining: false,
         };
-        Self { state: Mutex::new(state) }
+        Self { state: Mutex::new(state), tap }
     }
 
     /// Takes a table, if `bind`, the proxy behind, takes it too.
@@ -154,8 +157,13 @@ impl ForwardPlane {
     pub async fn run(self: Arc<Self>, stop: CancellationToken) {
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        while stop.run_until_cancelled(tick.tick()).await.is_some() {
-            self.state().tick();
+        loop {
+            let heard = self.state().overhear(&self.tap);
+            tokio::select! {
+                _ = tick.tick() => self.state().tick(),
+                () = tokio::time::sleep(PULSE), if heard => {}
+                () = stop.cancelled() => return,
+            }
         }
     }
 
@@ -300,6 +308,22 @@ impl State {
             Stage::Loaded(kernel) => kernel.forget(|lane| covers.has(lane)),
             Stage::Untried | Stage::Impossible(_) => 0,
         }
+    }
+
+    /// Tells readers of `tap` what has become of single packets; says whether there are any.
+    fn overhear(&mut self, tap: &Tap) -> bool {
+        let Stage::Loaded(kernel) = &mut self.stage else { return false };
+        let heard = tap.readers() > 0;
+        let (notices, untold) = kernel.notices(heard);
+        tap.lose(untold);
+        for notice in notices {
+            if let Some((kind, connection)) =
+                overhear::event(&notice, &self.table, self.seed, self.clock.now())
+            {
+                tap.tell(kind, || connection);
+            }
+        }
+        heard
     }
 
     fn tick(&mut self) {

@@ -63,7 +63,8 @@ fn status(end: End) -> Status {
         | End::ClientTimeout
         | End::BackendTimeout
         | End::DrainDeadline
-        | End::Refused(_) => false,
+        | End::Refused(_)
+        | End::Dropped(_) => false,
     };
     if ordinary {
         return Status::default();

@@ -6,7 +6,7 @@ use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::ptr::NonNull;
 use std::time::Duration;
 
-use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray, PerCpuHashMap, PerCpuValues};
+use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray, PerCpuHashMap, PerCpuValues, RingBuf};
 use aya::programs::tc::SchedClassifierLinkId;
 use aya::programs::xdp::XdpLinkId;
 use aya::programs::{LinkOrder, SchedClassifier, TcAttachType, TestRun as _, TestRunOptions, Xdp, XdpMode};
@@ -15,6 +15,7 @@ use lemonade_common::abi::{ABI_VERSION, ABI_VERSION_AT};
 use lemonade_common::forward::{Flow, Service, ServiceKey, Target, opened_key};
 use lemonade_common::gate::{NEW_FLOWS, NEW_FLOWS_LIMIT, TOLD, TOLD_LIMIT};
 use lemonade_common::maglev::SLOTS;
+use lemonade_common::notice::Notice;
 use lemonade_common::{FlowKey, PacketReason};
 
 use super::Unavailable;
@@ -35,11 +36,21 @@ pub struct Trial {
     pub took: Duration,
 }
 
+/// What the program tells of single packets.
+struct Notices(RingBuf<MapData>);
+
+impl std::fmt::Debug for Notices {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        out.write_str("Notices")
+    }
+}
+
 /// The forward plane's part in the kernel. Dropping it takes everything away.
 #[derive(Debug)]
 pub struct Forward {
     ebpf: Ebpf,
     rings: Rings,
+    notices: Notices,
     links: BTreeMap<String, SchedClassifierLinkId>,
     xdp_links: BTreeMap<String, XdpLinkId>,
     /// Where [`Forward::sweep`] stands.
@@ -68,8 +79,10 @@ impl Forward {
                 .map_err(|error| corrupt(&format!("the rings cannot be mapped: {error}")))?,
             _ => return Err(corrupt("no map RINGS")),
         };
+        let notices = ebpf.take_map("NOTICES").ok_or_else(|| corrupt("no map NOTICES"))?;
+        let notices = Notices(RingBuf::try_from(notices).map_err(|error| refused(&error))?);
         let (links, xdp_links) = (BTreeMap::new(), BTreeMap::new());
-        let mut own = Self { ebpf, rings, links, xdp_links, swept: batch::Cursor::default() };
+        let mut own = Self { ebpf, rings, notices, links, xdp_links, swept: batch::Cursor::default() };
         own.program()?.load().map_err(|error| refused(&error))?;
         Ok(own)
     }
@@ -232,6 +245,33 @@ impl Forward {
             *sum = map.get(&(at as u32), 0).map_or(0, |values| values.iter().sum());
         }
         sums
+    }
+
+    /// Has single packets told of from now on, or no longer.
+    ///
+    /// # Errors
+    /// As bpf(2), in words.
+    pub fn listen(&mut self, on: bool) -> Result<(), Unavailable> {
+        let mut listened: Array<_, u32> = table(&mut self.ebpf, "LISTENED")?;
+        listened.set(0, u32::from(on), 0).map_err(|error| refused(&error))
+    }
+
+    /// Packets that were told of since the last call, so many at most.
+    pub fn notices(&mut self, most: usize) -> Vec<Notice> {
+        let mut read = Vec::new();
+        while read.len() < most
+            && let Some(notice) = self.notices.0.next()
+        {
+            read.extend(Notice::from_bytes(&notice));
+        }
+        read
+    }
+
+    /// Packets that there was no room to tell of since the maps were made.
+    pub fn untold(&self) -> u64 {
+        let map = self.ebpf.map("UNTOLD").map(PerCpuArray::<_, u64>::try_from);
+        let Some(Ok(map)) = map else { return 0 };
+        map.get(&0, 0).map_or(0, |values| values.iter().sum())
     }
 
     /// Every entry of the connection table; flows that open or end meanwhile may be missing or told.

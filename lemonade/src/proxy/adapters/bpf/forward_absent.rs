@@ -4,6 +4,7 @@ use std::io;
 use std::time::Duration;
 
 use lemonade_common::forward::{Flow, Service, ServiceKey, Target};
+use lemonade_common::notice::Notice;
 use lemonade_common::{FlowKey, PacketReason};
 
 use super::{Kernel, Unavailable};
@@ -72,6 +73,21 @@ impl Forward {
 
     /// Never called.
     pub fn reasons(&self) -> [u64; PacketReason::COUNT] {
+        match *self {}
+    }
+
+    /// Never called.
+    pub fn listen(&mut self, _: bool) -> Result<(), Unavailable> {
+        match *self {}
+    }
+
+    /// Never called.
+    pub fn notices(&mut self, _: usize) -> Vec<Notice> {
+        match *self {}
+    }
+
+    /// Never called.
+    pub fn untold(&self) -> u64 {
         match *self {}
     }
 
