@@ -155,8 +155,9 @@ fn datagrams(test: &str, addresses: &Addresses) {
     }
     let lemonade = start(&network, &setup);
     let any = if addresses.frontend().is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
-    network.client.enter(|| {
-        for n in 0..40_usize {
+    // Kept open: the port of one that has closed may be that of the next, whose datagrams are of the same session then.
+    let _clients: Vec<UdpSocket> = network.client.enter(|| {
+        let talk = |n: usize| {
             let client = UdpSocket::bind(any).expect("a free port");
             client.set_read_timeout(Some(Duration::from_secs(10))).expect("a live socket");
             client.connect(addresses.frontend()).expect("a route");
@@ -167,7 +168,9 @@ fn datagrams(test: &str, addresses: &Addresses) {
                 let length = client.recv(&mut got).expect("an answer from the frontend's own address");
                 assert_eq!(&got[..length], sent);
             }
-        }
+            client
+        };
+        (0..40).map(talk).collect()
     });
     wait::until("every datagram is counted", wait::SOON, || {
         let metrics = lemonade.metrics();
