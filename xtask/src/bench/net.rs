@@ -63,11 +63,11 @@ pub enum Stage {
 }
 
 impl Stage {
-    /// Where the balancer listens.
+    /// Where the balancer listens; over loopback below the ports that clients get, one of which would connect to itself.
     pub fn listen(self) -> SocketAddrV4 {
         match self {
             Self::Apart => SocketAddrV4::new(BALANCER, 8080),
-            Self::SameHost => SocketAddrV4::new(Ipv4Addr::LOCALHOST, 8080),
+            Self::SameHost => SocketAddrV4::new(Ipv4Addr::LOCALHOST, 800),
         }
     }
 
@@ -75,7 +75,7 @@ impl Stage {
     pub fn backend(self, id: u8) -> SocketAddrV4 {
         match self {
             Self::Apart => SocketAddrV4::new(Ipv4Addr::new(10, 201, 2, 10 + id), 9001),
-            Self::SameHost => SocketAddrV4::new(Ipv4Addr::LOCALHOST, 9000 + u16::from(id)),
+            Self::SameHost => SocketAddrV4::new(Ipv4Addr::LOCALHOST, 900 + u16::from(id)),
         }
     }
 
@@ -142,6 +142,13 @@ impl Net {
         Ok(())
     }
 
+    /// Sets the ports that sockets of a namespace get: all but a few, or few so that the forward plane has the others.
+    pub fn ports(&self, side: Side, few: bool) -> Result<()> {
+        let range = if few { "1024 9999" } else { "1024 65000" };
+        let args = ["-ec".to_owned(), format!("echo '{range}' > /proc/sys/net/ipv4/ip_local_port_range")];
+        output(&mut inside(&self.name(side), None, Path::new("sh"), &args)).map(drop)
+    }
+
     /// Loads an nftables file in a namespace.
     pub fn nft(&self, side: Side, rules: &Path) -> Result<()> {
         let args = ["-f".to_owned(), rules.display().to_string()];
@@ -196,7 +203,6 @@ impl Net {
         let settings = [
             ("ipv4/ip_forward", "1"),
             ("ipv4/conf/all/rp_filter", "0"),
-            ("ipv4/ip_local_port_range", "1024 65000"),
             ("ipv4/tcp_tw_reuse", "1"),
             ("ipv4/tcp_max_syn_backlog", "16384"),
             ("core/somaxconn", "16384"),
@@ -204,7 +210,8 @@ impl Net {
         let script: Vec<String> =
             settings.iter().map(|(key, value)| format!("echo '{value}' > /proc/sys/net/{key}")).collect();
         let args = ["-ec".to_owned(), script.join("; ")];
-        output(&mut inside(&self.name(side), None, Path::new("sh"), &args)).map(drop)
+        output(&mut inside(&self.name(side), None, Path::new("sh"), &args))?;
+        self.ports(side, false)
     }
 }
 

@@ -205,6 +205,7 @@ impl Instance {
             cgroup: world.cgroup.as_ref().map(|cgroup| cgroup.path().to_owned()),
         };
         peer.prepare(&place, &BACKENDS)?;
+        world.net.ports(Side::Balancer, peer == Peer::Forward)?;
         let mut prober =
             Background::start(&mut world.load("first", &peer.targets(world.stage), &["--seconds", "10"]))?;
         let _: super::load::Held = prober.report()?;
