@@ -222,7 +222,8 @@ impl Instance {
         let first: First = prober.report()?;
         let at = first.at_ns.with_context(|| instance.why_silent())?;
         match peer {
-            Peer::Sockmap | Peer::SkMsg => instance.await_kernel("relay_usable")?,
+            Peer::Sockmap => instance.await_kernel("relay_usable")?,
+            Peer::SkMsg => instance.await_short_way()?,
             Peer::Forward => instance.await_kernel("frontend_forwarded")?,
             _ => {}
         }
@@ -239,6 +240,14 @@ impl Instance {
             std::thread::sleep(Duration::from_millis(50));
         }
         bail!("the kernel does not serve: {metric} stays 0")
+    }
+
+    /// Waits until connections made from now on take the short way, which the status tells by what its program counts.
+    fn await_short_way(&self) -> Result<()> {
+        let admin = Admin::of(&self.place);
+        let serves = || admin.read("/api/v1/status").is_ok_and(|status| status.contains("messages: "));
+        ensure!(wait_until(Duration::from_secs(10), serves)?, "relay sk_msg is off");
+        Ok(())
     }
 
     /// Returns the addresses that a client connects to.

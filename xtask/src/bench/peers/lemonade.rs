@@ -12,6 +12,8 @@ use super::{Place, Relay, Stage};
 
 /// Name of the file.
 pub(super) const FILE: &str = "lemonade.toml";
+/// Where its pages are: below the ports that clients get over loopback.
+pub const ADMIN: &str = "127.0.0.1:990";
 /// Frontends of the scale file, each with its own pool.
 pub const SCALE_FRONTENDS: u16 = 1_000;
 /// Backends of each pool of the scale file.
@@ -94,6 +96,7 @@ state_dir = "{state}"
 
 [admin]
 socket = "{socket}"
+listen = "{ADMIN}"
 
 [log]
 level = "warn"

@@ -15,7 +15,7 @@ use clap::ValueEnum;
 use rustix::process::Signal;
 use serde::Serialize;
 
-pub use lemonade::{Admin, SCALE_FRONTENDS, SCALE_POOL, scale_file};
+pub use lemonade::{ADMIN, Admin, SCALE_FRONTENDS, SCALE_POOL, scale_file};
 
 use super::figures::Measure;
 use super::net::Stage;

@@ -13,7 +13,7 @@ use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{Winsize, tcsetwinsize};
 
 use super::super::load::Held;
-use super::super::peers::Peer;
+use super::super::peers::{ADMIN, Peer};
 use super::super::process::{Running, pause};
 use super::super::world::Background;
 use super::traffic::closed;
@@ -22,8 +22,6 @@ use super::{Readings, Trial};
 const PAGES: &str = "50";
 /// Events per second that the page asks for.
 const RATE: &str = "50";
-/// Where Lemonade's pages are by default.
-const ADMIN: &str = "127.0.0.1:9900";
 /// Pairs of one figure.
 const PAIRS: usize = 4;
 /// Time that those who watch get to begin.
