@@ -1,7 +1,5 @@
 //! The forward plane at tc: [`decide`] over maps, and what it says done to the packet.
 
-use core::ffi::c_void;
-
 use aya_ebpf::EbpfContext as _;
 use aya_ebpf::bindings::bpf_adj_room_mode::BPF_ADJ_ROOM_MAC;
 use aya_ebpf::bindings::{
@@ -9,8 +7,8 @@ use aya_ebpf::bindings::{
     BPF_F_PSEUDO_HDR, TC_ACT_OK, TC_ACT_SHOT, bpf_redir_neigh, bpf_redir_neigh__bindgen_ty_1,
 };
 use aya_ebpf::helpers::{
-    bpf_check_mtu, bpf_ktime_get_coarse_ns, bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh,
-    bpf_skb_adjust_room, bpf_skb_change_tail,
+    bpf_ktime_get_coarse_ns, bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh, bpf_skb_adjust_room,
+    bpf_skb_change_tail,
 };
 use aya_ebpf::programs::TcContext;
 use lemonade_common::decide::{Arrival, Verdict, decide, without_flow};
@@ -19,18 +17,9 @@ use lemonade_common::gate::TOLD;
 use lemonade_common::packet::{Bytes, BytesMut, ETHERNET, Family, Kind, Packet, family, read};
 use lemonade_common::{PacketReason, answer, rewrite};
 
+use crate::packet::{BPF_F_IPV6, PACKET, SMALL, exceeded};
 use crate::skb::{Anew, Skb};
-use crate::tables::{Maps, PACKET, admits, count, count_told, opened, told};
-
-/// Flag of `bpf_l4_csum_replace` for IPv6 addresses, which a checksum made by the network card needs (Linux 6.16 and
-/// stable kernels); it is not in the bindings.
-pub(crate) const BPF_F_IPV6: u64 = 1 << 7;
-
-/// Flag of `bpf_check_mtu` that asks for every segment of a packet that is cut later.
-const BPF_MTU_CHK_SEGS: u64 = 1;
-
-/// Bytes that every link takes, so that smaller packets need no look at it.
-pub(crate) const SMALL: u32 = 576;
+use crate::tables::{Maps, admits, count, count_told, opened, told};
 
 /// What becomes of a packet that has arrived: an action of tc.
 #[inline(always)]
@@ -113,20 +102,6 @@ fn overhead(flow: &Flow) -> i32 {
         Family::V4 => 20,
         Family::V6 => 40,
     }
-}
-
-/// The largest packet that goes through, if this one is larger; else 0.
-#[inline(always)]
-pub(crate) fn exceeded(skb: &Skb, interface: u32, overhead: i32) -> u32 {
-    let mut mtu = 0;
-    // SAFETY: `mtu` is one word. Only packets of one segment have a length to compare, the others have segments; these
-    // shrink by what is put in front of them, so that they fit afterwards if they do before.
-    let told = unsafe {
-        let cut = (*skb.0).gso_segs > 1;
-        let (more, segments) = if cut { (0, BPF_MTU_CHK_SEGS) } else { (overhead, 0) };
-        bpf_check_mtu(skb.0.cast::<c_void>(), interface, &raw mut mtu, more, segments)
-    };
-    if told > 0 { mtu.saturating_sub(overhead as u32) } else { 0 }
 }
 
 /// Tells the sender of a packet that it is larger than `mtu`, in the packet's own memory; an error is dropped instead.

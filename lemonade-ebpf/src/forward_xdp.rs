@@ -19,7 +19,8 @@ use lemonade_common::forward::{DSR_IPIP, DSR_L2, Flow};
 use lemonade_common::packet::{Bytes, BytesMut, Family, Kind, Packet, family, read};
 use lemonade_common::{PacketReason, answer, rewrite};
 
-use crate::tables::{Maps, PACKET, count, count_told, opened, told};
+use crate::packet::PACKET;
+use crate::tables::{Maps, count, count_told, opened, told};
 
 /// A packet in the driver's memory.
 struct Frame(*mut xdp_md);

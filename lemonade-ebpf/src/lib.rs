@@ -1,17 +1,31 @@
 //! Programs of Lemonade that run in the kernel, by what they serve; `bin/` holds their entries.
 
 #![no_std]
-#![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
+#![cfg_attr(
+    all(target_arch = "bpf", any(feature = "proxy", feature = "splice")),
+    feature(asm_experimental_arch)
+)]
 
+#[cfg(feature = "decap")]
 pub mod decap;
 #[cfg(feature = "faults")]
 pub mod faults;
+#[cfg(feature = "forward")]
 pub mod forward;
+#[cfg(feature = "forward")]
 pub mod forward_xdp;
 pub mod maps;
+#[cfg(any(feature = "forward", feature = "splice"))]
+pub mod packet;
+#[cfg(feature = "proxy")]
 pub mod signals;
+#[cfg(feature = "sk_msg")]
 pub mod sk_msg;
+#[cfg(any(feature = "decap", feature = "forward", feature = "splice"))]
 pub mod skb;
+#[cfg(feature = "proxy")]
 pub mod sockmap;
+#[cfg(feature = "splice")]
 pub mod splice;
+#[cfg(feature = "forward")]
 pub mod tables;

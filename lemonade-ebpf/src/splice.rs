@@ -20,9 +20,8 @@ use lemonade_common::splice::{
 };
 use lemonade_common::{FlowKey, csum};
 
-use crate::forward::{BPF_F_IPV6, SMALL, exceeded};
+use crate::packet::{BPF_F_IPV6, BPF_F_MMAPABLE, PACKET, SMALL, exceeded};
 use crate::skb::Skb;
-use crate::tables::{BPF_F_MMAPABLE, PACKET};
 
 /// `BPF_F_NO_PREALLOC`
 const ON_DEMAND: u32 = 1;

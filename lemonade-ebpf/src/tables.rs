@@ -17,8 +17,7 @@ use lemonade_common::notice::{NOBODY, Notice};
 use lemonade_common::packet::{Family, Packet, family};
 use lemonade_common::{FlowKey, PacketReason};
 
-/// Flag of a map whose memory the control plane writes without a call for each element.
-pub const BPF_F_MMAPABLE: u32 = 1 << 10;
+use crate::packet::BPF_F_MMAPABLE;
 
 /// Directions of flows; its size is set when it is made.
 #[map]
@@ -47,10 +46,6 @@ static REASONS: PerCpuArray<u64> = PerCpuArray::with_max_entries(PacketReason::C
 /// Flows opened by frontend and backend; whoever lists a backend makes its counters.
 #[map]
 static OPENED: PerCpuHashMap<u64, u64> = PerCpuHashMap::with_max_entries(1 << 16, 0);
-
-/// The packet that this core is about, which has no room on the stack.
-#[map]
-pub static PACKET: PerCpuArray<Packet> = PerCpuArray::with_max_entries(1, 0);
 
 /// The entry that this core has kept aside.
 #[map]

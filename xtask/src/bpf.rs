@@ -168,9 +168,28 @@ fn install_linker(compiler: &Compiler) -> anyhow::Result<()> {
     workspace::run(&mut cargo)
 }
 
+/// Objects, and the features that they are built with: each has its own, since the maps of a module are in every object that
+/// it is linked into. Those with faults are for tests; nothing embeds them.
+const OBJECTS: [(&str, &str); 7] = [
+    ("proxy", "proxy"),
+    ("sk_msg", "sk_msg"),
+    ("forward", "forward"),
+    ("decap", "decap"),
+    ("splice", "splice"),
+    ("faulty", "proxy,faults"),
+    ("faulty_sk_msg", "sk_msg,faults"),
+];
+
 fn build(compiler: &Compiler) -> anyhow::Result<Objects> {
     let linker = linker().context("bpf-linker is missing; run `cargo xtask setup`")?;
     let target = workspace::target().join("bpf");
+    step("build kernel programs", || {
+        OBJECTS.iter().try_for_each(|object| workspace::run(&mut command(compiler, &linker, &target, object)))
+    })?;
+    Ok(Objects { folder: target.join(TARGET).join("bpf") })
+}
+
+fn command(compiler: &Compiler, linker: &Path, target: &Path, (object, features): &(&str, &str)) -> Command {
     let mut cargo = match compiler {
         Compiler::Nightly => {
             let mut cargo = Command::new("rustup");
@@ -185,10 +204,8 @@ fn build(compiler: &Compiler) -> anyhow::Result<Objects> {
         }
     };
     cargo.current_dir(workspace::root()).env_remove("RUSTFLAGS").env_remove("RUSTC_WORKSPACE_WRAPPER");
-    cargo.args(["build", "--quiet", "--package", "lemonade-ebpf", "--bins", "--profile", "bpf"]);
-    // Programs with faults are built beside the others for tests; nothing embeds them.
-    cargo.args(["--features", "faults"]);
-    cargo.args(["--target", TARGET, "--target-dir"]).arg(&target);
+    cargo.args(["build", "--quiet", "--package", "lemonade-ebpf", "--bin", object, "--features", features]);
+    cargo.args(["--profile", "bpf", "--target", TARGET, "--target-dir"]).arg(target);
     if *compiler == Compiler::Nightly {
         cargo.args(["-Z", "build-std=core"]);
         cargo.env_remove("RUSTUP_TOOLCHAIN");
@@ -199,8 +216,7 @@ fn build(compiler: &Compiler) -> anyhow::Result<Objects> {
     let path = env::var_os("PATH").unwrap_or_default();
     let folders = linker.parent().map(Path::to_path_buf).into_iter().chain(env::split_paths(&path));
     cargo.env("PATH", env::join_paths(folders).unwrap_or_else(|_| OsString::from(&path)));
-    step("build kernel programs", || workspace::run(&mut cargo))?;
-    Ok(Objects { folder: target.join(TARGET).join("bpf") })
+    cargo
 }
 
 /// Runs one step of the set-up and says how long it took, if that is worth saying.
