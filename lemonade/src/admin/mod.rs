@@ -7,6 +7,7 @@ mod dump;
 pub mod events;
 mod feed;
 pub mod foresee;
+pub mod forward;
 pub mod openapi;
 mod place;
 pub mod reads;

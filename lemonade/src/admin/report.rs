@@ -3,8 +3,9 @@
 use std::fmt::Write as _;
 use std::time::Duration;
 
+use super::forward::ForwardStatus;
 use super::routes::phase_words;
-use super::status::{BackendStatus, ConfigStatus, ForwardStatus, FrontendStatus, PoolStatus, Rates, Status};
+use super::status::{BackendStatus, ConfigStatus, FrontendStatus, PoolStatus, Rates, Status};
 use super::table::{Column, Row, bytes, count, painted, table};
 use super::words::clean;
 use crate::metrics::snapshot::RelaySnapshot;

@@ -6,18 +6,19 @@ use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 use std::time::{Duration, SystemTime};
 
-use lemonade_common::{BackendIx, PacketReason, Reason};
+use lemonade_common::{BackendIx, Reason};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::AdminWiring;
+use super::forward::ForwardStatus;
 use crate::control::ControlState;
 use crate::control::table::FrontendEntry;
 use crate::health::port::{History, Outcome};
 use crate::metrics::port::{Sample, Series};
 use crate::metrics::snapshot::{
-    BackendCounters, DatagramCounters, ForwardCounters, FrontendCounters, MetricsSnapshot, PlaneChoice,
-    PoolCounters, ProcessCounters, RelaySnapshot,
+    BackendCounters, DatagramCounters, FrontendCounters, MetricsSnapshot, PlaneChoice, PoolCounters,
+    ProcessCounters, RelaySnapshot,
 };
 use crate::model::Name;
 use crate::model::config::{HealthKind, Protocol, RelayChoice, Status as Up};
@@ -93,27 +94,6 @@ pub struct RefusalStatus {
     pub cause: String,
     /// Its errors.
     pub errors: Vec<String>,
-}
-
-/// The forward plane.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
-pub struct ForwardStatus {
-    /// Where the program is attached, or why nowhere, in words.
-    pub words: String,
-    /// Flows that have not ended.
-    pub live: u64,
-    /// Flows opened.
-    pub opened: u64,
-    /// Flows ended.
-    pub closed: u64,
-    /// Directions of flows in the connection table, ended ones that are not forgotten yet among them.
-    pub entries: u64,
-    /// Directions that the table has room for.
-    pub room: u64,
-    /// Packets by what they came to; what never occurred is left out.
-    pub packets: BTreeMap<String, u64>,
-    /// Of these, packets that went nowhere.
-    pub dropped: BTreeMap<String, u64>,
 }
 
 /// Traffic per second over a time.
@@ -294,26 +274,6 @@ impl Status {
             frontends: snapshot.frontends.iter().map(frontend).collect(),
             pools: pools(&snapshot, &control, &wiring.health.histories()),
         }
-    }
-}
-
-impl ForwardStatus {
-    fn of(own: &ForwardCounters) -> Option<Self> {
-        let counted = |such: fn(&PacketReason) -> bool| {
-            let reasons = PacketReason::ALL.into_iter().filter(such);
-            let counts = reasons.map(|why| (why.as_str().to_owned(), own.packets[why.index()]));
-            counts.filter(|(_, count)| *count > 0).collect()
-        };
-        (!own.words.is_empty()).then(|| Self {
-            words: own.words.clone(),
-            live: own.live,
-            opened: own.opened,
-            closed: own.closed,
-            entries: own.entries,
-            room: own.room,
-            packets: counted(|_| true),
-            dropped: counted(|why| why.drops()),
-        })
     }
 }
 
