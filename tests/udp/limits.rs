@@ -10,10 +10,19 @@ use lemonade_tests::wait;
 
 use crate::{backends, count, setup};
 
-/// Datagrams of `senders` ports that nobody reads answers on.
+/// So many datagrams fit into the socket of a worker that is not running for a moment.
+const AT_ONCE: usize = 100;
+
+/// Datagrams of `senders` ports that nobody reads answers on, all of which arrive.
 fn flood(lemonade: &Lemonade, senders: usize) {
     let web = lemonade.address("web");
+    let before = lemonade.metrics().connections().0;
     for n in 0..senders {
+        if n % AT_ONCE == 0 {
+            wait::until("those before are counted", wait::SOON, || {
+                lemonade.metrics().connections().0 >= before + n as u64
+            });
+        }
         let ip = [127, 0, 9, u8::try_from(n % 250).expect("below 250") + 1];
         let sender = UdpSocket::bind((std::net::IpAddr::from(ip), 0)).expect("a free port");
         sender.send_to(b"a flood of forged senders", web).expect("a datagram that goes");
@@ -59,7 +68,7 @@ fn running_out_of_descriptors_refuses_and_recovers() {
     let quick = setup(&addresses)
         .runtime(&["max_connections = 1000", "workers = 1"])
         .frontend(&["idle_timeout = \"1s\""]);
-    let mut lemonade = Lemonade::start_limited(&quick, 96);
+    let mut lemonade = Lemonade::start_limited(&quick, 64);
     flood(&lemonade, 300);
     wait::until("all are counted", wait::SOON, || {
         lemonade.metrics().sum("lemonade_connections_opened_total", &[]) == 300
