@@ -84,7 +84,7 @@ impl Measure {
     pub fn cost(self, sample: f64) -> f64 {
         match self {
             Self::Start => 0.5,
-            Self::Memory => 9.0,
+            Self::Memory => 15.0,
             Self::Pingpong => sample + 0.4,
             Self::Small | Self::Large | Self::Connections => sample + 0.7,
             Self::Down | Self::Up => 2.0 * (sample + 0.7),
