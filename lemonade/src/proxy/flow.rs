@@ -304,6 +304,9 @@ pub struct Flows {
 /// Connections that [`Flows::list`] looks at before it lets the worker go on.
 const GLANCE: usize = 256;
 
+/// Places for each connection from which on those that are empty are given back.
+const ROOMY: usize = 4;
+
 impl Flows {
     /// None yet; keeps this worker's share of the ended ones that `workers` keep together.
     pub fn share_of(workers: usize) -> Self {
@@ -360,12 +363,16 @@ impl Flows {
 
     /// Folds the counters of every connection, tells those that last, and ends those idle for too long.
     pub fn sweep(&self, now: Moment) {
-        for (_, flow) in self.lock().iter() {
+        let mut flows = self.lock();
+        for (_, flow) in flows.iter() {
             flow.fold();
             flow.age(now);
             if flow.idle(now) {
                 flow.order(IDLE);
             }
+        }
+        if flows.capacity() > ROOMY * flows.len().max(GLANCE) {
+            flows.shrink_to_fit();
         }
     }
 
@@ -384,5 +391,40 @@ impl Flows {
     fn lock(&self) -> MutexGuard<'_, Slab<Arc<Flow>>> {
         // Nothing inside panics half-way, so a poisoned lock still holds a whole slab.
         self.slab.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+    use crate::control::compile::tests::{backend, config, frontend, next, pool};
+    use crate::control::table::DispatchTable;
+    use crate::health::port::HealthView;
+
+    #[test]
+    fn places_of_connections_that_ended_are_given_back_and_the_rest_keep_theirs() {
+        let flows = Flows::share_of(1);
+        let address = "192.0.2.1:1".parse().unwrap();
+        let entry = entry();
+        let flow = |id| Arc::new(Flow::new(id, address, address, Arc::clone(&entry), Moment(0)));
+        let keys: Vec<usize> = (0..5_000).map(|id| flows.insert(flow(id))).collect();
+        let room = || flows.lock().capacity();
+        flows.sweep(Moment(1));
+        assert!(room() >= 5_000);
+        keys.iter().filter(|key| **key != 7).for_each(|key| flows.remove(*key));
+        flows.sweep(Moment(2));
+        assert!(room() < 100, "{}", room());
+        assert_eq!(flows.list().iter().map(|flow| flow.id).collect::<Vec<_>>(), [7]);
+        let again = flows.insert(flow(9_000));
+        flows.remove(7);
+        flows.remove(again);
+        assert!(flows.is_empty() && flows.list().is_empty());
+    }
+
+    /// A frontend of one backend.
+    pub(in crate::proxy) fn entry() -> Arc<FrontendEntry> {
+        let config = config([pool("p", [backend("b", 1)])], [frontend("f", 80, "p")]);
+        let table = next(&config, &HealthView::default(), &DispatchTable::default());
+        Arc::clone(table.frontends.first_key_value().unwrap().1)
     }
 }

@@ -46,11 +46,9 @@ const fn uneven(own: usize, other: usize) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::control::compile::tests::{backend, config, frontend, next, pool};
-    use crate::control::table::{DispatchTable, FrontendEntry};
-    use crate::health::port::HealthView;
     use crate::model::Moment;
     use crate::proxy::flow::Flow;
+    use crate::proxy::flow::tests::entry;
 
     #[test]
     fn only_a_clear_difference_moves_a_connection() {
@@ -67,7 +65,7 @@ mod tests {
         let workers = Workers::default();
         assert!(workers.lighter_than(&seats[0].flows).is_none(), "alone until all are known");
         workers.seat(seats.clone());
-        let (address, entry) = ("127.0.0.1:1".parse().unwrap(), Arc::new(entry()));
+        let (address, entry) = ("127.0.0.1:1".parse().unwrap(), entry());
         let flow = || Arc::new(Flow::new(1, address, address, Arc::clone(&entry), Moment(0)));
         let keys: Vec<usize> = (0..4).map(|_| seats[0].flows.insert(flow())).collect();
         seats[1].flows.insert(flow());
@@ -76,17 +74,5 @@ mod tests {
         assert!(workers.lighter_than(&seats[1].flows).is_none());
         seats[0].flows.remove(keys[0]);
         assert!(workers.lighter_than(&seats[0].flows).is_none(), "the difference is small again");
-    }
-
-    fn entry() -> FrontendEntry {
-        let config = config([pool("p", [backend("b", 1)])], [frontend("f", 80, "p")]);
-        let table = next(&config, &HealthView::default(), &DispatchTable::default());
-        let (_, entry) = table.frontends.first_key_value().unwrap();
-        FrontendEntry {
-            ix: entry.ix,
-            frontend: Arc::clone(&entry.frontend),
-            pool: Arc::clone(&entry.pool),
-            cell: Arc::clone(&entry.cell),
-        }
     }
 }
