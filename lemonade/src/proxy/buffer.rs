@@ -5,6 +5,9 @@ use std::cell::RefCell;
 /// Free buffers that a worker keeps; more are given back to the allocator.
 const KEPT: usize = 16;
 
+/// Bytes of the smallest buffer that the configuration allows; what holds fewer was not borrowed here.
+pub(super) const LEAST: usize = 4 * 1024;
+
 thread_local! {
     static FREE: RefCell<Vec<Box<[u8]>>> = const { RefCell::new(Vec::new()) };
 }
@@ -17,7 +20,7 @@ pub(super) fn take(size: usize) -> Box<[u8]> {
 /// Gives a buffer back.
 pub(super) fn put(buffer: Box<[u8]>) {
     FREE.with_borrow_mut(|free| {
-        if free.len() < KEPT {
+        if free.len() < KEPT && buffer.len() >= LEAST {
             free.push(buffer);
         }
     });

@@ -3,6 +3,9 @@
 //! One task serves both directions. It waits for readiness without a buffer, reads as much as one buffer holds and
 //! writes it at once; only what the destination does not take keeps the buffer. While a side is not being read, because
 //! its FIN was seen or because the other side is slow, its error state is watched, so that a reset is passed on at once.
+//!
+//! A small read is written in the task's next turn. The connections that are ready now so read first and then write in a
+//! row: their packets find the next hop still busy with the one before, and no interrupt is needed to call it again.
 
 use std::future::{Future, poll_fn};
 use std::io::{self, Write};
@@ -143,8 +146,8 @@ fn poll<'a>(
         _ => {}
     }
     for (watch, idle, stream, side) in [
-        (&mut watches.client, !up.reading(), client, Side::Client),
-        (&mut watches.backend, !down.reading(), backend, Side::Backend),
+        (&mut watches.client, !up.reading() && !up.put_off, client, Side::Client),
+        (&mut watches.backend, !down.reading() && !down.put_off, backend, Side::Backend),
     ] {
         if idle && let Poll::Ready(error) = watch_errors(cx, watch, stream) {
             return Poll::Ready(Stop::End(Broken::new(side, &error).end()));
@@ -182,6 +185,7 @@ fn transfer(
     meter: &impl Meter,
 ) -> Poll<Result<(), Broken>> {
     half.held = false;
+    half.put_off = false;
     let (from, to) = match direction {
         Direction::Up => (Side::Client, Side::Backend),
         Direction::Down => (Side::Backend, Side::Client),
@@ -239,6 +243,13 @@ fn transfer(
                 half.read += count as u64;
                 if half.broken {
                     buffer::put(scratch);
+                } else if count < buffer::LEAST {
+                    half.pending =
+                        Some(Pending { buffer: scratch[..count].into(), start: 0, end: count as u32 });
+                    buffer::put(scratch);
+                    half.put_off = true;
+                    cx.waker().wake_by_ref();
+                    return Poll::Pending;
                 } else {
                     half.pending = Some(Pending { buffer: scratch, start: 0, end: count as u32 });
                 }
