@@ -56,7 +56,8 @@ pub(super) struct RawRuntime {
     pub(super) state_dir: Or<Auto, PathBuf>,
     /// Text the flow hash is seeded with; "auto" is made once and kept in state_dir. Write the same text on every node of a fleet.
     pub(super) hash_seed: Or<Auto, String>,
-    /// Bytes of a relay buffer, from 4KiB to 4MiB, borrowed only while bytes move. A change needs a restart.
+    /// Bytes of a relay buffer, from 4KiB to 4MiB, borrowed only while bytes move; a slow reader may keep one. A change
+    /// needs a restart.
     pub(super) relay_buffer: Size,
     /// Health probes started per second over all pools, so that many backends never burst.
     pub(super) probes_per_second: u32,
@@ -71,7 +72,7 @@ impl Default for RawRuntime {
             max_connections: Or::WORD,
             state_dir: Or::WORD,
             hash_seed: Or::WORD,
-            relay_buffer: Size(64 * 1024),
+            relay_buffer: Size(256 * 1024),
             probes_per_second: 500,
         }
     }

@@ -38,7 +38,7 @@ fn a_minimal_file_gets_the_defaults() {
         (pool.retries, pool.backends[0].weight, pool.backends[0].name.as_str()),
         (2, 1, "127.0.0.1:9001")
     );
-    assert_eq!(config.runtime.relay_buffer, 65_536);
+    assert_eq!(config.runtime.relay_buffer, 262_144);
 }
 
 #[test]

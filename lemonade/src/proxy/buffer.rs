@@ -14,7 +14,8 @@ thread_local! {
 
 /// Takes a buffer of `size` bytes from this thread's free list, or makes one.
 pub(super) fn take(size: usize) -> Box<[u8]> {
-    FREE.with_borrow_mut(Vec::pop).unwrap_or_else(|| vec![0; size].into_boxed_slice())
+    let kept = FREE.with_borrow_mut(Vec::pop).filter(|buffer| buffer.len() == size);
+    kept.unwrap_or_else(|| vec![0; size].into_boxed_slice())
 }
 
 /// Gives a buffer back.

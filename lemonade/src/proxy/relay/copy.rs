@@ -4,6 +4,9 @@
 //! writes it at once; only what the destination does not take keeps the buffer. While a side is not being read, because
 //! its FIN was seen or because the other side is slow, its error state is watched, so that a reset is passed on at once.
 //!
+//! What a direction reads at once doubles while there is enough to read, and halves when the destination does not take all:
+//! a fast stream needs fewer turns and longer packets, and a slow reader holds little memory.
+//!
 //! A small read is written in the task's next turn. The connections that are ready now so read first and then write in a
 //! row: their packets find the next hop still busy with the one before, and no interrupt is needed to call it again.
 
@@ -27,8 +30,11 @@ use crate::proxy::socket::read;
 /// Time until a meter is asked again that had no room.
 const PAUSE: Duration = Duration::from_millis(1);
 
-/// Copies per direction before other connections get their turn.
-const TURNS: u32 = 16;
+/// Bytes per direction before other connections get their turn.
+const SHARE: usize = 1024 * 1024;
+
+/// Bytes that a direction reads at once to begin with, and that a read counts at least against [`SHARE`].
+const FIRST: usize = 64 * 1024;
 
 /// What a relay tells while it runs.
 pub trait Meter {
@@ -190,7 +196,8 @@ fn transfer(
         Direction::Up => (Side::Client, Side::Backend),
         Direction::Down => (Side::Backend, Side::Client),
     };
-    for _ in 0..TURNS {
+    let mut left = SHARE;
+    while left > 0 {
         if half.pending.is_some() {
             if half.broken {
                 // Kept for another backend; the end shows in the other direction.
@@ -226,7 +233,8 @@ fn transfer(
             return Poll::Ready(Ok(()));
         }
         let mut scratch = buffer::take(size);
-        match poll_read(cx, source, &mut scratch) {
+        let most = (FIRST << half.doubled).min(size);
+        match poll_read(cx, source, &mut scratch[..most]) {
             Poll::Pending => {
                 buffer::put(scratch);
                 return Poll::Pending;
@@ -241,6 +249,8 @@ fn transfer(
             }
             Poll::Ready(Ok(count)) => {
                 half.read += count as u64;
+                left = left.saturating_sub(count.max(FIRST));
+                half.doubled += u8::from(count == most && most < size);
                 if half.broken {
                     buffer::put(scratch);
                 } else if count < buffer::LEAST {
@@ -280,6 +290,7 @@ fn flush(
             return Poll::Pending;
         }
         let count = ready!(poll_write(cx, destination, &bytes[..room]))?;
+        half.doubled = half.doubled.saturating_sub(u8::from(count < room));
         pending.start += count as u32;
         half.written += count as u64;
         meter.moved(direction, count as u64);

@@ -42,6 +42,8 @@ pub struct Half {
     pub broken: bool,
     /// The meter had no room for the destination; it is asked again in a moment.
     held: bool,
+    /// How often the bytes that are read at once were doubled.
+    doubled: u8,
     /// What was read is written in the next turn.
     put_off: bool,
     pending: Option<Pending>,

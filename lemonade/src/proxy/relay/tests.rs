@@ -29,10 +29,14 @@ async fn pair() -> (TcpStream, TcpStream) {
 }
 
 async fn relayed() -> Relayed {
+    relayed_by(16 * 1024).await
+}
+
+async fn relayed_by(size: usize) -> Relayed {
     let ((client, near_client), (near_backend, backend)) = tokio::join!(pair(), pair());
     let relay = tokio::spawn(async move {
         let mut state = State::default();
-        let stop = copy(&near_client, &near_backend, &mut state, 16 * 1024, &|_: Direction, _: u64| {}).await;
+        let stop = copy(&near_client, &near_backend, &mut state, size, &|_: Direction, _: u64| {}).await;
         let Stop::End(end) = stop else { panic!("nobody asked to hand over") };
         // Both sockets close here: that is the last FIN.
         (end, state)
@@ -115,8 +119,13 @@ async fn a_connection_reset_before_its_first_byte_is_untouched() {
 
 #[tokio::test]
 async fn every_byte_arrives_in_order_both_ways_at_once() {
+    for size in [16 * 1024, 256 * 1024] {
+        every_byte_arrives(relayed_by(size).await).await;
+    }
+}
+
+async fn every_byte_arrives(Relayed { client, backend, relay }: Relayed) {
     const SIZE: usize = 4 << 20;
-    let Relayed { client, backend, relay } = relayed().await;
     let byte = |i: usize, salt: usize| ((i / 251) ^ (i * 31) ^ salt) as u8;
     let run = async |stream: TcpStream, salt: usize| {
         let (mut reader, mut writer) = stream.into_split();
