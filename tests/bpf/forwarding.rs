@@ -176,8 +176,9 @@ fn datagrams(test: &str, addresses: [&'static str; 5]) {
     let any = if ip(addresses[0]).is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
     let address = plane.address();
     network.client.enter(|| {
-        for n in 0..40_usize {
-            let client = UdpSocket::bind(any).expect("a free port");
+        // All at once, so that no port comes twice.
+        let clients: Vec<_> = (0..40).map(|_| UdpSocket::bind(any).expect("a free port")).collect();
+        for (n, client) in clients.iter().enumerate() {
             client.set_read_timeout(Some(Duration::from_secs(5))).expect("a live socket");
             client.connect(address).expect("a route");
             for round in 0..3 {
