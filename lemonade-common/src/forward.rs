@@ -123,6 +123,8 @@ pub struct Flow {
     pub packets: Cell<u64>,
     /// Bytes in this direction, with Ethernet headers.
     pub bytes: Cell<u64>,
+    /// Time of the packet that opened it, as `seen`.
+    pub opened: u64,
 }
 
 /// Key of the map `OPENED`, which counts the flows that were opened: a frontend and one of its backends.
@@ -145,7 +147,7 @@ pub const RESET: u32 = 16;
 const _: () = assert!(size_of::<ServiceKey>() == 20 && align_of::<ServiceKey>() == 1);
 const _: () = assert!(size_of::<Service>() == 20);
 const _: () = assert!(size_of::<Target>() == 44);
-const _: () = assert!(size_of::<Flow>() == 104);
+const _: () = assert!(size_of::<Flow>() == 112);
 
 /// Whether a flow in this state has ended, so that its ports may serve another before long.
 pub const fn ended(state: u32) -> bool {
@@ -258,6 +260,7 @@ impl Flow {
             seen: long(80),
             packets: long(88),
             bytes: long(96),
+            opened: long(104).get(),
         }
     }
 }

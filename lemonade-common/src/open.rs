@@ -137,6 +137,7 @@ pub(crate) fn open_passing<T: TableView>(
         seen: Cell::new(arrival.now),
         packets: Cell::new(1),
         bytes: Cell::new(arrival.length),
+        opened: arrival.now,
     };
     if passes_unrecorded(packet) || !table.admits(arrival.now) {
         table.lend(&flow);
@@ -324,6 +325,7 @@ fn entry(from: &FlowKey, answers: &FlowKey, opening: &Opening) -> Flow {
         seen: Cell::new(opening.now),
         packets: Cell::new(u64::from(opening.bytes != 0)),
         bytes: Cell::new(opening.bytes),
+        opened: opening.now,
     }
 }
 

@@ -45,6 +45,38 @@ fn connections_pass_through_the_kernel_and_are_counted() {
 }
 
 #[test]
+fn a_forwarded_flow_is_listed_and_says_why_it_went_where_it_went() {
+    let Some(network) = Network::start("a_forwarded_flow_is_listed_and_says_why_it_went_where_it_went")
+    else {
+        return;
+    };
+    let backends = V4.backends(&network);
+    let lemonade = start(&network, &V4.setup(&backends));
+    let told = |words: &[&str]| {
+        let socket = lemonade.socket();
+        let output = run(&[words, &["--admin", socket.to_str().expect("UTF-8")]].concat());
+        assert!(output.status.success(), "{words:?}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).expect("text")
+    };
+    let held = network.client.enter(|| TcpStream::connect(V4.frontend())).expect("a connection");
+    let client = held.local_addr().expect("a connected socket").to_string();
+    let listed = told(&["connections"]);
+    assert!(listed.contains(&client) && listed.contains("forward/nat"), "{listed}");
+    let why = told(&["why", &client]);
+    for part in ["went to backend web/", "over forward/nat", "slot ", "the kernel picked", "lives for"] {
+        assert!(why.contains(part), "no `{part}` in {why}");
+    }
+    drop(held);
+    await_ended(&lemonade, 1);
+    let (_, rest) = why.split_once("went to backend web/").expect("a backend");
+    let (backend, _) = rest.split_once(' ').expect("its name");
+    assert_eq!(lemonade.metrics().picks(backend), 1, "the kernel counted it there");
+    let why = told(&["why", &client]);
+    assert!(why.contains("(closed)"), "{why}");
+    assert!(told(&["connections", "--ended"]).contains(&client));
+}
+
+#[test]
 fn trace_tells_what_the_kernel_decides_and_what_it_drops() {
     let Some(network) = Network::start("trace_tells_what_the_kernel_decides_and_what_it_drops") else {
         return;

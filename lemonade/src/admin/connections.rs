@@ -21,7 +21,7 @@ const PAGE: usize = 100;
 /// One connection.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Row {
-    /// Number, unique in the process.
+    /// Number, unique in the process; 0 for a flow of packets in the kernel, which has none.
     pub id: u64,
     /// `connecting`, `established` or `ended`.
     pub state: String,
@@ -75,7 +75,7 @@ pub struct RouteRow {
     pub attempts: u32,
     /// Whether it won a race against a late first connect.
     pub hedged: bool,
-    /// Version of the table that was consulted.
+    /// Version of the table that was consulted; 0 where the kernel picked and does not know.
     pub table_version: u64,
     /// Milliseconds its connect took.
     pub connect_ms: f64,
@@ -172,7 +172,7 @@ pub fn page(
 ) -> Result<Page, String> {
     let total = connections.len();
     connections.retain(|connection| query.lets_through(connection));
-    sort(&mut connections, query.sort.as_deref().unwrap_or("-id"))?;
+    sort(&mut connections, query.sort.as_deref().unwrap_or("age"))?;
     let limit = query.limit.unwrap_or(PAGE).min(MAX_PAGE);
     let rows = connections.iter().skip(query.offset.unwrap_or(0)).take(limit);
     Ok(Page {
@@ -195,7 +195,7 @@ fn sort(connections: &mut [Connection], by: &str) -> Result<(), String> {
     if largest_first {
         connections.sort_unstable_by_key(|own| (Reverse(key(own)), own.id));
     } else {
-        connections.sort_unstable_by_key(|own| (key(own), own.id));
+        connections.sort_unstable_by_key(|own| (key(own), Reverse(own.id)));
     }
     Ok(())
 }
@@ -265,7 +265,7 @@ impl Named {
     /// Whether `own` may be meant.
     pub fn means(self, own: &Connection) -> bool {
         match self {
-            Self::Id(id) => own.id == id,
+            Self::Id(id) => own.id == id && id != 0,
             Self::Tuple(client, local) => {
                 own.client == client && local.is_none_or(|local| own.local == local)
             }

@@ -309,7 +309,8 @@ fn planned(wiring: &AdminWiring, file: &Arc<Config>) -> Planned {
     let health = wiring.health_view.borrow().clone();
     let resolution = wiring.resolution.borrow().clone();
     let after = compile(&config, before.config_version + 1, &health, &resolution, before);
-    let found = preview(before, &after, &wiring.plane.connections(Which::Live), wiring.clock.now());
+    let found =
+        preview(before, &after, &wiring.plane.connections(Which::Live, &|_| true), wiring.clock.now());
     let mut changes = diff(before, &after);
     changes.extend(ended);
     let shares = found.shares.into_iter().map(|own| PlannedShare {

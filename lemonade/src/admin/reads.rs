@@ -41,7 +41,7 @@ pub(super) async fn connections(State(wiring): Wiring, asked: Asked<connections:
         Err(error) => return bad(error.body_text()),
     };
     let which = if query.ended { Which::Ended } else { Which::Live };
-    let listed = wiring.plane.connections(which);
+    let listed = wiring.plane.connections(which, &|_| true);
     match connections::page(listed, &query, wiring.clock.now(), &wiring.clock) {
         Ok(page) => json(StatusCode::OK, &page),
         Err(why) => bad(why),
@@ -73,8 +73,8 @@ pub(super) async fn why(State(wiring): Wiring, asked: Asked<WhyQuery>) -> Respon
         Err(why) => return bad(why),
     };
     let newest = |which| {
-        let all = wiring.plane.connections(which).into_iter();
-        all.filter(|own| named.means(own)).max_by_key(|own| own.id)
+        let meant = wiring.plane.connections(which, &|own| named.means(own));
+        meant.into_iter().max_by_key(|own| (own.started, own.id))
     };
     match newest(Which::Live).or_else(|| newest(Which::Ended)) {
         Some(found) => json(StatusCode::OK, &Row::of(&found, wiring.clock.now(), &wiring.clock)),

@@ -101,7 +101,7 @@ pub(super) struct Connections {
     #[arg(long, short = 'n', default_value_t = 50)]
     pub(super) limit: usize,
     /// id, age, bytes, idle or connect; with - before it, the largest first
-    #[arg(long, default_value = "-id", allow_hyphen_values = true)]
+    #[arg(long, default_value = "age", allow_hyphen_values = true)]
     pub(super) sort: String,
     /// Text in frontend, pool, backend, client or backend address
     #[arg(long)]

@@ -81,7 +81,7 @@ const CONNECTION: [Column; 9] = [
 fn connection_row(own: &Row) -> TableRow {
     let backend = own.route.as_ref().map_or_else(|| "-".to_owned(), |route| route.backend.clone());
     let cells = vec![
-        own.id.to_string(),
+        if own.id == 0 { "-".to_owned() } else { own.id.to_string() },
         own.client.to_string(),
         own.frontend.clone(),
         backend,
@@ -113,9 +113,12 @@ pub(super) fn why(connection: &str, json: bool, instance: &Instance) -> Answer {
 /// A connection in sentences.
 fn explain(row: &Row) -> String {
     let Row { id, client, local, frontend, pool, started, plane, relay, .. } = row;
-    let mut lines = vec![format!(
-        "connection {id}: {client} -> {local}, frontend {frontend}, pool {pool}, accepted {started}"
-    )];
+    let (what, began) = match id {
+        0 => ("flow".to_owned(), "opened"),
+        id => (format!("connection {id}"), "accepted"),
+    };
+    let mut lines =
+        vec![format!("{what}: {client} -> {local}, frontend {frontend}, pool {pool}, {began} {started}")];
     match &row.route {
         Some(route) => {
             let RouteRow { backend, address, strategy, why, candidates, attempts, connect_ms, .. } = route;
@@ -128,10 +131,11 @@ fn explain(row: &Row) -> String {
                 (1, false) => String::new(),
                 (_, false) => format!("; {} connects before it failed", attempts - 1),
             };
-            lines.push(format!(
-                "connected in {connect_ms:.2} ms, by table version {}{tries}",
-                route.table_version
-            ));
+            lines.push(if route.table_version == 0 {
+                "the kernel picked, and sends its packets on without a connect".to_owned()
+            } else {
+                format!("connected in {connect_ms:.2} ms, by table version {}{tries}", route.table_version)
+            });
         }
         None if row.end.is_some() => lines.push("got no backend".to_owned()),
         None => lines.push("has no backend yet: it is being connected, or waits in the queue".to_owned()),

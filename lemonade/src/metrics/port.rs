@@ -67,7 +67,7 @@ pub struct Route {
     pub attempts: u32,
     /// Whether it won a race against a late first connect.
     pub hedged: bool,
-    /// Table version that was consulted.
+    /// Table version that was consulted; 0 where the kernel picked and does not know.
     pub table_version: u64,
     /// Time its connect took.
     pub connect: Duration,

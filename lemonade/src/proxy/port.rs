@@ -48,7 +48,7 @@ pub struct PlaneCounters {
 /// A connection at one moment, or as it ended.
 #[derive(Clone, Debug)]
 pub struct Connection {
-    /// Number, unique in the process.
+    /// Number, unique in the process; 0 for a flow of packets in the kernel, which has none.
     pub id: u64,
     /// Client.
     pub client: SocketAddr,
@@ -114,6 +114,7 @@ pub trait ProxyService: Send + Sync {
     /// What it carries now.
     fn observe(&self) -> PlaneCounters;
 
-    /// The connections that it carries or has carried, in no order; traffic does not wait for the list.
-    fn connections(&self, which: Which) -> Vec<Connection>;
+    /// Those of the connections that it carries or has carried that `such` lets through, in no order; traffic does not
+    /// wait for the list.
+    fn connections(&self, which: Which, such: &dyn Fn(&Connection) -> bool) -> Vec<Connection>;
 }

@@ -74,7 +74,7 @@ impl ProxyService for FixedPlane {
         PlaneCounters { listeners, live: 5, table_version: 7 }
     }
 
-    fn connections(&self, _which: Which) -> Vec<Connection> {
+    fn connections(&self, _which: Which, _such: &dyn Fn(&Connection) -> bool) -> Vec<Connection> {
         Vec::new()
     }
 }

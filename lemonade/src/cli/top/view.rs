@@ -180,7 +180,7 @@ fn draw_connections(frame: &mut Frame<'_>, area: Rect, state: &State, seen: &See
     let rows = page.connections.iter().map(|own| {
         let backend = own.route.as_ref().map_or_else(|| own.state.clone(), |route| route.backend.clone());
         Row::new([
-            own.id.to_string(),
+            if own.id == 0 { "-".to_owned() } else { own.id.to_string() },
             own.client.to_string(),
             clean(&own.frontend),
             clean(&backend),

@@ -129,7 +129,7 @@ impl ProxyService for ModelPlane {
         }
     }
 
-    fn connections(&self, _which: Which) -> Vec<Connection> {
+    fn connections(&self, _which: Which, _such: &dyn Fn(&Connection) -> bool) -> Vec<Connection> {
         Vec::new()
     }
 }

@@ -66,7 +66,11 @@ impl ProxyService for Tiered {
         counters
     }
 
-    fn connections(&self, which: Which) -> Vec<Connection> {
-        self.proxy.connections(which)
+    fn connections(&self, which: Which, such: &dyn Fn(&Connection) -> bool) -> Vec<Connection> {
+        #[cfg_attr(not(target_os = "linux"), expect(unused_mut, reason = "nothing to add"))]
+        let mut connections = self.proxy.connections(which, such);
+        #[cfg(target_os = "linux")]
+        connections.extend(self.forward.connections(which, such));
+        connections
     }
 }

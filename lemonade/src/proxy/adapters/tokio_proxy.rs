@@ -411,12 +411,14 @@ impl ProxyService for TokioProxy {
         PlaneCounters { listeners, live, table_version: table.version }
     }
 
-    fn connections(&self, which: Which) -> Vec<Connection> {
+    fn connections(&self, which: Which, such: &dyn Fn(&Connection) -> bool) -> Vec<Connection> {
         let now = self.shared.clock.now();
         let flows = self.workers.iter().map(|worker| &worker.flows);
         match which {
-            Which::Live => flows.flat_map(|flows| flows.list()).map(|flow| flow.view(now)).collect(),
-            Which::Ended => flows.flat_map(|flows| flows.recent.all()).collect(),
+            Which::Live => {
+                flows.flat_map(|flows| flows.list()).map(|flow| flow.view(now)).filter(such).collect()
+            }
+            Which::Ended => flows.flat_map(|flows| flows.recent.all()).filter(such).collect(),
         }
     }
 }

@@ -322,6 +322,19 @@ impl Kernel {
         self.release(total.entries);
     }
 
+    /// Shows `see` one after the other the flows from client to backend, each with its other direction if that is there and
+    /// `see` asks for it.
+    pub(super) fn each(&self, mut see: impl FnMut(&FlowKey, &Flow, &dyn Fn() -> Option<Flow>)) {
+        let read = self.forward.each_flow(|key, flow| {
+            if flow.state.get() as u32 & DOWN == 0 {
+                see(&key, &flow, &|| self.forward.flow(&flow.leaves().reversed()));
+            }
+        });
+        if let Err(error) = read {
+            tracing::error!(%error, "the connection table cannot be read");
+        }
+    }
+
     /// Forgets every flow of such lanes; says how many had not ended.
     pub(super) fn forget(&mut self, such: impl Fn(Lane) -> bool) -> u64 {
         let flows = self.forward.flows().unwrap_or_else(|error| {

@@ -9,6 +9,7 @@ mod foresee;
 mod ground;
 pub mod host;
 mod kernel;
+mod listing;
 mod overhear;
 mod tally;
 mod trial;
@@ -25,7 +26,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::clock::Clock;
 use super::error::{ApplyError, ForwardError};
-use super::port::DrainScope;
+use super::port::{Connection, DrainScope, Which};
 use super::tap::Tap;
 use crate::control::image::Image;
 use crate::control::lower::{Lowered, unsuited};
@@ -151,6 +152,16 @@ impl ForwardPlane {
     /// Flows that have not ended.
     pub fn live(&self) -> u64 {
         self.state().live(&Covers::All)
+    }
+
+    /// The flows that `such` lets through; the table forgets those that have ended within seconds.
+    pub fn connections(&self, which: Which, such: &dyn Fn(&Connection) -> bool) -> Vec<Connection> {
+        let state = self.state();
+        let Stage::Loaded(kernel) = &state.stage else { return Vec::new() };
+        let tables = [&*state.table, &*state.previous];
+        let mut listing = listing::Listing::new(which, tables, state.seed, state.clock.now());
+        kernel.each(|key, flow, other| listing.take(key, flow, other, such));
+        listing.found
     }
 
     /// Looks after the connection table, and after the host, until `stop`.

@@ -39,7 +39,9 @@ pub(super) fn event(
         pool: entry.map_or_else(nobody, |entry| entry.pool.pool.name.clone()),
         plane: "forward",
         relay: "nat",
-        route: entry.filter(|_| opened).and_then(|entry| route(entry, notice, table.version)),
+        route: entry
+            .filter(|_| opened)
+            .and_then(|entry| route(entry, BackendIx(notice.backend), notice.key.dport, table.version)),
         decision: entry.filter(|_| opened).map(|entry| decision(entry, &notice.key, seed)),
         bytes_up: 0,
         bytes_down: 0,
@@ -66,13 +68,19 @@ fn frontend<'a>(notice: &Notice, table: &'a DispatchTable) -> Option<&'a Fronten
     of_flow.or_else(|| table.frontends.values().find(at)).map(Arc::as_ref)
 }
 
-fn route(entry: &FrontendEntry, notice: &Notice, table_version: u64) -> Option<Route> {
-    let backend = entry.pool.backends.iter().find(|own| own.ix == BackendIx(notice.backend))?;
+/// Where the kernel sends what came to `port` for a backend of `entry`.
+pub(super) fn route(
+    entry: &FrontendEntry,
+    backend: BackendIx,
+    port: [u8; 2],
+    table_version: u64,
+) -> Option<Route> {
+    let backend = entry.pool.backends.iter().find(|own| own.ix == backend)?;
     let candidates = u32::try_from(entry.pool.candidates.len()).unwrap_or(u32::MAX);
     Some(Route {
         pool: backend.id.pool.clone(),
         backend: backend.id.name.clone(),
-        address: backend.id.address(u16::from_be_bytes(notice.key.dport)),
+        address: backend.id.address(u16::from_be_bytes(port)),
         strategy: entry.pool.pool.strategy,
         candidates,
         attempts: 1,
@@ -82,13 +90,15 @@ fn route(entry: &FrontendEntry, notice: &Notice, table_version: u64) -> Option<R
     })
 }
 
-fn decision(entry: &FrontendEntry, key: &FlowKey, seed: u64) -> Decision {
+/// The slot of the ring that the kernel went by.
+pub(super) fn decision(entry: &FrontendEntry, key: &FlowKey, seed: u64) -> Decision {
     let by_source = entry.pool.pool.strategy == StrategyKind::SourceHash;
     let hash = if by_source { source_hash(key, seed) } else { flow_hash(key, seed) };
     Decision { basis: Basis::Slot(maglev::slot(hash)), rival: None }
 }
 
-fn end(ip: [u8; 16], port: [u8; 2]) -> SocketAddr {
+/// An address as maps have it.
+pub(super) fn end(ip: [u8; 16], port: [u8; 2]) -> SocketAddr {
     SocketAddr::new(Ipv6Addr::from(ip).to_canonical(), u16::from_be_bytes(port))
 }
 

@@ -19,7 +19,7 @@ use lemonade_common::notice::Notice;
 use lemonade_common::{FlowKey, PacketReason};
 
 use super::Unavailable;
-use super::batch::{self, entries};
+use super::batch;
 use super::loader::{Verified, corrupt, refused};
 
 /// The programs of the forward plane.
@@ -279,9 +279,25 @@ impl Forward {
     /// # Errors
     /// As bpf(2).
     pub fn flows(&self) -> io::Result<Vec<(FlowKey, Flow)>> {
-        let Some(Map::HashMap(map)) = self.ebpf.map("CONNECTIONS") else { return Ok(Vec::new()) };
-        let flows = entries::<{ size_of::<FlowKey>() }, { size_of::<Flow>() }>(map)?;
-        Ok(flows.iter().map(|(key, flow)| (FlowKey::from_bytes(key), Flow::from_bytes(flow))).collect())
+        let mut flows = Vec::new();
+        self.each_flow(|key, flow| flows.push((key, flow)))?;
+        Ok(flows)
+    }
+
+    /// Shows `see` the connection table, some thousand entries in memory at a time.
+    ///
+    /// # Errors
+    /// As bpf(2).
+    pub fn each_flow(&self, mut see: impl FnMut(FlowKey, Flow)) -> io::Result<()> {
+        let Some(Map::HashMap(map)) = self.ebpf.map("CONNECTIONS") else { return Ok(()) };
+        let (mut cursor, mut last) = (batch::Cursor::default(), false);
+        while !last {
+            let mut read = Vec::new();
+            last =
+                batch::next::<{ size_of::<FlowKey>() }, { size_of::<Flow>() }>(map, &mut cursor, &mut read)?;
+            read.iter().for_each(|(key, flow)| see(FlowKey::from_bytes(key), Flow::from_bytes(flow)));
+        }
+        Ok(())
     }
 
     /// The next entries of the connection table, some thousand at most, and whether they were the last of all; then the

@@ -97,6 +97,11 @@ impl Forward {
     }
 
     /// Never called.
+    pub fn each_flow(&self, _: impl FnMut(FlowKey, Flow)) -> io::Result<()> {
+        match *self {}
+    }
+
+    /// Never called.
     pub fn sweep(&mut self) -> io::Result<(Vec<(FlowKey, Flow)>, bool)> {
         match *self {}
     }
