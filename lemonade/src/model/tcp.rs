@@ -52,18 +52,22 @@ pub struct TcpCell {
     due_at: AtomicU64,
 }
 
-/// Connections as a program in the kernel counted them.
+/// Connections as a program in the kernel counted them; in JSON the fields stand beside those of [`TcpCounters`], or lack.
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize, utoipa::ToSchema,
 )]
 pub struct TcpCounts {
     /// Newest handshake, microseconds.
+    #[schema(required = false)]
     pub connect_us: u32,
     /// Connections that left the state ESTABLISHED.
+    #[schema(required = false)]
     pub closes: u64,
     /// Of `closes`, those by a reset of the backend or a timeout.
+    #[schema(required = false)]
     pub resets: u64,
     /// Of `resets`, those before a byte went either way.
+    #[schema(required = false)]
     pub early_resets: u64,
 }
 
