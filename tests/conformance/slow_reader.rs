@@ -15,8 +15,8 @@ const PAIRS: usize = 64;
 const FULL: (u64, Duration) = (200, Duration::from_secs(60));
 /// What the kernel holds at most of one pair whose reader has stopped, in bytes, with its own overhead.
 const HELD: u64 = 12 << 20;
-/// Default of `relay_buffer`.
-const RELAY_BUFFER: u64 = 256 << 10;
+/// What a relay may hold of one direction whose reader has stopped, in bytes, less than its `relay_buffer` on average.
+const RELAY_BUFFER: u64 = 64 << 10;
 /// What tasks, sockets and the allocator may cost beside the relay buffers.
 const SLACK: u64 = 24 << 20;
 
