@@ -2,14 +2,17 @@
 
 use crate::flow::{FlowKey, TCP};
 use crate::forward::{
-    ANSWER_ECHO, ANSWERED, DOWN, FIN_DOWN, FIN_UP, Flow, NAT, NAT_GATEWAY, PASS_FRAGMENTS, RESET, Service,
-    ServiceKey, Target, answers_pass_by, ended,
+    ANSWER_ECHO, ANSWERED, DOWN, ESTABLISHED, FIN_DOWN, FIN_UP, Flow, NAT, NAT_GATEWAY, PASS_FRAGMENTS,
+    RESET, Service, ServiceKey, Target, answers_pass_by, ended,
 };
+use crate::half_open::HalfOpen;
+use crate::hash::flow_hash;
+use crate::least::{Choices, Scan, least};
 use crate::open::{forget, open, open_gateway, open_passing};
 use crate::packet::{ACK, FIN, Kind, NoFlow, Oddity, Packet, RST, SYN};
 use crate::verdict::PacketReason;
 
-pub use crate::open::{LINGER, PORT_TRIES, source_hash};
+pub use crate::open::{LINGER, Opening, PORT_TRIES, entry, source_hash};
 
 /// What an insertion came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,8 +32,20 @@ pub trait TableView {
     fn flow(&self, key: &FlowKey) -> Option<&Flow>;
     /// Puts an entry where there is none.
     fn insert(&self, key: &FlowKey, flow: &Flow) -> Inserted;
-    /// Takes an entry away; says whether it was there.
+    /// Takes an entry away, with what it counts at its backend; says whether it was there.
     fn remove(&self, key: &FlowKey) -> bool;
+    /// Counts a flow as live at its backend, given the entry of its direction from the client.
+    fn enter(&self, flow: &Flow);
+    /// Takes that back; a second time nothing happens.
+    fn leave(&self, flow: &Flow);
+    /// Counts how long a flow waited for the first answer.
+    fn answered(&self, flow: &Flow);
+    /// Flows that are live at a backend.
+    fn live(&self, backend: u32) -> u32;
+    /// The backends of a ring.
+    fn choices(&self, ring: u32) -> Option<&Choices>;
+    /// Which of equals in a ring is next, one later with each call.
+    fn turn(&self, ring: u32) -> u64;
     /// Keeps an entry aside, for one packet that is not written down.
     fn lend(&self, flow: &Flow);
     /// The entry that was kept aside last.
@@ -47,8 +62,44 @@ pub trait TableView {
     fn is_own(&self, key: &FlowKey) -> bool;
     /// Whether one more flow may be written down now, where that is limited.
     fn admits(&self, now: u64) -> bool;
+    /// Writes down that a handshake has begun, behind those that began before; says whether there was room.
+    fn begin(&self, begun: &HalfOpen) -> bool;
+    /// The handshake that was written down first.
+    fn oldest(&self) -> Option<HalfOpen>;
+    /// Takes that one off.
+    fn shift(&self) -> Option<HalfOpen>;
+    /// Counts a handshake that had to make room for another.
+    fn replaced(&self);
     /// Seed of the flow hash.
     fn seed(&self) -> u64;
+
+    // What follows says nothing of the tables. The kernel's verifier follows a function of the program once for each way to
+    // it, and these once in all, where they are functions that it takes by themselves.
+
+    /// Hash of a flow.
+    fn hash(&self, key: &FlowKey) -> u64 {
+        flow_hash(key, self.seed())
+    }
+    /// Backend of a ring for a new flow, by the connections that each has.
+    fn least(&self, ring: u32, hash: u64) -> u32
+    where
+        Self: Sized,
+    {
+        least(self, ring, hash)
+    }
+    /// Takes in the backend at a place of a ring's [`Choices`].
+    fn step(&self, ring: u32, at: u32, scan: &mut Scan)
+    where
+        Self: Sized,
+    {
+        if let Some(choices) = self.choices(ring) {
+            scan.step(self, choices, at);
+        }
+    }
+    /// Puts one direction of a new flow: that of packets with the key `from`, whose answers arrive with the key `answers`.
+    fn put(&self, from: &FlowKey, answers: &FlowKey, opening: &Opening) -> Inserted {
+        self.insert(from, &entry(from, answers, opening))
+    }
 }
 
 /// What becomes of a packet; each has its reason, which is the index of a counter.
@@ -97,6 +148,9 @@ pub fn decide<'t, T: TableView>(table: &'t T, packet: &Packet, arrival: &Arrival
     let error = packet.kind == Kind::IcmpError;
     if let Some(flow) = table.flow(&packet.key) {
         if let Some(odd) = packet.odd {
+            if left_to_the_proxy(table, packet) {
+                return Verdict::Pass(PacketReason::Fragment);
+            }
             return Verdict::Drop(oddity(odd));
         }
         if packet.ttl <= 1 && !answers_pass_by(flow.mode) {
@@ -142,19 +196,22 @@ pub fn decide<'t, T: TableView>(table: &'t T, packet: &Packet, arrival: &Arrival
     if reason == PacketReason::NoBackend {
         return Verdict::Pass(reason);
     }
-    if matches!(reason, PacketReason::PortsExhausted | PacketReason::TableFull) {
+    if matches!(reason, PacketReason::PortsExhausted | PacketReason::TableFull | PacketReason::HalfOpenFull) {
         return Verdict::Drop(reason);
     }
     let flow = if reason == PacketReason::Unrecorded { table.lent() } else { table.flow(&packet.key) };
     let Some(flow) = flow else {
         return Verdict::Drop(PacketReason::TableFull);
     };
+    if reason == PacketReason::Opened {
+        table.enter(flow);
+    }
     if error {
         Verdict::Forward(flow, PacketReason::IcmpError)
-    } else if first {
-        Verdict::Forward(flow, reason)
-    } else {
+    } else if !first && reason == PacketReason::Opened {
         Verdict::Forward(flow, PacketReason::Adopted)
+    } else {
+        Verdict::Forward(flow, reason)
     }
 }
 
@@ -184,6 +241,16 @@ fn served<'t, T: TableView>(table: &'t T, key: &FlowKey) -> Option<&'t Service> 
     }
 }
 
+/// Whether a fragment of a flow makes a datagram that the proxy serves.
+///
+/// One of TCP does not: the host would reset the connection, which its sender saves by sending again.
+#[inline(never)]
+fn left_to_the_proxy<T: TableView>(table: &T, packet: &Packet) -> bool {
+    packet.odd == Some(Oddity::Fragment)
+        && packet.key.protocol != TCP
+        && served(table, &packet.key).is_some_and(|service| service.flags & PASS_FRAGMENTS != 0)
+}
+
 /// Whether a packet may be the first of its flow.
 #[inline(always)]
 const fn opens(packet: &Packet) -> bool {
@@ -207,7 +274,18 @@ fn note<T: TableView>(table: &T, packet: &Packet, flow: &Flow, arrival: &Arrival
     flow.bytes.set(flow.bytes.get() + arrival.length);
     let state = flow.state();
     let down = state & DOWN != 0;
-    let mut now = if down { ANSWERED } else { 0 };
+    let mut now = if down {
+        ANSWERED
+    } else if packet.flags & (SYN | ACK) != ACK {
+        0
+    } else if answers_pass_by(flow.mode) {
+        // A client that acknowledges has had an answer.
+        ANSWERED | ESTABLISHED
+    } else if state & ANSWERED != 0 {
+        ESTABLISHED
+    } else {
+        0
+    };
     if packet.flags & FIN != 0 {
         now |= if down { FIN_DOWN } else { FIN_UP };
     }
@@ -222,13 +300,21 @@ fn note<T: TableView>(table: &T, packet: &Packet, flow: &Flow, arrival: &Arrival
 /// Adds to the state of a direction, and tells the other.
 #[inline(never)]
 fn mark<T: TableView>(table: &T, flow: &Flow, state: u32) {
-    let state = u64::from(state);
-    flow.state.set(flow.state.get() | state);
-    if answers_pass_by(flow.mode) {
-        return;
+    let word = u64::from(state);
+    flow.state.set(flow.state.get() | word);
+    let mut counted = flow;
+    if !answers_pass_by(flow.mode) {
+        let Some(other) = table.flow(&flow.leaves().reversed()) else { return };
+        other.told.set(other.told.get() | word);
+        if flow.state.get() as u32 & DOWN != 0 {
+            counted = other;
+            if state & (ANSWERED | RESET) == ANSWERED && flow.protocol == TCP {
+                table.answered(other);
+            }
+        }
     }
-    if let Some(other) = table.flow(&flow.leaves().reversed()) {
-        other.told.set(other.told.get() | state);
+    if ended(flow.state()) {
+        table.leave(counted);
     }
 }
 

@@ -24,7 +24,7 @@ pub struct Service {
     pub frontend: u32,
     /// Which of the rings in the map `RINGS` is its pool's.
     pub ring: u32,
-    /// Sum of [`BY_SOURCE`], [`PASS_FRAGMENTS`], [`BY_PORT`] and [`ANSWER_ECHO`].
+    /// Sum of [`BY_SOURCE`], [`PASS_FRAGMENTS`], [`BY_PORT`], [`ANSWER_ECHO`] and [`LEAST_CONNECTIONS`].
     pub flags: u32,
     /// How packets reach the backend: [`NAT`], [`NAT_GATEWAY`], [`DSR_L2`] or [`DSR_IPIP`].
     pub mode: u32,
@@ -64,6 +64,10 @@ pub const BY_PORT: u32 = 4;
 /// Flag of the service at [`ServiceKey::whole`]: the balancer answers who asks the address for an echo.
 pub const ANSWER_ECHO: u32 = 8;
 
+/// Flag of a service whose new flows go to the backend of its ring with the fewest connections per weight. The ring decides
+/// on what the table does not know.
+pub const LEAST_CONNECTIONS: u32 = 16;
+
 /// One backend of a service: value of the map `BACKEND_TARGETS`, whose key is the index of the backend.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
@@ -81,6 +85,8 @@ pub struct Target {
     pub ports: u32,
     /// Interface towards it.
     pub interface: u32,
+    /// Its share relative to the others of its pool, where connections per weight are compared.
+    pub weight: u32,
 }
 
 /// One direction of a flow: value of the map `CONNECTIONS`, whose key is the flow as it arrives in that direction.
@@ -112,7 +118,8 @@ pub struct Flow {
     pub protocol: u32,
     /// Mode of the service when the flow was opened.
     pub mode: u32,
-    /// Sum of [`DOWN`], [`ANSWERED`], [`FIN_UP`], [`FIN_DOWN`] and [`RESET`], as packets of this direction say.
+    /// Sum of [`DOWN`], [`ANSWERED`], [`FIN_UP`], [`FIN_DOWN`], [`RESET`] and [`ESTABLISHED`], as packets of this direction
+    /// say.
     pub state: Cell<u64>,
     /// The same as packets of the other direction say. Apart, since the two directions are often on two cores, and a FIN
     /// that one core overwrites does not come again.
@@ -125,7 +132,24 @@ pub struct Flow {
     pub bytes: Cell<u64>,
     /// Time of the packet that opened it, as `seen`.
     pub opened: u64,
+    /// Time since which the flow counts as live at its backend, to the nanosecond; 0: it does not, or this is not the entry
+    /// of the direction from the client. Who puts 0 there takes the count away.
+    pub counted: Cell<u64>,
 }
+
+/// A direction of a flow that is to be forgotten: the program `forward_forget` is handed up to [`FORGOTTEN`] of them, one after
+/// the other as if they were a packet, and returns a bit for each that it took away, the first one lowest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct Forgotten {
+    /// Key of its entry.
+    pub key: FlowKey,
+    /// The entry's `seen`, so that it stays if a packet has come meanwhile; 0: it goes all the same.
+    pub seen: u64,
+}
+
+/// Directions that are forgotten at once.
+pub const FORGOTTEN: usize = 32;
 
 /// Key of the map `OPENED`, which counts the flows that were opened: a frontend and one of its backends.
 #[inline(always)]
@@ -143,11 +167,14 @@ pub const FIN_UP: u32 = 4;
 pub const FIN_DOWN: u32 = 8;
 /// State of a flow that one side has reset.
 pub const RESET: u32 = 16;
+/// State of a flow whose client has acknowledged an answer, which ends the handshake of TCP.
+pub const ESTABLISHED: u32 = 32;
 
 const _: () = assert!(size_of::<ServiceKey>() == 20 && align_of::<ServiceKey>() == 1);
 const _: () = assert!(size_of::<Service>() == 20);
-const _: () = assert!(size_of::<Target>() == 44);
-const _: () = assert!(size_of::<Flow>() == 112);
+const _: () = assert!(size_of::<Target>() == 48);
+const _: () = assert!(size_of::<Flow>() == 120);
+const _: () = assert!(size_of::<Forgotten>() == 48);
 
 /// Whether a flow in this state has ended, so that its ports may serve another before long.
 pub const fn ended(state: u32) -> bool {
@@ -185,7 +212,22 @@ impl ServiceKey {
     }
 }
 
+impl ServiceKey {
+    /// Reads the bytes of the map.
+    pub fn from_bytes(bytes: &[u8; size_of::<Self>()]) -> Self {
+        let mut address = [0; 16];
+        address.copy_from_slice(&bytes[..16]);
+        Self { address, port: [bytes[16], bytes[17]], protocol: [bytes[18], bytes[19]] }
+    }
+}
+
 impl Service {
+    /// Reads the bytes of the map.
+    pub fn from_bytes(bytes: &[u8; size_of::<Self>()]) -> Self {
+        let word = |n: usize| word(bytes, 4 * n);
+        Self { frontend: word(0), ring: word(1), flags: word(2), mode: word(3), previous: word(4) }
+    }
+
     /// The bytes as they stand in the map.
     pub fn to_bytes(self) -> [u8; size_of::<Self>()] {
         let mut bytes = [0; size_of::<Self>()];
@@ -197,7 +239,28 @@ impl Service {
     }
 }
 
+impl Forgotten {
+    /// The bytes as the program reads them.
+    pub fn to_bytes(self) -> [u8; size_of::<Self>()] {
+        let mut bytes = [0; size_of::<Self>()];
+        bytes[..40].copy_from_slice(&self.key.to_bytes());
+        bytes[40..].copy_from_slice(&self.seen.to_ne_bytes());
+        bytes
+    }
+}
+
 impl Target {
+    /// Reads the bytes of the map.
+    pub fn from_bytes(bytes: &[u8; size_of::<Self>()]) -> Self {
+        let (ports, interface, weight) = (word(bytes, 36), word(bytes, 40), word(bytes, 44));
+        let mut own = Self { ports, interface, weight, ..Self::default() };
+        own.address.copy_from_slice(&bytes[..16]);
+        own.snat.copy_from_slice(&bytes[16..32]);
+        own.port.copy_from_slice(&bytes[32..34]);
+        own.first_port.copy_from_slice(&bytes[34..36]);
+        own
+    }
+
     /// The bytes as they stand in the map.
     pub fn to_bytes(self) -> [u8; size_of::<Self>()] {
         let mut bytes = [0; size_of::<Self>()];
@@ -206,9 +269,14 @@ impl Target {
         bytes[32..34].copy_from_slice(&self.port);
         bytes[34..36].copy_from_slice(&self.first_port);
         bytes[36..40].copy_from_slice(&self.ports.to_ne_bytes());
-        bytes[40..].copy_from_slice(&self.interface.to_ne_bytes());
+        bytes[40..44].copy_from_slice(&self.interface.to_ne_bytes());
+        bytes[44..].copy_from_slice(&self.weight.to_ne_bytes());
         bytes
     }
+}
+
+fn word(bytes: &[u8], at: usize) -> u32 {
+    u32::from_ne_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
 }
 
 impl Flow {
@@ -237,7 +305,7 @@ impl Flow {
             address.copy_from_slice(&bytes[at..at + 16]);
             address
         };
-        let word = |at: usize| u32::from_ne_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
+        let word = |at: usize| word(bytes, at);
         let long = |at: usize| {
             let mut long = [0; 8];
             long.copy_from_slice(&bytes[at..at + 8]);
@@ -261,6 +329,24 @@ impl Flow {
             packets: long(88),
             bytes: long(96),
             opened: long(104).get(),
+            counted: long(112),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_written_to_maps_is_read_back() {
+        let key = ServiceKey { address: [7; 16], port: [1, 2], protocol: [0, 6] };
+        assert_eq!(ServiceKey::from_bytes(&key.to_bytes()), key);
+        let service = Service { frontend: 1, ring: 2, flags: 3, mode: 4, previous: 5 };
+        assert_eq!(Service::from_bytes(&service.to_bytes()), service);
+        let (address, snat) = ([8; 16], [9; 16]);
+        let target =
+            Target { address, snat, port: [1, 2], first_port: [3, 4], ports: 5, interface: 6, weight: 7 };
+        assert_eq!(Target::from_bytes(&target.to_bytes()), target);
     }
 }

@@ -8,14 +8,17 @@
 
 pub mod abi;
 pub mod answer;
+pub mod connect;
 pub mod csum;
 pub mod decap;
 pub mod decide;
 pub mod flow;
 pub mod forward;
 pub mod gate;
+pub mod half_open;
 pub mod hash;
 pub mod ids;
+pub mod least;
 pub mod maglev;
 pub mod notice;
 mod open;

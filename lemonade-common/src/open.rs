@@ -4,8 +4,11 @@ use core::cell::Cell;
 
 use crate::csum;
 use crate::decide::{Arrival, Inserted, TableView};
-use crate::flow::FlowKey;
-use crate::forward::{BY_PORT, BY_SOURCE, DOWN, Flow, Service, Target, answers_pass_by, ended};
+use crate::flow::{FlowKey, TCP};
+use crate::forward::{
+    BY_PORT, BY_SOURCE, DOWN, Flow, LEAST_CONNECTIONS, Service, Target, answers_pass_by, ended,
+};
+use crate::half_open::{admit, is_half_open};
 use crate::hash::flow_hash;
 use crate::maglev;
 use crate::packet::{Kind, Packet, RST};
@@ -14,7 +17,8 @@ use crate::verdict::PacketReason;
 /// Ports that are tried for a new flow before they count as exhausted.
 pub const PORT_TRIES: u32 = 16;
 
-/// Nanoseconds for which the ports of an ended flow are kept from others when there is a lack of them.
+/// Nanoseconds for which the ports of a flow that ended, or of one that began and is half open, are kept from others when
+/// there is a lack of them.
 pub const LINGER: u64 = 1_000_000_000;
 
 /// Opens a flow in mode `nat`: the ring names the backend, a port is taken for it, and both directions are written down.
@@ -30,10 +34,13 @@ pub(crate) fn open<T: TableView>(
 ) -> PacketReason {
     let key = &packet.key;
     let mut hash = 0;
-    let backend = chosen(table, service, key, true, &mut hash);
+    let backend = chosen(table, service, key, By::Counts, &mut hash);
     let Some(target) = table.target(backend) else {
         return PacketReason::NoBackend;
     };
+    if key.protocol == TCP && !admit(table, key, arrival.now) {
+        return PacketReason::HalfOpenFull;
+    }
     let mut opening = Opening::of(service, arrival, backend, hash as u32);
     // The entry of the answers has the port that is taken in its key.
     let mut taken = FlowKey {
@@ -49,7 +56,7 @@ pub(crate) fn open<T: TableView>(
         Inserted::Full => return PacketReason::TableFull,
     }
     opening.towards(target, arrival);
-    match put(table, key, &taken, &opening) {
+    match table.put(key, &taken, &opening) {
         Inserted::Done => PacketReason::Opened,
         // Full, or another core was faster with the same packet: its entry holds.
         other @ (Inserted::Exists | Inserted::Full) => {
@@ -71,7 +78,8 @@ pub(crate) fn open_gateway<T: TableView>(
 ) -> PacketReason {
     let key = &packet.key;
     let mut hash = 0;
-    let backend = chosen(table, service, key, first, &mut hash);
+    let by = if first { By::Counts } else { By::RingBefore };
+    let backend = chosen(table, service, key, by, &mut hash);
     let Some(target) = table.target(backend) else {
         return PacketReason::NoBackend;
     };
@@ -88,13 +96,16 @@ pub(crate) fn open_gateway<T: TableView>(
         lend(table, key, &answers, &opening);
         return PacketReason::Unrecorded;
     }
+    if first && key.protocol == TCP && !admit(table, key, arrival.now) {
+        return PacketReason::HalfOpenFull;
+    }
     match meet(table, &answers, key, &opening) {
         Inserted::Done => {}
         Inserted::Exists => return PacketReason::PortsExhausted,
         Inserted::Full => return PacketReason::TableFull,
     }
     opening.towards(target, arrival);
-    match put(table, key, &answers, &opening) {
+    match table.put(key, &answers, &opening) {
         Inserted::Done => PacketReason::Opened,
         Inserted::Exists => PacketReason::Forwarded,
         Inserted::Full => {
@@ -104,8 +115,8 @@ pub(crate) fn open_gateway<T: TableView>(
     }
 }
 
-/// As [`open_gateway`] in modes whose answers pass by the balancer: there is one direction to write down, and while flows
-/// open faster than the table's limit none is.
+/// As [`open_gateway`] in modes whose answers pass by the balancer: there is one direction to write down. While flows open
+/// faster than the table's limit, or it is full, none is.
 #[inline(never)]
 pub(crate) fn open_passing<T: TableView>(
     table: &T,
@@ -114,11 +125,32 @@ pub(crate) fn open_passing<T: TableView>(
     arrival: &Arrival,
     first: bool,
 ) -> PacketReason {
+    if !passes_unrecorded(packet) && table.admits(arrival.now) {
+        let by = if first { By::Counts } else { By::RingBefore };
+        if let Some(reason) = pass(table, packet, service, arrival, by, true) {
+            return reason;
+        }
+    }
+    // The packets that follow know the ring only.
+    let by = if first { By::Ring } else { By::RingBefore };
+    pass(table, packet, service, arrival, by, false).unwrap_or(PacketReason::NoBackend)
+}
+
+/// Opens a flow whose answers pass by, and writes it down if it is to be `recorded`; `None`: there is no room.
+#[inline(never)]
+fn pass<T: TableView>(
+    table: &T,
+    packet: &Packet,
+    service: &Service,
+    arrival: &Arrival,
+    by: By,
+    recorded: bool,
+) -> Option<PacketReason> {
     let key = &packet.key;
     let mut hash = 0;
-    let backend = chosen(table, service, key, first, &mut hash);
+    let backend = chosen(table, service, key, by, &mut hash);
     let Some(target) = table.target(backend) else {
-        return PacketReason::NoBackend;
+        return Some(PacketReason::NoBackend);
     };
     let flow = Flow {
         src: outer_source(target, hash as u32),
@@ -138,15 +170,16 @@ pub(crate) fn open_passing<T: TableView>(
         packets: Cell::new(1),
         bytes: Cell::new(arrival.length),
         opened: arrival.now,
+        counted: Cell::new(0),
     };
-    if passes_unrecorded(packet) || !table.admits(arrival.now) {
+    if !recorded {
         table.lend(&flow);
-        return PacketReason::Unrecorded;
+        return Some(PacketReason::Unrecorded);
     }
     match table.insert(key, &flow) {
-        Inserted::Done => PacketReason::Opened,
-        Inserted::Exists => PacketReason::Forwarded,
-        Inserted::Full => PacketReason::TableFull,
+        Inserted::Done => Some(PacketReason::Opened),
+        Inserted::Exists => Some(PacketReason::Forwarded),
+        Inserted::Full => None,
     }
 }
 
@@ -157,16 +190,21 @@ fn passes_unrecorded(packet: &Packet) -> bool {
 }
 
 /// What is not addresses and ports in the entries of a new flow.
-struct Opening {
+// Without gaps: the kernel's verifier sees to it that all that is handed over was written.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct Opening {
     interface: u32,
     backend: u32,
     frontend: u32,
     mode: u32,
     entropy: u32,
-    state: u64,
+    state: u32,
     now: u64,
     bytes: u64,
 }
+
+const _: () = assert!(size_of::<Opening>() == 40);
 
 impl Opening {
     /// Of the direction of the answers, which is written down first.
@@ -178,7 +216,7 @@ impl Opening {
             frontend: service.frontend,
             mode: service.mode,
             entropy,
-            state: u64::from(DOWN),
+            state: DOWN,
             now: arrival.now,
             bytes: 0,
         }
@@ -191,13 +229,26 @@ impl Opening {
     }
 }
 
-/// Backend of a flow by the service's ring, and the flow's hash. A packet from the middle of a flow asks the ring before
-/// that one first, as long as its backend is there.
+/// What names the backend of a flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum By {
+    /// What each backend has, where the service goes by that; else the ring.
+    Counts,
+    /// The ring, for a flow that is not written down.
+    Ring,
+    /// The ring before that one, as long as its backend is there: for a packet from the middle of a flow.
+    RingBefore,
+}
+
+/// Backend of a flow, and the flow's hash.
 #[inline(never)]
-fn chosen<T: TableView>(table: &T, service: &Service, key: &FlowKey, first: bool, hash: &mut u64) -> u32 {
-    *hash = flow_hash(key, table.seed());
+fn chosen<T: TableView>(table: &T, service: &Service, key: &FlowKey, by: By, hash: &mut u64) -> u32 {
+    *hash = table.hash(key);
+    if by == By::Counts && service.flags & LEAST_CONNECTIONS != 0 {
+        return table.least(service.ring, *hash);
+    }
     let slot = maglev::slot(spread(table, service, key, *hash));
-    if !first && service.previous != 0 {
+    if by == By::RingBefore && service.previous != 0 {
         let before = table.slot(service.previous - 1, slot).unwrap_or(maglev::EMPTY);
         if table.target(before).is_some() {
             return before;
@@ -210,9 +261,9 @@ fn chosen<T: TableView>(table: &T, service: &Service, key: &FlowKey, first: bool
 #[inline(always)]
 fn spread<T: TableView>(table: &T, service: &Service, key: &FlowKey, hash: u64) -> u64 {
     if service.flags & BY_SOURCE != 0 {
-        source_hash(key, table.seed())
+        table.hash(&of_source(key))
     } else if service.flags & BY_PORT != 0 {
-        port_hash(key, table.seed())
+        table.hash(&FlowKey { src: [0; 16], sport: [0; 2], protocol: 0, ..*key })
     } else {
         hash
     }
@@ -245,10 +296,10 @@ fn claim<T: TableView>(
         let at = opening.entropy.wrapping_add(attempt.wrapping_mul(7_919));
         let offset = ((u64::from(at.wrapping_mul(0x9e37_79b1)) * u64::from(target.ports)) >> 32) as u32;
         taken.dport = ((first + offset) as u16).to_be_bytes();
-        let mut inserted = put(table, taken, key, opening);
-        // When ports are scarce, those of a flow that ended a while ago may serve again.
+        let mut inserted = table.put(taken, key, opening);
+        // When ports are scarce, those of a flow that ended or began a while ago, and is no connection, may serve again.
         if inserted == Inserted::Exists && attempt >= PORT_TRIES / 2 && left(table, taken, opening.now) {
-            inserted = put(table, taken, key, opening);
+            inserted = table.put(taken, key, opening);
         }
         if inserted != Inserted::Exists {
             return inserted;
@@ -261,7 +312,7 @@ fn claim<T: TableView>(
 /// at this backend, by way of another service.
 #[inline(never)]
 fn meet<T: TableView>(table: &T, taken: &FlowKey, key: &FlowKey, opening: &Opening) -> Inserted {
-    let inserted = put(table, taken, key, opening);
+    let inserted = table.put(taken, key, opening);
     if inserted != Inserted::Exists {
         return inserted;
     }
@@ -269,14 +320,21 @@ fn meet<T: TableView>(table: &T, taken: &FlowKey, key: &FlowKey, opening: &Openi
     if table.flow(taken).is_some_and(|other| other.leaves().reversed() == *key) {
         return Inserted::Done;
     }
-    if left(table, taken, opening.now) { put(table, taken, key, opening) } else { Inserted::Exists }
+    if left(table, taken, opening.now) { table.put(taken, key, opening) } else { Inserted::Exists }
 }
 
-/// Takes away the flow that has a port if it ended a while ago; of two cores one does.
+/// Takes away the flow that has a port if it ended a while ago, or began then and is half open; of two cores one does.
 #[inline(never)]
 fn left<T: TableView>(table: &T, taken: &FlowKey, now: u64) -> bool {
     let Some(other) = table.flow(taken) else { return false };
-    if !ended(other.state()) || other.seen.get() + LINGER > now {
+    let since = if is_half_open(other) {
+        other.opened
+    } else if ended(other.state()) {
+        other.seen.get()
+    } else {
+        return false;
+    };
+    if since + LINGER > now {
         return false;
     }
     table.remove(&other.leaves().reversed());
@@ -292,21 +350,16 @@ pub(crate) fn forget<T: TableView>(table: &T, key: &FlowKey, flow: &Flow) {
     table.remove(key);
 }
 
-/// Puts one direction of a new flow: that of packets with the key `from`, whose answers arrive with the key `answers`.
-#[inline(never)]
-fn put<T: TableView>(table: &T, from: &FlowKey, answers: &FlowKey, opening: &Opening) -> Inserted {
-    table.insert(from, &entry(from, answers, opening))
-}
-
-/// As [`put`], but keeps the entry aside.
+/// As [`TableView::put`], but keeps the entry aside.
 #[inline(never)]
 fn lend<T: TableView>(table: &T, from: &FlowKey, answers: &FlowKey, opening: &Opening) {
     table.lend(&entry(from, answers, opening));
 }
 
-/// Written once as a whole: what is changed afterwards costs a copy on the stack.
+/// One direction of a new flow: that of packets with the key `from`, whose answers arrive with the key `answers`.
+// Written once as a whole: what is changed afterwards costs a copy on the stack.
 #[inline(always)]
-fn entry(from: &FlowKey, answers: &FlowKey, opening: &Opening) -> Flow {
+pub fn entry(from: &FlowKey, answers: &FlowKey, opening: &Opening) -> Flow {
     Flow {
         src: answers.dst,
         dst: answers.src,
@@ -320,12 +373,13 @@ fn entry(from: &FlowKey, answers: &FlowKey, opening: &Opening) -> Flow {
         port_delta: port_delta(from, answers),
         protocol: from.protocol,
         mode: opening.mode,
-        state: Cell::new(opening.state),
+        state: Cell::new(u64::from(opening.state)),
         told: Cell::new(0),
         seen: Cell::new(opening.now),
         packets: Cell::new(u64::from(opening.bytes != 0)),
         bytes: Cell::new(opening.bytes),
         opened: opening.now,
+        counted: Cell::new(0),
     }
 }
 
@@ -335,13 +389,12 @@ fn port_delta(from: &FlowKey, answers: &FlowKey) -> u32 {
 }
 
 /// Hash of a client's address alone.
-#[inline(never)]
 pub fn source_hash(key: &FlowKey, seed: u64) -> u64 {
-    flow_hash(&FlowKey { src: key.src, dst: [0; 16], sport: [0; 2], dport: [0; 2], protocol: 0 }, seed)
+    flow_hash(&of_source(key), seed)
 }
 
-/// Hash of a service's port alone.
-#[inline(never)]
-fn port_hash(key: &FlowKey, seed: u64) -> u64 {
-    flow_hash(&FlowKey { src: [0; 16], dst: key.dst, sport: [0; 2], dport: key.dport, protocol: 0 }, seed)
+/// What of a key is the client's address.
+#[inline(always)]
+pub(crate) const fn of_source(key: &FlowKey) -> FlowKey {
+    FlowKey { src: key.src, dst: [0; 16], sport: [0; 2], dport: [0; 2], protocol: 0 }
 }

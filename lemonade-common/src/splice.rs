@@ -4,6 +4,8 @@
 //! The proxy copies a flow's bytes one to one, so byte k of a stream has a fixed sequence number in each of the two
 //! connections, and their difference is the same whatever the moment. All numbers are native-endian.
 
+pub mod errors;
+pub mod fragments;
 pub mod header;
 #[cfg(test)]
 mod tests;
@@ -27,6 +29,16 @@ pub const STAMPED: u32 = 2;
 pub const FINISHED: u32 = 4;
 /// Mark of a side that has sent RST where the other one takes it for one.
 pub const RESET: u32 = 8;
+/// Mark of a side whose addresses and ports another connection has taken since the flow was over: its packets are no longer
+/// the flow's, and its leg is to go.
+pub const REOPENED: u32 = 16;
+
+/// So far the end of what the proxy's own socket has sent may fall behind what is acknowledged: sequence numbers can be compared
+/// within half of all that there are.
+const FAR: u32 = 1 << 29;
+
+/// Words of [`Slot::memo`].
+pub const MEMO: usize = 7;
 
 /// One of the two connections of a flow as packets from its peer meet it: value of the map `LEGS`, whose key is the
 /// flow of these packets as they arrive.
@@ -72,7 +84,7 @@ pub struct Side {
     pub ack: Cell<u32>,
     /// Latest TSval.
     pub stamp: Cell<u32>,
-    /// Sum of [`ACKED`], [`STAMPED`], [`FINISHED`] and [`RESET`].
+    /// Sum of [`ACKED`], [`STAMPED`], [`FINISHED`], [`RESET`] and [`REOPENED`].
     pub marks: Cell<u32>,
     /// Sequence number behind FIN.
     pub fin: Cell<u32>,
@@ -80,12 +92,20 @@ pub struct Side {
     pub arrives_by: Cell<u32>,
     /// Interface that the proxy's own packets to this side leave by; 0 before the first.
     pub leaves_by: Cell<u32>,
-    /// End of what the proxy's own socket has sent; it alone can send that again. Set by the proxy.
+    /// Where `end` began. Set by the proxy.
+    pub start: Cell<u32>,
+    /// End of what the proxy's own socket has received from the peer; what it gets later it may not acknowledge. Set by
+    /// the proxy.
+    pub received: Cell<u32>,
+    /// End of what the proxy's own socket has sent; it alone can send that again. Set by the proxy, and drawn along by
+    /// acknowledgements that come far behind it.
     pub owed: Cell<u32>,
     /// What is added to TSval. Set by the proxy.
     pub stamp_delta: Cell<u32>,
     /// Packets that were sent on.
     pub forwarded: Cell<u64>,
+    /// Time of the last packet in nanoseconds of CLOCK_MONOTONIC, by its coarse form; 0 before the first.
+    pub seen: Cell<u64>,
 }
 
 /// A flow's state: value of the map `SLOTS`, whose memory the proxy shares.
@@ -94,6 +114,8 @@ pub struct Side {
 pub struct Slot {
     /// Packets that have come while the proxy's sockets had them, and the bits [`FORWARD`] and [`HALT`].
     pub state: Cell<u64>,
+    /// What the proxy writes down for the process after it; programs leave it alone.
+    pub memo: [Cell<u64>; MEMO],
     /// Client and backend.
     pub sides: [Side; 2],
 }
@@ -110,21 +132,25 @@ pub enum Count {
     Held,
     /// Packets of the proxy's own sockets that were made to fit.
     Renewed,
-    /// Fragments and packets with wrong lengths.
+    /// Packets with wrong lengths.
     Malformed,
-    /// Packets that the link on the other side does not take.
+    /// Packets that the link on the other side does not take; their sender is told what it takes.
     TooBig,
     /// Packets that could not be changed.
     NotSent,
+    /// ICMP errors that passed to the peer that they are about.
+    Errors,
+    /// Fragments that passed behind the first of their packet.
+    Fragments,
 }
 
 impl Count {
     /// How many there are.
-    pub const LEN: u32 = 6;
+    pub const LEN: u32 = 8;
 
     /// Names by index.
     pub const NAMES: [&str; Self::LEN as usize] =
-        ["forwarded", "held", "renewed", "malformed", "too_big", "not_sent"];
+        ["forwarded", "held", "renewed", "malformed", "too_big", "not_sent", "errors", "fragments"];
 }
 
 /// What becomes of a packet.
@@ -145,16 +171,20 @@ pub enum Own {
     Pass,
     /// It does not leave.
     Drop,
-    /// It leaves with another acknowledgement and TSval, and, if it is RST, from where its peer expects it.
+    /// It leaves with the acknowledgement and TSval that its peer has been given, and without FIN and SACK blocks; if it is
+    /// RST, from where its peer expects it.
     Renewed,
 }
 
-/// Notes a packet of `side`; tells whether its acknowledgement is the first that covers more of what is owed.
+/// Notes a packet of `side` at `now`; tells whether its acknowledgement is the first that covers more of what is owed.
 ///
 /// A state with [`FORWARD`] or not is read after this, so that the proxy, which looks at what is noted before it sets the
 /// bit, has seen everything of the packets that its socket gets.
 #[inline(always)]
-pub fn note(side: &Side, segment: &Segment) -> bool {
+pub fn note(side: &Side, segment: &Segment, now: u64) -> bool {
+    if side.seen.get() != now {
+        side.seen.set(now);
+    }
     let mut marks = side.marks.get();
     let owes = marks & ACKED == 0 || before(side.ack.get(), side.owed.get());
     if segment.flags & SYN != 0 {
@@ -163,6 +193,10 @@ pub fn note(side: &Side, segment: &Segment) -> bool {
     if segment.flags & ACK != 0 && (marks & ACKED == 0 || before(side.ack.get(), segment.ack)) {
         side.ack.set(segment.ack);
         marks |= ACKED;
+        let beyond = segment.ack.wrapping_sub(side.owed.get());
+        if beyond > FAR && !before(segment.ack, side.owed.get()) {
+            side.owed.set(segment.ack.wrapping_sub(FAR / 2));
+        }
     }
     if let Some((value, _)) = segment.stamp
         && (marks & STAMPED == 0 || before(side.stamp.get(), value))
@@ -199,6 +233,36 @@ pub fn note_reset(side: &Side, other: &Side, leg: &Leg, segment: &Segment) {
     }
 }
 
+/// Whether a flow has ended for both sides, so that one may begin another with the same addresses and ports: `leg` is that
+/// of `side`.
+#[inline(always)]
+pub fn over(state: u64, leg: &Leg, side: &Side, other: &Side) -> bool {
+    let (marks, others) = (side.marks.get(), other.marks.get());
+    if state & HALT != 0 || (marks | others) & RESET != 0 {
+        return true;
+    }
+    let whole = FINISHED | ACKED;
+    marks & others & whole == whole
+        && !before(other.ack.get().wrapping_sub(leg.sequence), side.fin.get())
+        && !before(side.ack.get().wrapping_add(leg.acknowledgement), other.fin.get())
+}
+
+/// Whether a packet that meets the leg of `side` belongs to another connection than the flow's: one that began with this
+/// SYN, which is noted, or an earlier one, after the flow was over. A SYN before that is the flow's matter: the other peer
+/// answers as TCP wants (RFC 5961, 4.2).
+#[inline(always)]
+pub fn reopened(state: u64, leg: &Leg, side: &Side, other: &Side, flags: u8) -> bool {
+    let marks = side.marks.get();
+    if marks & REOPENED != 0 {
+        return true;
+    }
+    if flags & SYN == 0 || state & FORWARD == 0 || !over(state, leg, side, other) {
+        return false;
+    }
+    side.marks.set(marks | REOPENED);
+    true
+}
+
 /// What becomes of a noted packet; `state` is the slot's behind it, `owes` what [`note`] told.
 #[inline(always)]
 pub fn fate(state: u64, side: &Side, segment: &Segment, owes: bool) -> Fate {
@@ -218,16 +282,32 @@ pub fn acknowledgement(side: &Side, segment: &Segment) -> u32 {
     if before(segment.ack, side.owed.get()) { side.owed.get() } else { segment.ack }
 }
 
-/// What becomes of a packet with these flags that the proxy's own socket sends.
+/// What becomes of a segment that the proxy's own socket sends to the peer of `side`.
 #[inline(always)]
-pub const fn own(state: u64, flags: u8) -> Own {
+pub fn own(state: u64, side: &Side, segment: &Segment) -> Own {
     if state & FORWARD == 0 {
         return Own::Pass;
     }
-    if flags & RST != 0 {
+    if segment.flags & RST != 0 {
         return if state & HALT != 0 { Own::Renewed } else { Own::Drop };
     }
-    if flags & (FIN | SYN) != 0 || state & HALT != 0 { Own::Drop } else { Own::Renewed }
+    let end = segment.sequence.wrapping_add(segment.length);
+    let ends = segment.flags & SYN != 0 || segment.flags & FIN != 0 && segment.length == 0;
+    // What was not sent before the hand-over is none of the stream's bytes; what the peer has need not be sent again.
+    let has = side.marks.get() & ACKED != 0 && !before(side.ack.get(), end);
+    let useless = before(side.owed.get(), end) || segment.length > 0 && has;
+    if state & HALT != 0 || ends || useless { Own::Drop } else { Own::Renewed }
+}
+
+/// The acknowledgement that the proxy's own socket may send to the peer of `side`, whose leg is `leg`: what it had received
+/// at the hand-over, or what has been sent on since. What has reached it later was not sent on, and comes again.
+#[inline(always)]
+pub fn receipt(leg: &Leg, side: &Side, other: &Side) -> u32 {
+    match given(leg, other) {
+        // All of it is acknowledged, by numbers of the other connection; those of the hand-over are soon too old to compare.
+        Some(given) if !before(other.ack.get(), other.owed.get()) => given,
+        _ => side.received.get(),
+    }
 }
 
 /// Highest acknowledgement that the peer of `leg` has been sent on, in its own sequence numbers; `other` is the side
@@ -263,5 +343,26 @@ impl Leg {
         }
         bytes[56..58].copy_from_slice(&self.scales);
         bytes
+    }
+
+    /// Reads the bytes of the map.
+    pub fn from_bytes(bytes: &[u8; size_of::<Self>()]) -> Self {
+        let (mut src, mut dst) = ([0; 16], [0; 16]);
+        src.copy_from_slice(&bytes[..16]);
+        dst.copy_from_slice(&bytes[16..32]);
+        let word = |at: usize| u32::from_ne_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
+        Self {
+            src,
+            dst,
+            sport: [bytes[32], bytes[33]],
+            dport: [bytes[34], bytes[35]],
+            slot: word(36),
+            side: word(40),
+            sequence: word(44),
+            acknowledgement: word(48),
+            address_delta: word(52),
+            scales: [bytes[56], bytes[57]],
+            reserved: [0; 6],
+        }
     }
 }

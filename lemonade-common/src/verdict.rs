@@ -118,7 +118,8 @@ pub enum PacketReason {
     NotSent,
     /// It belongs to a flow that the table did not know; the ring named its backend, and it was sent on.
     Adopted,
-    /// It came while flows opened faster than they may be written down; the ring named its backend, and it was sent on.
+    /// It came while flows opened faster than they may be written down, or reset a flow that the table did not know; the
+    /// ring named its backend, and it was sent on.
     Unrecorded,
     /// It asked the balancer for an echo, and was answered.
     Echo,
@@ -126,11 +127,13 @@ pub enum PacketReason {
     NoNeighbour,
     /// The program at XDP cannot send it on: left to the one at tc.
     LeftToTc,
+    /// As many handshakes are open as may be, and none for long: dropped.
+    HalfOpenFull,
 }
 
 impl PacketReason {
     /// Every reason, in the order of its index.
-    pub const ALL: [Self; 24] = [
+    pub const ALL: [Self; 25] = [
         Self::Forwarded,
         Self::Opened,
         Self::IcmpError,
@@ -155,6 +158,7 @@ impl PacketReason {
         Self::Echo,
         Self::NoNeighbour,
         Self::LeftToTc,
+        Self::HalfOpenFull,
     ];
 
     /// Number of reasons, the size of a counter array.
@@ -171,7 +175,7 @@ impl PacketReason {
     pub const fn drops(self) -> bool {
         match self {
             Self::Fragment | Self::Options | Self::BadLength | Self::HopLimit | Self::TooBig => true,
-            Self::PortsExhausted | Self::TableFull | Self::NotSent => true,
+            Self::PortsExhausted | Self::TableFull | Self::HalfOpenFull | Self::NotSent => true,
             Self::Forwarded | Self::Opened | Self::Adopted | Self::Unrecorded | Self::Echo => false,
             Self::IcmpError | Self::NotOurs | Self::NotIp | Self::OtherProtocol | Self::LaterFragment => {
                 false
@@ -208,6 +212,7 @@ impl PacketReason {
             Self::Echo => "echo",
             Self::NoNeighbour => "no_neighbour",
             Self::LeftToTc => "left_to_tc",
+            Self::HalfOpenFull => "half_open_full",
         }
     }
 }

@@ -4,11 +4,10 @@ use aya_ebpf::EbpfContext as _;
 use aya_ebpf::bindings::bpf_adj_room_mode::BPF_ADJ_ROOM_MAC;
 use aya_ebpf::bindings::{
     __sk_buff, BPF_F_ADJ_ROOM_ENCAP_L3_IPV4, BPF_F_ADJ_ROOM_ENCAP_L3_IPV6, BPF_F_MARK_MANGLED_0,
-    BPF_F_PSEUDO_HDR, TC_ACT_OK, TC_ACT_SHOT, bpf_redir_neigh, bpf_redir_neigh__bindgen_ty_1,
+    BPF_F_PSEUDO_HDR, TC_ACT_SHOT, TC_ACT_UNSPEC, bpf_redir_neigh, bpf_redir_neigh__bindgen_ty_1,
 };
 use aya_ebpf::helpers::{
     bpf_ktime_get_coarse_ns, bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh, bpf_skb_adjust_room,
-    bpf_skb_change_tail,
 };
 use aya_ebpf::programs::TcContext;
 use lemonade_common::decide::{Arrival, Verdict, decide, without_flow};
@@ -17,8 +16,8 @@ use lemonade_common::gate::TOLD;
 use lemonade_common::packet::{Bytes, BytesMut, ETHERNET, Family, Kind, Packet, family, read};
 use lemonade_common::{PacketReason, answer, rewrite};
 
-use crate::packet::{BPF_F_IPV6, PACKET, SMALL, exceeded};
-use crate::skb::{Anew, Skb};
+use crate::packet::{BPF_F_IPV6, PACKET, SMALL, exceeded, tell_too_big};
+use crate::skb::Skb;
 use crate::tables::{Maps, admits, count, count_told, opened, told};
 
 /// What becomes of a packet that has arrived: an action of tc.
@@ -27,24 +26,26 @@ pub fn arrived(ctx: &TcContext) -> i32 {
     let mut skb = Skb(ctx.as_ptr().cast());
     // SAFETY: words of the context.
     let (interface, tagged) = unsafe { ((*skb.0).ifindex, (*skb.0).vlan_present != 0) };
-    let Some(packet) = PACKET.get_ptr_mut(0) else { return TC_ACT_OK };
+    let Some(packet) = PACKET.get_ptr_mut(0) else { return TC_ACT_UNSPEC };
     // SAFETY: this core's own, and a softirq does not interrupt another of its kind.
     let packet = unsafe { &mut *packet };
     if let Err(why) = read(&skb, packet) {
-        return count(without_flow(why), TC_ACT_OK);
+        return count(without_flow(why), TC_ACT_UNSPEC);
     }
     packet.tagged |= tagged;
     // SAFETY: it takes nothing.
     let now = unsafe { bpf_ktime_get_coarse_ns() };
     let arrival = Arrival { length: skb.length() as u64, now, interface };
     match decide(&Maps { context: skb.0.cast() }, packet, &arrival) {
-        Verdict::Pass(reason) => count_told(packet, reason, None, TC_ACT_OK),
+        Verdict::Pass(reason) => count_told(packet, reason, None, TC_ACT_UNSPEC),
         Verdict::Drop(reason) => count_told(packet, reason, None, TC_ACT_SHOT),
         Verdict::Echo => answer(&mut skb, packet),
         Verdict::Forward(flow, reason) => {
             // Here and not in `send`, which the verifier would follow once for each reason.
-            if reason == PacketReason::Opened {
+            if matches!(reason, PacketReason::Opened | PacketReason::Adopted) {
                 opened(flow);
+            }
+            if reason == PacketReason::Opened {
                 told(packet, reason.index() as u32, flow.frontend, flow.backend);
             }
             send(skb.0, packet, flow, reason)
@@ -113,21 +114,7 @@ fn tell(skb: *mut __sk_buff, packet: &Packet, mtu: u32) -> i32 {
     if packet.kind != Kind::Flow || !admits(TOLD, now) {
         return TC_ACT_SHOT;
     }
-    let Some(quoted) = Skb(skb).load(usize::from(packet.network)) else { return TC_ACT_SHOT };
-    let length = answer::too_big_length(packet.family) as u32;
-    // A checksum that the network card completes would be written into the answer. The kernel forgets it once the place that
-    // it begins at is cut away.
-    let cut = u32::from(packet.transport) + 8;
-    // SAFETY: numbers; the helpers judge them. The first also undoes that the packet is several in one.
-    let resized = unsafe {
-        bpf_skb_change_tail(skb, length + cut, 0) == 0
-            && bpf_skb_adjust_room(skb, -(cut as i32), BPF_ADJ_ROOM_MAC, 0) == 0
-    };
-    if !resized || !answer::too_big(&mut Anew(skb), packet, &quoted, mtu) {
-        return TC_ACT_SHOT;
-    }
-    // SAFETY: numbers, and a word of the context.
-    (unsafe { bpf_redirect((*skb).ifindex, 0) }) as i32
+    tell_too_big(skb, packet, mtu)
 }
 
 /// Sends a packet, whatever its destination, to a neighbour on the interface.

@@ -2,6 +2,7 @@
 //! program at tc of the same interface.
 
 use core::ffi::c_void;
+use core::mem::MaybeUninit;
 
 use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_PASS, XDP_TX};
 use aya_ebpf::bindings::{
@@ -28,11 +29,14 @@ struct Frame(*mut xdp_md);
 impl Bytes for Frame {
     #[inline(always)]
     fn load<const N: usize>(&self, at: usize) -> Option<[u8; N]> {
-        let mut bytes = [0; N];
-        // SAFETY: `bytes` has room for N; the helper checks the packet's end.
-        let failed =
-            unsafe { bpf_xdp_load_bytes(self.0, at as u32, bytes.as_mut_ptr().cast::<c_void>(), N as u32) };
-        (failed == 0).then_some(bytes)
+        // As at tc.
+        let mut bytes = MaybeUninit::<[u8; N]>::uninit();
+        let to = bytes.as_mut_ptr().cast::<c_void>();
+        // SAFETY: `bytes` has room for N; the helper checks the packet's end, and fills all of it unless it fails.
+        unsafe {
+            let failed = bpf_xdp_load_bytes(self.0, at as u32, to, N as u32);
+            if failed == 0 { Some(bytes.assume_init()) } else { None }
+        }
     }
 
     #[inline(always)]
@@ -80,8 +84,10 @@ pub fn arrived(ctx: &XdpContext) -> u32 {
         Verdict::Echo => count(PacketReason::NotSent, XDP_DROP),
         Verdict::Forward(flow, reason) => {
             // As at tc.
-            if reason == PacketReason::Opened {
+            if matches!(reason, PacketReason::Opened | PacketReason::Adopted) {
                 opened(flow);
+            }
+            if reason == PacketReason::Opened {
                 told(packet, reason.index() as u32, flow.frontend, flow.backend);
             }
             send(frame.0, packet, flow, reason)
@@ -97,11 +103,11 @@ fn send(frame: *mut xdp_md, packet: &Packet, flow: &Flow, reason: PacketReason) 
     match route(frame, packet, flow, &mut hop) {
         // Over IPv6 the interface is no more than a wish.
         BPF_FIB_LKUP_RET_SUCCESS if hop.interface == flow.interface => {}
-        BPF_FIB_LKUP_RET_NO_NEIGH => return count(PacketReason::NoNeighbour, XDP_PASS),
-        _ => return count(PacketReason::LeftToTc, XDP_PASS),
+        BPF_FIB_LKUP_RET_NO_NEIGH => return leave(frame, packet, flow, PacketReason::NoNeighbour),
+        _ => return leave(frame, packet, flow, PacketReason::LeftToTc),
     }
     if flow.mode == DSR_IPIP && !grown(frame, flow) {
-        return count(PacketReason::LeftToTc, XDP_PASS);
+        return leave(frame, packet, flow, PacketReason::LeftToTc);
     }
     let frame = &mut Frame(frame);
     let done = match (flow.mode, family(&flow.dst)) {
@@ -120,6 +126,16 @@ fn send(frame: *mut xdp_md, packet: &Packet, flow: &Flow, reason: PacketReason) 
     }
     // SAFETY: numbers.
     count(reason, (unsafe { bpf_redirect(hop.interface, 0) }) as u32)
+}
+
+/// Leaves a packet to the program at tc, which counts it as one of its flow again.
+#[inline(always)]
+fn leave(frame: *mut xdp_md, packet: &Packet, flow: &Flow, reason: PacketReason) -> u32 {
+    if packet.kind != Kind::IcmpError {
+        flow.packets.set(flow.packets.get().wrapping_sub(1));
+        flow.bytes.set(flow.bytes.get().wrapping_sub(Frame(frame).length() as u64));
+    }
+    count(reason, XDP_PASS)
 }
 
 /// Makes room for an outer header; says whether there is some.

@@ -2,18 +2,35 @@
 
 #![no_std]
 #![cfg_attr(
-    all(target_arch = "bpf", any(feature = "proxy", feature = "splice")),
+    all(
+        target_arch = "bpf",
+        any(feature = "proxy", feature = "forward", feature = "sk_msg", feature = "splice")
+    ),
     feature(asm_experimental_arch)
 )]
 
+#[cfg(feature = "forward")]
+pub mod connect;
 #[cfg(feature = "decap")]
 pub mod decap;
 #[cfg(feature = "faults")]
 pub mod faults;
 #[cfg(feature = "forward")]
+pub mod forget;
+#[cfg(feature = "forward")]
 pub mod forward;
 #[cfg(feature = "forward")]
 pub mod forward_xdp;
+#[cfg(feature = "forward")]
+pub mod global;
+// A network with faults has no maps, so that `tc` loads it.
+#[cfg(any(
+    feature = "proxy",
+    feature = "sk_msg",
+    feature = "forward",
+    feature = "decap",
+    feature = "splice"
+))]
 pub mod maps;
 #[cfg(any(feature = "forward", feature = "splice"))]
 pub mod packet;
@@ -29,3 +46,5 @@ pub mod sockmap;
 pub mod splice;
 #[cfg(feature = "forward")]
 pub mod tables;
+#[cfg(any(feature = "forward", feature = "sk_msg", feature = "splice"))]
+pub mod word;

@@ -2,12 +2,15 @@
 
 use core::ffi::c_void;
 
-use aya_ebpf::helpers::bpf_check_mtu;
+use aya_ebpf::bindings::bpf_adj_room_mode::BPF_ADJ_ROOM_MAC;
+use aya_ebpf::bindings::{__sk_buff, TC_ACT_SHOT};
+use aya_ebpf::helpers::{bpf_check_mtu, bpf_redirect, bpf_skb_adjust_room, bpf_skb_change_tail};
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::PerCpuArray;
-use lemonade_common::packet::Packet;
+use lemonade_common::answer;
+use lemonade_common::packet::{Bytes as _, Packet};
 
-use crate::skb::Skb;
+use crate::skb::{Anew, Skb};
 
 /// Flag of a map whose memory the control plane writes without a call for each element.
 pub const BPF_F_MMAPABLE: u32 = 1 << 10;
@@ -38,4 +41,24 @@ pub fn exceeded(skb: &Skb, interface: u32, overhead: i32) -> u32 {
         bpf_check_mtu(skb.0.cast::<c_void>(), interface, &raw mut mtu, more, segments)
     };
     if told > 0 { mtu.saturating_sub(overhead as u32) } else { 0 }
+}
+
+/// Makes of a packet the answer that it is larger than `mtu`, and sends that where it came from: an action of tc.
+#[inline(always)]
+pub fn tell_too_big(skb: *mut __sk_buff, packet: &Packet, mtu: u32) -> i32 {
+    let Some(quoted) = Skb(skb).load(usize::from(packet.network)) else { return TC_ACT_SHOT };
+    let length = answer::too_big_length(packet.family) as u32;
+    // A checksum that the network card completes would be written into the answer. The kernel forgets it once the place that
+    // it begins at is cut away.
+    let cut = u32::from(packet.transport) + 8;
+    // SAFETY: numbers; the helpers judge them. The first also undoes that the packet is several in one.
+    let resized = unsafe {
+        bpf_skb_change_tail(skb, length + cut, 0) == 0
+            && bpf_skb_adjust_room(skb, -(cut as i32), BPF_ADJ_ROOM_MAC, 0) == 0
+    };
+    if !resized || !answer::too_big(&mut Anew(skb), packet, &quoted, mtu) {
+        return TC_ACT_SHOT;
+    }
+    // SAFETY: numbers, and a word of the context.
+    (unsafe { bpf_redirect((*skb).ifindex, 0) }) as i32
 }

@@ -18,6 +18,8 @@ use aya_ebpf::programs::SockOpsContext;
 use aya_log_ebpf::debug;
 use lemonade_common::abi::{BackendSignals, Endpoint, OWN_RESET, PROBE};
 
+use crate::maps::add;
+
 /// What was counted, by backend.
 #[map]
 pub static BACKENDS: LruHashMap<Endpoint, BackendSignals> = LruHashMap::with_max_entries(16_384, 0);
@@ -170,23 +172,4 @@ fn endpoint(ctx: &SockOpsContext) -> Endpoint {
     }
     let [_, _, high, low] = ctx.remote_port().to_ne_bytes();
     Endpoint { address, port: [high, low], reserved: [0; 2] }
-}
-
-/// Adds in one step: a softirq may do the same on this core, in the midst of it.
-///
-/// # Safety
-/// `at` points to an aligned value of a map.
-#[inline(always)]
-unsafe fn add(at: *mut u64, by: u64) {
-    #[cfg(target_arch = "bpf")]
-    // SAFETY: the caller's promise; nothing but the value is touched.
-    unsafe {
-        core::arch::asm!("lock *(u64 *)({at} + 0) += {by}", at = in(reg) at, by = in(reg) by);
-    }
-    // Elsewhere the module is only checked, never run.
-    #[cfg(not(target_arch = "bpf"))]
-    // SAFETY: the caller's promise.
-    unsafe {
-        *at += by;
-    }
 }

@@ -27,10 +27,12 @@ use aya_ebpf::helpers::{
     bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_probe_read_kernel, bpf_skc_to_tcp_sock,
 };
 use aya_ebpf::macros::map;
-use aya_ebpf::maps::{HashMap, LruHashMap, PerCpuArray, SockHash};
+use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray, SockHash};
 use aya_ebpf::programs::{SkMsgContext, SockOpsContext};
 use lemonade_common::abi::Endpoint;
 use lemonade_common::sk_msg::{Count, End, FOREIGN, MOST_UNREAD, OWN, Socket, TRIAL};
+
+use crate::word;
 
 /// `BPF_F_NO_PREALLOC`
 const ON_DEMAND: u32 = 1;
@@ -62,6 +64,14 @@ static UNREAD: LruHashMap<End, u32> = LruHashMap::with_max_entries(16_384, 0);
 /// Counters, by [`Count`].
 #[map]
 static COUNTS: PerCpuArray<u64> = PerCpuArray::with_max_entries(Count::LEN, 0);
+
+/// Messages that did not take the short way though their sender takes part. The proxy shares the memory: while the
+/// number stands still, a reader of what came the short way has nothing else to read.
+#[map]
+static DETOURS: Array<u64> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+
+/// `BPF_F_MMAPABLE`
+const BPF_F_MMAPABLE: u32 = 1 << 10;
 
 /// The network namespace of the balancer, by cookie; sockets of others have the same addresses.
 #[unsafe(no_mangle)]
@@ -189,39 +199,48 @@ pub fn sent(ctx: &SkMsgContext) -> u32 {
     let to = sender(ctx).reverse();
     // SAFETY: an entry is written once, before its socket can be found.
     let Some(receiver) = (unsafe { ENDS.get(&to) }).copied() else {
-        count(Count::Alone, 1);
-        return sk_action::SK_PASS;
+        return by_tcp(Some(Count::Alone));
     };
     // SAFETY: a word of the context.
     let socket = unsafe { read_volatile((&raw const (*ctx.msg).__bindgen_anon_3).cast::<*mut bpf_sock>()) };
     // SAFETY: the context's socket; the helper tells by null if it is none of TCP.
     let socket = unsafe { bpf_skc_to_tcp_sock(socket.cast()) } as u64;
     if socket == 0 {
-        return sk_action::SK_PASS;
+        return by_tcp(None);
     }
     // SAFETY: offsets in the structures of this kernel. The receiver may be gone, and then what is read is worthless, but
     // the redirect below fails too: the kernel takes a socket out of SOCKS before it lets go of its memory.
-    let (written, read, unread) = unsafe {
-        (
-            word::<u32>(socket, &WRITE_SEQ),
-            word::<u32>(receiver.address, &COPIED_SEQ),
-            word::<u32>(receiver.address, &RMEM_ALLOC),
-        )
-    };
-    if written != read || (receiver.owner & FOREIGN != 0 && written != receiver.first) {
-        count(Count::Behind, 1);
-        return sk_action::SK_PASS;
+    let receives = |at: &u32| unsafe { word::<u32>(receiver.address, at) };
+    // SAFETY: a field of the context's own socket, which the verifier lets be read as it is.
+    let written =
+        unsafe { read_volatile((socket + u64::from(read_volatile(&raw const WRITE_SEQ))) as *const u32) };
+    if written != receives(&COPIED_SEQ) || (receiver.owner & FOREIGN != 0 && written != receiver.first) {
+        return by_tcp(Some(Count::Behind));
     }
     let size = ctx.size();
-    if receiver.owner & OWN != 0 && unread > 0 && unread.saturating_add(size) > MOST_UNREAD {
-        count(Count::Overflowed, 1);
-        return sk_action::SK_PASS;
+    if receiver.owner & OWN != 0 {
+        let unread = receives(&RMEM_ALLOC);
+        if unread > 0 && unread.saturating_add(size) > MOST_UNREAD {
+            return by_tcp(Some(Count::Overflowed));
+        }
     }
-    if SOCKS.redirect_msg(ctx, to, u64::from(BPF_F_INGRESS)) as u32 == sk_action::SK_PASS {
-        count(Count::Redirected, 1);
-        count(Count::Bytes, u64::from(size));
-    } else {
-        count(Count::Alone, 1);
+    if SOCKS.redirect_msg(ctx, to, u64::from(BPF_F_INGRESS)) as u32 != sk_action::SK_PASS {
+        return by_tcp(Some(Count::Alone));
+    }
+    count(Count::Redirected, 1);
+    count(Count::Bytes, u64::from(size));
+    sk_action::SK_PASS
+}
+
+/// Lets a message take TCP. It is counted before it is sent, so who reads it can have seen that.
+#[inline(always)]
+fn by_tcp(why: Option<Count>) -> u32 {
+    if let Some(detours) = DETOURS.get_ptr_mut(0) {
+        // SAFETY: a word of the map.
+        unsafe { word::count(detours) };
+    }
+    if let Some(why) = why {
+        count(why, 1);
     }
     sk_action::SK_PASS
 }

@@ -1,6 +1,7 @@
 //! A packet as programs at tc see it.
 
 use core::ffi::c_void;
+use core::mem::MaybeUninit;
 
 use aya_ebpf::bindings::{__sk_buff, BPF_F_RECOMPUTE_CSUM};
 use aya_ebpf::helpers::{bpf_skb_load_bytes, bpf_skb_store_bytes};
@@ -12,17 +13,14 @@ pub struct Skb(pub *mut __sk_buff);
 impl Bytes for Skb {
     #[inline(always)]
     fn load<const N: usize>(&self, at: usize) -> Option<[u8; N]> {
-        let mut bytes = [0; N];
-        // SAFETY: `bytes` has room for N; the helper checks the packet's end.
-        let failed = unsafe {
-            bpf_skb_load_bytes(
-                self.0.cast::<c_void>(),
-                at as u32,
-                bytes.as_mut_ptr().cast::<c_void>(),
-                N as u32,
-            )
-        };
-        (failed == 0).then_some(bytes)
+        // Zeros that the helper writes over are written one by one.
+        let mut bytes = MaybeUninit::<[u8; N]>::uninit();
+        let to = bytes.as_mut_ptr().cast::<c_void>();
+        // SAFETY: `bytes` has room for N; the helper checks the packet's end, and fills all of it unless it fails.
+        unsafe {
+            let failed = bpf_skb_load_bytes(self.0.cast::<c_void>(), at as u32, to, N as u32);
+            if failed == 0 { Some(bytes.assume_init()) } else { None }
+        }
     }
 
     #[inline(always)]

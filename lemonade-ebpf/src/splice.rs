@@ -6,22 +6,28 @@ use core::ffi::c_void;
 use core::ptr::read_volatile;
 
 use aya_ebpf::EbpfContext as _;
-use aya_ebpf::bindings::{BPF_F_PSEUDO_HDR, TC_ACT_SHOT, TC_ACT_UNSPEC};
-use aya_ebpf::helpers::{bpf_l4_csum_replace, bpf_redirect_neigh, bpf_skb_load_bytes, bpf_skb_store_bytes};
+use aya_ebpf::bindings::{__sk_buff, BPF_F_PSEUDO_HDR, TC_ACT_SHOT, TC_ACT_UNSPEC};
+use aya_ebpf::helpers::{
+    bpf_ktime_get_coarse_ns, bpf_l4_csum_replace, bpf_redirect_neigh, bpf_skb_load_bytes, bpf_skb_store_bytes,
+};
 use aya_ebpf::macros::map;
-use aya_ebpf::maps::{Array, HashMap, PerCpuArray};
+use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray};
 use aya_ebpf::programs::TcContext;
+use lemonade_common::FlowKey;
 use lemonade_common::flow::TCP;
-use lemonade_common::packet::{Bytes as _, BytesMut as _, Family, Kind, Oddity, Packet, RST, read};
+use lemonade_common::forward::Flow;
+use lemonade_common::packet::{Bytes as _, Family, Kind, Oddity, Packet, RST, read};
+use lemonade_common::splice::errors;
+use lemonade_common::splice::fragments::{Fragmented, fragmented, readdress};
 use lemonade_common::splice::header::{self, Header, Places, Shift};
 use lemonade_common::splice::{
-    Count, FORWARD, Fate, HALT, Leg, Own, Side, Slot, acknowledgement, fate, given, given_stamp, note,
-    note_reset, own,
+    Count, FORWARD, Fate, HALT, Leg, Own, Slot, acknowledgement, fate, given_stamp, note, note_reset, own,
+    receipt, reopened,
 };
-use lemonade_common::{FlowKey, csum};
 
-use crate::packet::{BPF_F_IPV6, BPF_F_MMAPABLE, PACKET, SMALL, exceeded};
+use crate::packet::{BPF_F_IPV6, BPF_F_MMAPABLE, PACKET, SMALL, exceeded, tell_too_big};
 use crate::skb::Skb;
+use crate::word;
 
 /// `BPF_F_NO_PREALLOC`
 const ON_DEMAND: u32 = 1;
@@ -45,6 +51,21 @@ static SPLICE_COUNTS: PerCpuArray<u64> = PerCpuArray::with_max_entries(Count::LE
 #[map]
 static HEADERS: PerCpuArray<Work> = PerCpuArray::with_max_entries(1, 0);
 
+/// Flows of packets that come in fragments, of which only the first has ports.
+#[map]
+static FRAGMENTS: LruHashMap<Fragmented, FlowKey> = LruHashMap::with_max_entries(1 << 12, 0);
+
+/// What an ICMP error that this core is about changes by.
+#[map]
+static ERROR: PerCpuArray<Changes> = PerCpuArray::with_max_entries(1, 0);
+
+/// A flow's ends, which have no room on the stack.
+#[repr(transparent)]
+struct Changes(Flow);
+
+// SAFETY: each core has its own.
+unsafe impl Sync for Changes {}
+
 /// A slot whose words several cores write; each write is of one word.
 #[repr(transparent)]
 struct Shared(Slot);
@@ -65,16 +86,24 @@ struct Work {
 pub fn arrived(ctx: &TcContext) -> i32 {
     let skb = Skb(ctx.as_ptr().cast());
     let Some(packet) = packet(&skb) else { return TC_ACT_UNSPEC };
+    if packet.kind == Kind::LaterFragment {
+        return later(skb.0, packet);
+    }
     // SAFETY: values of this map are never changed.
     let Some(leg) = (unsafe { LEGS.get(&packet.key) }) else { return TC_ACT_UNSPEC };
     let Some(Shared(slot)) = SLOTS.get(leg.slot) else { return TC_ACT_UNSPEC };
+    if packet.kind == Kind::IcmpError {
+        return error(skb.0, packet, leg, slot);
+    }
     let Some(work) = HEADERS.get_ptr_mut(0) else { return TC_ACT_UNSPEC };
     // SAFETY: this core's own, and a softirq does not interrupt another of its kind.
     let work = unsafe { &mut *work };
     let at = (leg.side & 1) as usize;
     let (side, other) = (&slot.sides[at], &slot.sides[1 - at]);
-    let odd = matches!(packet.odd, Some(Oddity::Fragment | Oddity::BadLength));
-    if odd || !load(&skb, packet, work) {
+    if reopened(state(slot), leg, side, other, packet.flags) {
+        return TC_ACT_UNSPEC;
+    }
+    if packet.odd == Some(Oddity::BadLength) || !load(&skb, packet, work) {
         return match state(slot) & FORWARD {
             0 => TC_ACT_UNSPEC,
             _ => count(Count::Malformed, TC_ACT_SHOT),
@@ -87,7 +116,8 @@ pub fn arrived(ctx: &TcContext) -> i32 {
     if side.arrives_by.get() != interface {
         side.arrives_by.set(interface);
     }
-    let owes = note(side, &segment);
+    // SAFETY: it takes nothing.
+    let owes = note(side, &segment, unsafe { bpf_ktime_get_coarse_ns() });
     if segment.flags & RST != 0 {
         note_reset(side, other, leg, &segment);
     }
@@ -100,10 +130,14 @@ pub fn arrived(ctx: &TcContext) -> i32 {
         Fate::Drop => TC_ACT_SHOT,
         Fate::Forward => {
             let ack = acknowledgement(side, &segment);
-            let shift = Shift::of(leg, ack, side.stamp_delta.get(), other.stamp_delta.get());
+            let tells = ack == segment.ack;
+            let shift = Shift::of(leg, ack, tells, side.stamp_delta.get(), other.stamp_delta.get());
             work.new = work.old;
             header::translate(&mut work.new, &work.places, &shift);
             side.forwarded.set(side.forwarded.get() + 1);
+            if packet.odd == Some(Oddity::Fragment) {
+                expect(skb.0, packet);
+            }
             send(&skb, packet, leg, work, other.leaves_by.get())
         }
     }
@@ -120,6 +154,9 @@ pub fn leaves(ctx: &TcContext) -> i32 {
         return TC_ACT_UNSPEC;
     }
     let Some(packet) = packet(&skb) else { return TC_ACT_UNSPEC };
+    if packet.kind != Kind::Flow {
+        return TC_ACT_UNSPEC;
+    }
     let key = packet.key.reversed();
     // SAFETY: values of this map are never changed.
     let Some(leg) = (unsafe { LEGS.get(&key) }) else { return TC_ACT_UNSPEC };
@@ -130,25 +167,38 @@ pub fn leaves(ctx: &TcContext) -> i32 {
     if now & FORWARD == 0 && side.leaves_by.get() != interface {
         side.leaves_by.set(interface);
     }
-    match own(now, packet.flags) {
+    if now & FORWARD == 0 || reopened(now, leg, side, other, packet.flags) {
+        return TC_ACT_UNSPEC;
+    }
+    let Some(work) = HEADERS.get_ptr_mut(0) else { return TC_ACT_SHOT };
+    // SAFETY: as in `arrived`; packets leave in a softirq or with softirqs held off.
+    let work = unsafe { &mut *work };
+    if !load(&skb, packet, work) {
+        return count(Count::NotSent, TC_ACT_SHOT);
+    }
+    header::places(&work.old, &mut work.places);
+    let segment = header::read(&work.old, &work.places, data(&skb, packet, header::length(&work.old)));
+    match own(now, side, &segment) {
         Own::Pass => TC_ACT_UNSPEC,
         Own::Drop => count(Count::Held, TC_ACT_SHOT),
-        Own::Renewed => renew(&skb, packet, leg, (side, other), now),
+        Own::Renewed => {
+            let place = (now & HALT != 0).then(|| side.ack.get());
+            renew(&skb, packet, work, place, receipt(leg, side, other), given_stamp(other))
+        }
     }
 }
 
 #[inline(always)]
-fn renew(skb: &Skb, packet: &Packet, leg: &Leg, (side, other): (&Side, &Side), now: u64) -> i32 {
-    let Some(work) = HEADERS.get_ptr_mut(0) else { return TC_ACT_SHOT };
-    // SAFETY: as in `arrived`; packets leave in a softirq or with softirqs held off.
-    let work = unsafe { &mut *work };
-    if !load(skb, packet, work) {
-        return count(Count::NotSent, TC_ACT_SHOT);
-    }
-    header::places(&work.old, &mut work.places);
+fn renew(
+    skb: &Skb,
+    packet: &Packet,
+    work: &mut Work,
+    place: Option<u32>,
+    ack: u32,
+    stamp: Option<u32>,
+) -> i32 {
     work.new = work.old;
-    let place = (now & HALT != 0).then(|| side.ack.get());
-    header::renew(&mut work.new, &work.places, place, given(leg, other), given_stamp(other));
+    header::renew(&mut work.new, &work.places, place, ack, stamp);
     if work.new == work.old {
         return TC_ACT_UNSPEC;
     }
@@ -161,39 +211,106 @@ fn renew(skb: &Skb, packet: &Packet, leg: &Leg, (side, other): (&Side, &Side), n
 
 #[inline(always)]
 fn send(skb: &Skb, packet: &Packet, leg: &Leg, work: &Work, interface: u32) -> i32 {
-    if skb.length() as u32 > SMALL && exceeded(skb, interface, 0) > 0 {
-        return count(Count::TooBig, TC_ACT_SHOT);
+    let mtu = if skb.length() as u32 > SMALL { exceeded(skb, interface, 0) } else { 0 };
+    if mtu > 0 {
+        return count(Count::TooBig, tell(skb.0, packet, mtu));
     }
     // In this order: the header is written with the checksum that it came with.
     if !(stored(skb, packet, work) && addressed(skb, packet, leg)) {
         return count(Count::NotSent, TC_ACT_SHOT);
     }
-    count(Count::Forwarded, 0);
+    count(Count::Forwarded, to(interface))
+}
+
+/// Tells the sender of a packet that it is larger than `mtu`. Who asks for this knows both ends of a connection, and gets
+/// less than it has sent, so there is no limit.
+// A frame of its own: programs have 512 bytes of stack.
+#[inline(never)]
+fn tell(skb: *mut __sk_buff, packet: &Packet, mtu: u32) -> i32 {
+    tell_too_big(skb, packet, mtu)
+}
+
+/// Hands a packet to an interface.
+#[inline(always)]
+fn to(interface: u32) -> i32 {
     // SAFETY: without parameters the kernel finds the next hop by the destination.
     (unsafe { bpf_redirect_neigh(interface, core::ptr::null_mut(), 0, 0) }) as i32
+}
+
+/// What becomes of an ICMP error about a packet that went to the peer of `leg`.
+// A frame of its own: programs have 512 bytes of stack.
+#[inline(never)]
+fn error(skb: *mut __sk_buff, packet: &mut Packet, leg: &Leg, slot: &Slot) -> i32 {
+    let mut skb = Skb(skb);
+    let at = (leg.side & 1) as usize;
+    let (side, other) = (&slot.sides[at], &slot.sides[1 - at]);
+    let Some(sequence) = errors::quoted(&skb, packet) else { return TC_ACT_UNSPEC };
+    let now = state(slot);
+    // One in fragments or with wrong lengths is left to the stack, which knows better.
+    if packet.odd.is_some() || reopened(now, leg, side, other, 0) {
+        return TC_ACT_UNSPEC;
+    }
+    match errors::fate(now, side, sequence) {
+        Fate::Stack => TC_ACT_UNSPEC,
+        Fate::Drop => TC_ACT_SHOT,
+        Fate::Forward => {
+            packet.ttl = TTL + 1;
+            let interface = other.leaves_by.get();
+            if skb.length() as u32 > SMALL && exceeded(&skb, interface, 0) > 0 {
+                return count(Count::TooBig, TC_ACT_SHOT);
+            }
+            let Some(changes) = ERROR.get_ptr_mut(0) else { return TC_ACT_SHOT };
+            // SAFETY: this core's own, and a softirq does not interrupt another of its kind.
+            if !errors::translate(&mut skb, packet, leg, unsafe { &mut (*changes).0 }) {
+                return count(Count::NotSent, TC_ACT_SHOT);
+            }
+            count(Count::Errors, to(interface))
+        }
+    }
+}
+
+/// Has later fragments find the flow of the first.
+// A frame of its own: programs have 512 bytes of stack.
+#[inline(never)]
+fn expect(skb: *mut __sk_buff, packet: &Packet) -> i32 {
+    if let Some(name) = fragmented(&Skb(skb), packet) {
+        // Without room they are left to the stack, and the peer sends the packet again.
+        let _ = FRAGMENTS.insert(&name, &packet.key, 0);
+    }
+    0
+}
+
+/// What becomes of a fragment that is not the first: it follows the first.
+// A frame of its own: programs have 512 bytes of stack.
+#[inline(never)]
+fn later(skb: *mut __sk_buff, packet: &Packet) -> i32 {
+    let mut skb = Skb(skb);
+    let Some(name) = fragmented(&skb, packet) else { return TC_ACT_UNSPEC };
+    // SAFETY: an entry that serves another packet meanwhile is of one with the same name.
+    let Some(key) = (unsafe { FRAGMENTS.get(&name) }) else { return TC_ACT_UNSPEC };
+    // SAFETY: values of this map are never changed.
+    let Some(leg) = (unsafe { LEGS.get(key) }) else { return TC_ACT_UNSPEC };
+    let Some(Shared(slot)) = SLOTS.get(leg.slot) else { return TC_ACT_UNSPEC };
+    let at = (leg.side & 1) as usize;
+    let now = state(slot);
+    if now & (FORWARD | HALT) != FORWARD {
+        return TC_ACT_UNSPEC;
+    }
+    let interface = slot.sides[1 - at].leaves_by.get();
+    if skb.length() as u32 > SMALL && exceeded(&skb, interface, 0) > 0 {
+        return count(Count::TooBig, TC_ACT_SHOT);
+    }
+    if !readdress(&mut skb, packet, leg, TTL) {
+        return count(Count::NotSent, TC_ACT_SHOT);
+    }
+    count(Count::Fragments, to(interface))
 }
 
 /// Writes addresses and time to live, and what they change of both checksums.
 #[inline(always)]
 fn addressed(skb: &Skb, packet: &Packet, leg: &Leg) -> bool {
-    let network = usize::from(packet.network);
-    let (stored, family) = match packet.family {
-        Family::V4 => {
-            let protocol = TCP as u8;
-            let hop = csum::delta(&[packet.ttl, protocol], &[TTL, protocol]);
-            let checksum = csum::update(packet.checksum, leg.address_delta + hop);
-            let mut bytes = [TTL, protocol, checksum[0], checksum[1], 0, 0, 0, 0, 0, 0, 0, 0];
-            bytes[4..8].copy_from_slice(&leg.src[12..]);
-            bytes[8..].copy_from_slice(&leg.dst[12..]);
-            (Skb(skb.0).store(network + lemonade_common::rewrite::V4_AT, &bytes), 0)
-        }
-        Family::V6 => {
-            let mut bytes = [TTL; 33];
-            bytes[1..17].copy_from_slice(&leg.src);
-            bytes[17..].copy_from_slice(&leg.dst);
-            (Skb(skb.0).store(network + lemonade_common::rewrite::V6_AT, &bytes), BPF_F_IPV6)
-        }
-    };
+    let stored = readdress(&mut Skb(skb.0), packet, leg, TTL);
+    let family = if packet.family == Family::V6 { BPF_F_IPV6 } else { 0 };
     let at = u32::from(packet.transport) + 16;
     let flags = u64::from(BPF_F_PSEUDO_HDR) | family;
     // SAFETY: offsets and words; the helper checks the packet's end.
@@ -213,9 +330,9 @@ fn stored(skb: &Skb, packet: &Packet, work: &Work) -> bool {
     }
 }
 
-/// The packet, if it is one of TCP and of a flow.
+/// The packet, if it is one of TCP, or an ICMP error about one.
 #[inline(always)]
-fn packet(skb: &Skb) -> Option<&'static Packet> {
+fn packet(skb: &Skb) -> Option<&'static mut Packet> {
     let packet = PACKET.get_ptr_mut(0)?;
     // SAFETY: this core's own, and a softirq does not interrupt another of its kind.
     let packet = unsafe { &mut *packet };
@@ -224,7 +341,9 @@ fn packet(skb: &Skb) -> Option<&'static Packet> {
     if read(skb, packet).is_err() || packet.tagged || tagged {
         return None;
     }
-    (packet.kind == Kind::Flow && packet.key.protocol == TCP).then_some(packet)
+    // Of a later fragment over IPv6 the protocol is not known.
+    let known = packet.key.protocol == TCP && packet.kind != Kind::Echo;
+    (known || packet.kind == Kind::LaterFragment).then_some(packet)
 }
 
 /// Loads the header with its options.
@@ -283,26 +402,8 @@ fn state(slot: &Slot) -> u64 {
 /// Counts a packet in the slot's state, which is told as it was; all that was noted before is seen before it.
 #[inline(always)]
 fn counted(slot: &Slot) -> u64 {
-    let at = slot.state.as_ptr();
-    #[cfg(target_arch = "bpf")]
-    {
-        let mut word: u64 = 1;
-        // SAFETY: an aligned word; nothing but it is touched.
-        unsafe {
-            core::arch::asm!(
-                "{word} = atomic_fetch_add((u64 *)({at} + 0), {word})",
-                at = in(reg) at,
-                word = inout(reg) word,
-            );
-        }
-        word
-    }
-    // Elsewhere the module is only checked, never run.
-    #[cfg(not(target_arch = "bpf"))]
-    // SAFETY: as above.
-    unsafe {
-        at.replace(at.read() + 1)
-    }
+    // SAFETY: a word of the slot.
+    unsafe { word::count(slot.state.as_ptr()) }
 }
 
 #[inline(always)]

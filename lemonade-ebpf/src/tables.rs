@@ -6,22 +6,35 @@ use aya_ebpf::bindings::{
     BPF_NOEXIST, bpf_sock_tuple, bpf_sock_tuple__bindgen_ty_1, bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1,
     bpf_sock_tuple__bindgen_ty_1__bindgen_ty_2,
 };
-use aya_ebpf::helpers::{bpf_sk_release, bpf_skc_lookup_tcp};
+use aya_ebpf::helpers::{bpf_ktime_get_ns, bpf_sk_release, bpf_skc_lookup_tcp};
 use aya_ebpf::macros::map;
-use aya_ebpf::maps::{Array, HashMap, PerCpuArray, PerCpuHashMap, RingBuf};
-use lemonade_common::decide::{Inserted, TableView};
+use aya_ebpf::maps::{Array, HashMap, PerCpuArray, PerCpuHashMap, Queue, RingBuf};
+use lemonade_common::decide::{Inserted, Opening, TableView};
 use lemonade_common::forward::{Flow, Service, ServiceKey, Target, opened_key};
 use lemonade_common::gate::{GATE_KINDS, Gate, NEW_FLOWS};
+use lemonade_common::half_open::HalfOpen;
+use lemonade_common::least::{Choices, Load, Scan};
 use lemonade_common::maglev::SLOTS;
 use lemonade_common::notice::{NOBODY, Notice};
 use lemonade_common::packet::{Family, Packet, family};
 use lemonade_common::{FlowKey, PacketReason};
 
+use crate::global::{forward_hash, forward_least, forward_put, forward_remove, forward_step};
+use crate::maps::add;
 use crate::packet::BPF_F_MMAPABLE;
+use crate::word::{count as next, exchange};
 
 /// Directions of flows; its size is set when it is made.
 #[map]
 static CONNECTIONS: HashMap<FlowKey, Shared> = HashMap::with_max_entries(1 << 18, 0);
+
+/// Handshakes that have begun, the oldest first; its size is set when it is made.
+#[map]
+static HALF_OPEN: Queue<HalfOpen> = Queue::with_max_entries(1 << 14, 0);
+
+/// Handshakes that had to make room for others.
+#[map]
+static REPLACED: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
 
 /// What is served.
 #[map]
@@ -39,13 +52,21 @@ static BACKEND_TARGETS: HashMap<u32, Target> = HashMap::with_max_entries(1 << 16
 #[map]
 static RINGS: Array<u32> = Array::with_max_entries(SLOTS, BPF_F_MMAPABLE);
 
+/// Backends of rings, where what each has decides; how many rings is set when it is made.
+#[map]
+static CHOICES: Array<Choices> = Array::with_max_entries(1, 0);
+
+/// What counts at backends; whoever lists a backend makes its entry.
+#[map]
+static LOADS: HashMap<u32, Load> = HashMap::with_max_entries(1 << 16, 0);
+
 /// Packets by reason.
 #[map]
 static REASONS: PerCpuArray<u64> = PerCpuArray::with_max_entries(PacketReason::COUNT as u32, 0);
 
 /// Flows opened by frontend and backend; whoever lists a backend makes its counters.
 #[map]
-static OPENED: PerCpuHashMap<u64, u64> = PerCpuHashMap::with_max_entries(1 << 16, 0);
+pub static OPENED: PerCpuHashMap<u64, u64> = PerCpuHashMap::with_max_entries(1 << 16, 0);
 
 /// The entry that this core has kept aside.
 #[map]
@@ -110,7 +131,84 @@ impl TableView for Maps {
 
     #[inline(always)]
     fn remove(&self, key: &FlowKey) -> bool {
-        CONNECTIONS.remove(key).is_ok()
+        forward_remove(key, 0) != 0
+    }
+
+    #[inline(always)]
+    fn enter(&self, flow: &Flow) {
+        let Some(load) = LOADS.get_ptr_mut(flow.backend) else { return };
+        // SAFETY: a value of the map. It counts before it says so, and takes away after.
+        unsafe {
+            add(&raw mut (*load).live, 1);
+            flow.counted.set(bpf_ktime_get_ns());
+        }
+    }
+
+    #[inline(always)]
+    fn leave(&self, flow: &Flow) {
+        // SAFETY: words of values of maps; of several that see the flow end one gets the time.
+        unsafe {
+            if exchange(flow.counted.as_ptr(), 0) != 0
+                && let Some(load) = LOADS.get_ptr_mut(flow.backend)
+            {
+                add(&raw mut (*load).live, u64::MAX);
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn answered(&self, flow: &Flow) {
+        let since = flow.counted.get();
+        let Some(load) = LOADS.get_ptr_mut(flow.backend).filter(|_| since != 0) else { return };
+        // SAFETY: words of a value of the map.
+        unsafe {
+            add(&raw mut (*load).waited, bpf_ktime_get_ns().wrapping_sub(since));
+            add(&raw mut (*load).answers, 1);
+        }
+    }
+
+    #[inline(always)]
+    fn live(&self, backend: u32) -> u32 {
+        // SAFETY: whole words are loaded.
+        let live =
+            LOADS.get_ptr(backend).map_or(0, |load| unsafe { (&raw const (*load).live).read_volatile() });
+        // Below 0 for a moment where a flow ends before it has begun to count.
+        if live >> 32 == 0 { live as u32 } else { 0 }
+    }
+
+    #[inline(always)]
+    fn choices(&self, ring: u32) -> Option<&Choices> {
+        CHOICES.get(ring)
+    }
+
+    #[inline(always)]
+    fn turn(&self, ring: u32) -> u64 {
+        // SAFETY: a word of a value of the map.
+        CHOICES.get_ptr_mut(ring).map_or(0, |choices| unsafe { next(&raw mut (*choices).turn) })
+    }
+
+    #[inline(always)]
+    fn hash(&self, key: &FlowKey) -> u64 {
+        forward_hash(key)
+    }
+
+    #[inline(always)]
+    fn least(&self, ring: u32, hash: u64) -> u32 {
+        forward_least(ring, hash)
+    }
+
+    #[inline(always)]
+    fn step(&self, ring: u32, at: u32, scan: &mut Scan) {
+        forward_step(ring, at, scan);
+    }
+
+    #[inline(always)]
+    fn put(&self, from: &FlowKey, answers: &FlowKey, opening: &Opening) -> Inserted {
+        match forward_put(from, answers, opening) {
+            0 => Inserted::Done,
+            1 => Inserted::Exists,
+            _ => Inserted::Full,
+        }
     }
 
     #[inline(always)]
@@ -158,9 +256,44 @@ impl TableView for Maps {
     }
 
     #[inline(always)]
+    fn begin(&self, begun: &HalfOpen) -> bool {
+        HALF_OPEN.push(begun, 0).is_ok()
+    }
+
+    #[inline(always)]
+    fn oldest(&self) -> Option<HalfOpen> {
+        HALF_OPEN.peek().ok().flatten()
+    }
+
+    #[inline(always)]
+    fn shift(&self) -> Option<HalfOpen> {
+        HALF_OPEN.pop().ok().flatten()
+    }
+
+    #[inline(always)]
+    fn replaced(&self) {
+        if let Some(counter) = REPLACED.get_ptr_mut(0) {
+            // SAFETY: this core's own; a softirq does not interrupt another of its kind.
+            unsafe { *counter += 1 };
+        }
+    }
+
+    #[inline(always)]
     fn seed(&self) -> u64 {
         SEED.get(0).copied().unwrap_or(0)
     }
+}
+
+/// Takes an entry away, with what it counts, if the last packet came at `seen` (0: whenever that was); says whether it did.
+#[inline(always)]
+pub fn remove(key: &FlowKey, seen: u64) -> bool {
+    let tables = Maps { context: core::ptr::null_mut() };
+    let Some(flow) = tables.flow(key) else { return false };
+    if seen != 0 && flow.seen.get() != seen {
+        return false;
+    }
+    tables.leave(flow);
+    CONNECTIONS.remove(key).is_ok()
 }
 
 /// Whether one more of a kind may pass.

@@ -29,12 +29,12 @@ use crate::metrics::adapters::aggregating::Aggregating;
 use crate::metrics::adapters::otlp::{Exporter, Otlp, Sources};
 use crate::metrics::port::MetricsService;
 use crate::model::{Config, ProcessCell, Resolution};
-use crate::proxy::adapters::bpf::{Kernel, Unavailable};
+use crate::proxy::adapters::bpf::Kernel;
 use crate::proxy::adapters::tiered::Tiered;
 use crate::proxy::adapters::tokio_proxy::{PlaneSettings, TokioProxy};
 use crate::proxy::clock::Clock;
 #[cfg(target_os = "linux")]
-use crate::proxy::forward::ForwardPlane;
+use crate::proxy::forward::{ForwardPlane, Keeping};
 use crate::proxy::port::{DrainScope, ProxyService};
 use crate::proxy::tap::{self, Tap};
 use crate::shutdown::{Phase, Signals};
@@ -125,10 +125,18 @@ pub async fn build(settings: Settings) -> anyhow::Result<Bound> {
     let state_dir = StateDir::open(config.runtime.state_dir.as_deref())?;
     let seed = state_dir.hash_seed(config.runtime.hash_seed.as_deref())?;
     let journal = Arc::new(Journal::open(state_dir.path()));
+    #[cfg(target_os = "linux")]
+    let keeping = Keeping::open(state_dir.path());
+    #[cfg(target_os = "linux")]
+    let mut none = keeping.indices().into_table();
+    #[cfg(not(target_os = "linux"))]
+    let mut none = DispatchTable::default();
+    // A version that somebody noted before a restart is not that of another configuration after it.
+    (none.config_version, _) = journal.former();
     let access = AccessWriter::start(&config.log.access, style, stream, Arc::clone(&process))
         .context("log.access: the file cannot be opened")?;
     let sockets = admin::bind(&config.admin)?;
-    let kernel = join_kernel();
+    let kernel = follow::join_kernel();
     let kernel_words = kernel.as_ref().map_or_else(|why| format!("nothing: {why}"), Kernel::words);
     #[cfg(target_os = "linux")]
     if let Err(why) = &kernel {
@@ -142,9 +150,10 @@ pub async fn build(settings: Settings) -> anyhow::Result<Bound> {
     let (reloads, reload_causes) = mpsc::channel(16);
     let (orders, order_receiver) = mpsc::channel(ORDERS);
     let (health_view, health_receiver) = watch::channel(Arc::default());
-    let (tables, table_receiver) = watch::channel(Arc::<DispatchTable>::default());
     let (phase, phase_receiver) = watch::channel(Phase::Starting);
-    let (state, state_receiver) = watch::channel(Arc::new(ControlState::at_start(SystemTime::now())));
+    let none = Arc::new(none);
+    let (tables, table_receiver) = watch::channel(Arc::clone(&none));
+    let (state, state_receiver) = watch::channel(Arc::new(ControlState::at_start(SystemTime::now(), none)));
     let first = Arc::new(resolve::first(&config, FIRST_RESOLUTION).await);
     let (resolution, resolution_receiver) = watch::channel(Arc::clone(&first));
 
@@ -173,12 +182,14 @@ pub async fn build(settings: Settings) -> anyhow::Result<Bound> {
         target: config.log.access.clone(),
     };
     #[cfg(target_os = "linux")]
-    let forward = Arc::new(ForwardPlane::new(Arc::clone(&process), clock, seed, tap.clone()));
+    let forward = Arc::new(ForwardPlane::new(Arc::clone(&process), clock, seed, tap.clone(), keeping));
     let tiers = Arc::new(Tiered::new(
         Arc::clone(&plane),
         #[cfg(target_os = "linux")]
         Arc::clone(&forward),
     ));
+    #[cfg(target_os = "linux")]
+    let mut splices = follow::splices(&plane, &process, state_dir.path(), kernel.is_some());
     let controller = Controller::start(
         Arc::clone(&config),
         first,
@@ -189,6 +200,8 @@ pub async fn build(settings: Settings) -> anyhow::Result<Bound> {
         Outbox { state, tables },
     )
     .map_err(|errors| anyhow!("{errors}"))?;
+    #[cfg(target_os = "linux")]
+    splices.resume();
 
     let health = Arc::new(BackendHealth::new(TcpProber, Arc::clone(&process)));
     let metrics = Arc::new(Aggregating::new(state_receiver.clone(), Arc::clone(&process)));
@@ -255,7 +268,13 @@ pub async fn build(settings: Settings) -> anyhow::Result<Bound> {
         phase,
         #[cfg(target_os = "linux")]
         process,
-        kernel: kernel.map(|kernel| signals::Reader { kernel, health: signal_sender, clock }),
+        kernel: kernel.map(|kernel| signals::Reader {
+            kernel,
+            health: signal_sender,
+            clock,
+            #[cfg(target_os = "linux")]
+            splices,
+        }),
         _state_dir: state_dir,
     })
 }
@@ -305,6 +324,7 @@ impl Bound {
         let Channels { inbox, health: wiring, resolution, updates, reload_causes, reloads, tables } =
             channels;
         let current = tables.clone();
+        let journal = Arc::clone(&admin.1.journal);
         let mut tasks = JoinSet::new();
         spawn(&mut tasks, "config", service.run(updates, reload_causes, stop.clone()));
         spawn(&mut tasks, "controller", controller.run(inbox, stop.clone()));
@@ -313,7 +333,7 @@ impl Bound {
         spawn(&mut tasks, "metrics", metrics.run(stop.clone()));
         spawn(&mut tasks, "watchdog", watchdog(stop.clone()));
         #[cfg(target_os = "linux")]
-        spawn(&mut tasks, "forward", forward.run(stop.clone()));
+        spawn(&mut tasks, "forward", Arc::clone(&forward).run(stop.clone()));
         if let Some(kernel) = kernel {
             #[cfg(target_os = "linux")]
             let relays = {
@@ -323,7 +343,8 @@ impl Bound {
                 let short_ways = short_way::ShortWays::new(Arc::clone(&process), listeners, offer);
                 let plane = Arc::clone(&plane);
                 let offer = Box::new(move |relay| plane.take_relay(relay));
-                (relays::Relays::new(process, offer, config.runtime.relay_buffer), short_ways)
+                let relays = relays::Relays::new(process, offer, config.runtime.relay_buffer);
+                (relays, short_ways)
             };
             let signals = signals::run(
                 kernel,
@@ -358,7 +379,10 @@ impl Bound {
         systemd::stopping();
         // As the configuration stands now, not as it stood at start.
         let config = current.borrow().config.clone().unwrap_or(config);
-        drain(&phase, &*tiers, &config, &mut stops).await;
+        let version = current.borrow().config_version;
+        follow::note_stop(&journal, version, tiers.observe().live, failure.as_deref());
+        let reset = drain(&phase, &*tiers, &config, &mut stops).await;
+        follow::note_end(&journal, version, reset);
         stop.cancel();
         let _ = tokio::time::timeout(TASKS_END, async { while tasks.join_next().await.is_some() {} }).await;
         tasks.shutdown().await;
@@ -368,29 +392,21 @@ impl Bound {
         let _ = admin_thread.join();
         let _ = exporter_thread.join();
         drop(tiers);
+        #[cfg(target_os = "linux")]
+        forward.close();
         plane.stop();
         access.flush(TASKS_END);
         failure.map_or(Ok(()), |failure| Err(anyhow!(failure)))
     }
 }
 
-/// Puts into the kernel what this build, host and user allow; without it everything is served in userspace.
-fn join_kernel() -> Result<Kernel, Unavailable> {
-    let kernel = Kernel::load().and_then(|mut kernel| kernel.attach().map(|()| kernel));
-    match &kernel {
-        Ok(kernel) => tracing::info!("kernel: {}", kernel.words()),
-        Err(error) => tracing::info!("kernel: serving in userspace: {error}"),
-    }
-    kernel
-}
-
-/// Lame duck, draining, forced: each phase ends early when a second signal comes.
+/// Lame duck, draining, forced: each phase ends early when a second signal comes. Tells how many were reset.
 async fn drain(
     phase: &watch::Sender<Phase>,
     plane: &dyn ProxyService,
     config: &Config,
     signals: &mut Signals,
-) {
+) -> u64 {
     let runtime = &config.runtime;
     phase.send_replace(Phase::LameDuck);
     tracing::info!(pause = ?runtime.lame_duck, "stopping: no longer ready, still accepting");
@@ -398,6 +414,7 @@ async fn drain(
         () = tokio::time::sleep(runtime.lame_duck) => false,
         () = signals.stop() => true,
     };
+    let mut all_reset = 0;
     if !forced {
         phase.send_replace(Phase::Draining);
         let live = plane.observe().live;
@@ -407,6 +424,7 @@ async fn drain(
                 if reset > 0 {
                     tracing::warn!(reset, "the drain deadline passed, connections were reset");
                 }
+                all_reset = reset;
             }
             () = signals.stop() => forced = true,
         }
@@ -415,7 +433,9 @@ async fn drain(
         phase.send_replace(Phase::Forced);
         let reset = plane.drain(DrainScope::All, Duration::ZERO).await;
         tracing::warn!(reset, "forced: connections were reset");
+        all_reset = reset;
     }
+    all_reset
 }
 
 fn spawn(

@@ -4,6 +4,7 @@ mod ask;
 mod decap;
 mod foresee;
 mod operate;
+mod screen;
 mod show;
 mod steer;
 mod top;
@@ -18,6 +19,7 @@ use anyhow::Context as _;
 use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
 
 use crate::admin::openapi;
+use crate::admin::table::many;
 use crate::app::{self, Settings};
 use crate::config::adapters::notify::FileConfig;
 use crate::config::port::ConfigService;
@@ -187,7 +189,7 @@ fn run(file: &Path, admin: Option<PathBuf>) -> ExitCode {
     }
 }
 
-/// Maps, programs and links go with the process that made them; only its cgroup stays behind when it is killed.
+/// Takes away what killed processes left: cgroups, and what the forward plane keeps for the next start.
 fn cleanup() -> anyhow::Result<()> {
     let removed = bpf::cleanup()?;
     if removed.is_empty() {
@@ -202,11 +204,14 @@ fn check(file: &Path) -> ExitCode {
         Ok(config) => {
             let backends: usize = config.pools.values().map(|pool| pool.backends.len()).sum();
             let summary = format!(
-                "{}: ok: {} frontends, {} pools, {backends} backends\n",
+                "{}: ok: {}, {}, {}\n",
                 file.display(),
-                config.frontends.len(),
-                config.pools.len()
+                many(config.frontends.len() as u64, "frontend", "frontends"),
+                many(config.pools.len() as u64, "pool", "pools"),
+                many(backends as u64, "backend", "backends")
             );
+            let notes = config::notes(&config).into_iter().map(|note| format!("note: {note}\n"));
+            let summary = summary + &notes.collect::<String>();
             print(summary.as_bytes()).map_or(ExitCode::FAILURE, |()| ExitCode::SUCCESS)
         }
         Err(error) => refuse(&error),

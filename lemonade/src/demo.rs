@@ -113,15 +113,28 @@ async fn hello(State(backend): State<Arc<Backend>>) -> String {
     backend.greeting.clone()
 }
 
-async fn bytes(Path(count): Path<u64>) -> Response {
+#[derive(Deserialize)]
+struct Paced {
+    /// Bytes a second at most; 0 is as fast as they are taken.
+    #[serde(default)]
+    rate: u64,
+}
+
+async fn bytes(Path(count): Path<u64>, Query(Paced { rate }): Query<Paced>) -> Response {
     if count > MAX_BYTES {
         return (StatusCode::BAD_REQUEST, format!("at most {MAX_BYTES} bytes\n")).into_response();
     }
     let block = Bytes::from(vec![b'x'; CHUNK]);
+    let began = tokio::time::Instant::now();
     let body = stream::unfold(count, move |left| {
         let length = left.min(CHUNK as u64);
         let chunk = block.slice(..length as usize);
-        async move { (length > 0).then(|| (Ok::<_, io::Error>(chunk), left - length)) }
+        async move {
+            if let Some(ms) = ((count - left) * 1000).checked_div(rate) {
+                tokio::time::sleep_until(began + Duration::from_millis(ms)).await;
+            }
+            (length > 0).then(|| (Ok::<_, io::Error>(chunk), left - length))
+        }
     });
     let headers = [
         (header::CONTENT_TYPE, HeaderValue::from_static("application/octet-stream")),

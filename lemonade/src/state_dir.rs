@@ -2,11 +2,15 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, Write};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
 use lemonade_common::hash::seed_from_text;
 use rustix::fs::{FlockOperation, flock};
+
+/// Mode of the seed.
+const SECRET: u32 = 0o600;
 
 /// The state folder of this process, locked while the value lives.
 #[derive(Debug)]
@@ -71,7 +75,11 @@ impl StateDir {
         }
         let place = self.path.join("hash_seed");
         match fs::read_to_string(&place) {
-            Ok(text) if !text.trim().is_empty() => Ok(seed_from_text(text.trim())),
+            Ok(text) if !text.trim().is_empty() => {
+                // A seed that others know lets them choose where they land; a former build left it open to all.
+                let _ = fs::set_permissions(&place, fs::Permissions::from_mode(SECRET));
+                Ok(seed_from_text(text.trim()))
+            }
             Ok(_) => keep_new_seed(&place),
             Err(error) if error.kind() == io::ErrorKind::NotFound => keep_new_seed(&place),
             Err(error) => Err(error).with_context(|| format!("cannot read {}", place.display())),
@@ -83,7 +91,9 @@ fn keep_new_seed(place: &Path) -> anyhow::Result<u64> {
     let text = format!("{:032x}", fastrand::u128(..));
     // Renamed into place, so that a crash leaves a whole seed or none.
     let fresh = place.with_extension("new");
-    fs::write(&fresh, &text)
+    let mut options = OpenOptions::new();
+    let file = options.write(true).create(true).truncate(true).mode(SECRET).open(&fresh);
+    file.and_then(|mut file| file.write_all(text.as_bytes()))
         .and_then(|()| fs::rename(&fresh, place))
         .with_context(|| format!("cannot write {}", place.display()))?;
     Ok(seed_from_text(&text))
@@ -118,7 +128,11 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let state = StateDir::open(Some(folder.path())).unwrap();
         let made = state.hash_seed(None).unwrap();
-        assert_eq!(state.hash_seed(None).unwrap(), made);
+        let place = folder.path().join("hash_seed");
+        let mode = || fs::metadata(&place).unwrap().permissions().mode() & 0o777;
+        assert_eq!(mode(), 0o600, "who knows it can choose where connections land");
+        fs::set_permissions(&place, fs::Permissions::from_mode(0o644)).unwrap();
+        assert_eq!((state.hash_seed(None).unwrap(), mode()), (made, 0o600));
         assert_eq!(state.hash_seed(Some("fleet")).unwrap(), seed_from_text("fleet"));
     }
 }

@@ -58,6 +58,7 @@ impl<'n> Plane<'n> {
                 first_port: 2_000_u16.to_be_bytes(),
                 ports: if mode == NAT { 20_000 } else { 0 },
                 interface: inside,
+                weight: 1,
             };
             plane.forward.put_target(n as u32, target).expect("there is room");
         }

@@ -108,7 +108,7 @@ fn unknown_flows_ask_the_ring_before_this_one_and_resets_leave_nothing() {
             found.expect("it was written down").1.backend
         };
         assert_eq!((of(1), of(2), of(3)), (1, 0, 0), "mode {mode}");
-        assert_eq!(reason(&mut forward, &at(4, RST)), (REDIRECT, Reason::Adopted));
+        assert_eq!(reason(&mut forward, &at(4, RST)), (REDIRECT, Reason::Unrecorded));
         assert_eq!(forward.flows().expect("the table is read").len(), flows.len());
     }
 }

@@ -282,7 +282,7 @@ fn at_xdp_resets_of_unknown_flows_find_their_backend() {
     let Some(network) = Network::start(test) else { return };
     let mut plane = Plane::start(&network, &mut world_in(DSR_L2));
     let reset = Shape::tcp("10.9.9.9:5000", VIP4, RST).build();
-    assert_eq!(plane.reason(&reset), (REDIRECT, Reason::Adopted));
+    assert_eq!(plane.reason(&reset), (REDIRECT, Reason::Unrecorded));
     let error =
         icmp_error(parse_address("10.1.0.77:0").ip(), 3, &Shape::tcp(VIP4, "10.9.9.9:5000", ACK).build(), 60);
     assert_eq!(plane.reason(&error), (REDIRECT, Reason::IcmpError));

@@ -22,7 +22,13 @@ fn check_accepts_a_good_file_and_starts_nothing() {
     let file = folder.path().join("good.toml");
     let backend = lemonade_tests::socket::refusing_address();
     std::fs::write(&file, Setup::single(&[backend]).text(folder.path())).expect("a folder");
-    good(&run(&["check", file.to_str().expect("UTF-8")]));
+    let plain = good(&run(&["check", file.to_str().expect("UTF-8")]));
+    assert!(!plain.contains("note:"), "{plain}");
+    let other = lemonade_tests::socket::refusing_address();
+    let weighed = Setup::single(&[backend, other]).backend(1, &["weight = 5"]);
+    std::fs::write(&file, weighed.text(folder.path())).expect("a folder");
+    let noted = good(&run(&["check", file.to_str().expect("UTF-8")]));
+    assert!(noted.contains("note: pool web: round_robin does not go by weight"), "{noted}");
     assert!(!folder.path().join("state").exists(), "checking makes no state folder");
 }
 

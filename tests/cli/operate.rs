@@ -96,6 +96,12 @@ fn a_drained_backend_gets_nothing_new_keeps_what_it_has_and_comes_back() {
     assert!(lemonade.metrics().picks(name) > picks);
     let weighed = told(&lemonade, &["backend", "weight", name, "7"]);
     assert!(weighed.contains("weight 1 -> 7"), "{weighed}");
+    assert!(
+        weighed.contains("no effect on shares: pool web: round_robin does not go by weight"),
+        "{weighed}"
+    );
+    let plan = told(&lemonade, &["plan", lemonade.config().to_str().expect("UTF-8")]);
+    assert!(plan.contains("note: pool web: round_robin does not go by weight"), "{plan}");
     let disabled = told(&lemonade, &["backend", "disable", name]);
     assert!(disabled.contains("enabled true -> false"), "{disabled}");
 }
@@ -110,8 +116,10 @@ fn a_name_or_version_that_is_not_right_changes_nothing_and_says_what_is() {
     assert!(why.contains("the pools are: web"), "{why}");
     let why = refused(&lemonade, 3, &["backend", "drain", "a", "--if-version", "99"]);
     assert!(why.contains(&format!("version {version}, not 99")), "{why}");
-    refused(&lemonade, 2, &["backend", "weight", "a", "70000"]);
-    refused(&lemonade, 2, &["backend", "weight", "a", "heavy"]);
+    for wrong in ["70000", "heavy", "-1"] {
+        let why = refused(&lemonade, 2, &["backend", "weight", "a", wrong]);
+        assert!(why.contains("write a whole number from 0 to 65535"), "{why}");
+    }
     assert_eq!(lemonade.status().config_version(), version);
     told(&lemonade, &["backend", "drain", "a", "--if-version", &version.to_string()]);
     let why = refused(&lemonade, 3, &["backend", "enable", "a", "--if-version", &version.to_string()]);
@@ -141,7 +149,7 @@ fn a_user_without_rights_to_the_socket_is_told_so_and_changes_nothing() {
         let text = String::from_utf8_lossy(&output.stderr).into_owned();
         assert_eq!(output.status.code(), Some(1), "{arguments:?}: {text}");
         assert!(
-            text.contains("permission denied at") && text.contains("admin.sock"),
+            text.contains("permission denied at") && text.contains("admin.sock") && text.contains("group"),
             "{arguments:?}: {text}"
         );
     }
@@ -183,14 +191,72 @@ fn why_and_trace_tell_the_reason_of_a_refusal() {
         }
         trace.join().expect("no panic")
     });
-    assert!(traced.contains("REFUSED connect_failed: each backend tried refused"), "{traced}");
+    let words = "REFUSED connect_failed: each backend that was tried failed; in vain: a (refused)";
+    assert!(traced.contains(words), "{traced}");
     let client = refused_by(web);
     let why = told(&lemonade, &["why", &client.to_string()]);
-    for words in ["got no backend", "each backend tried refused", "(connect_failed)"] {
+    let tried = "tried in vain: web/a: it refused the connect (refused)";
+    for words in ["got no backend", "each backend that was tried failed", "(connect_failed)", tried] {
         assert!(why.contains(words), "{words} is missing in\n{why}");
     }
     let ended = told(&lemonade, &["connections", "--ended"]);
     assert!(ended.contains("connect_failed"), "{ended}");
+}
+
+/// A retry costs the client nothing, so only the record tells of it.
+#[test]
+fn a_backend_that_was_tried_in_vain_is_named() {
+    let good = Backend::start("b");
+    let setup = Setup::single(&[refusing_address(), good.address]).health(&["kind = \"off\""]);
+    let lemonade = Lemonade::start(&setup);
+    let web = lemonade.address("web");
+    assert_eq!(calls(web, 2), ["b"; 2]);
+    let page = told(&lemonade, &["connections", "--ended", "--json"]);
+    let page: Value = serde_json::from_str(&page).expect("JSON");
+    let rows = page["connections"].as_array().expect("rows");
+    let row = rows.iter().find(|row| row["failed"] != Value::Array(Vec::new())).expect("one met it");
+    assert_eq!((&row["failed"][0]["backend"], &row["failed"][0]["fault"]), (&"a".into(), &"refused".into()));
+    let why = told(&lemonade, &["why", &row["id"].to_string()]);
+    assert!(why.contains("went to backend web/b") && why.contains("tried in vain: web/a"), "{why}");
+    let fault = r#""failed":[{"backend":"a","fault":"refused"}]"#;
+    wait::until("its access record names it", wait::SOON, || lemonade.output().contains(fault));
+}
+
+#[test]
+fn an_end_is_told_with_the_time_of_the_end() {
+    let (_backends, lemonade) = two();
+    let held = hold(&lemonade);
+    let line = std::thread::scope(|scope| {
+        let trace = scope.spawn(|| told(&lemonade, &["trace", "-n", "1", "--kind", "end"]));
+        std::thread::sleep(std::time::Duration::from_millis(1_100));
+        drop(held);
+        trace.join().expect("no panic")
+    });
+    let page = told(&lemonade, &["connections", "--ended", "--json"]);
+    let page: Value = serde_json::from_str(&page).expect("JSON");
+    let row = &page["connections"][0];
+    let (started, ended) = (row["started"].as_str().expect("a time"), row["ended"].as_str().expect("a time"));
+    assert!(started < ended && line.starts_with(ended), "{started} to {ended}, but: {line}");
+}
+
+#[test]
+fn what_changes_nothing_makes_no_version_and_no_line_of_history() {
+    let (_backends, lemonade) = two();
+    let history = || told(&lemonade, &["history"]).lines().count();
+    told(&lemonade, &["backend", "drain", "a"]);
+    let (version, lines) = (lemonade.status().config_version(), history());
+    let again = told(&lemonade, &["backend", "drain", "a"]);
+    assert!(again.contains("as it was"), "{again}");
+    let text = told(&lemonade, &["reload"]);
+    assert!(text.contains("nothing changed"), "{text}");
+    told(&lemonade, &["backend", "enable", "b"]);
+    assert_eq!((lemonade.status().config_version(), history()), (version, lines));
+
+    let weighed = told(&lemonade, &["backend", "weight", "a", "5"]);
+    assert!(weighed.contains("kept for when it gets new connections again"), "{weighed}");
+    assert!(!weighed.contains("as it was"), "{weighed}");
+    let enabled = told(&lemonade, &["backend", "enable", "a"]);
+    assert!(enabled.contains("weight 0 -> 5"), "{enabled}");
 }
 
 /// A client that is refused; its address.
@@ -206,8 +272,16 @@ pub(crate) fn refused_by(web: SocketAddr) -> SocketAddr {
 fn trace_filters_and_lets_nobody_wait() {
     let (_backends, lemonade) = two();
     let web = lemonade.address("web");
-    let why = refused(&lemonade, 2, &["trace", "--reason", "luck"]);
-    assert!(why.contains("queue_full"), "{why}");
+    for (filter, value, advice) in [
+        ("--reason", "luck", "queue_full"),
+        ("--frontend", "wbe", "no frontend `wbe`; there are: web"),
+        ("--backend", "web/c", "no backend `c` in pool `web`; it has: a, b"),
+        ("--backend", "c", "the pools are: web"),
+        ("--client", "me", "192.0.2.7:5000"),
+    ] {
+        let why = refused(&lemonade, 2, &["trace", filter, value]);
+        assert!(why.contains(advice), "{why}");
+    }
     let lines = std::thread::scope(|scope| {
         let trace = scope.spawn(|| {
             told(&lemonade, &["trace", "-n", "3", "--backend", "web/b", "--kind", "decision", "--json"])
@@ -235,9 +309,11 @@ fn history_tells_who_changed_what_and_a_reload_its_outcome() {
     assert_eq!(told(&lemonade, &["log-level"]).trim(), "debug");
     let uid = rustix::process::geteuid().as_raw();
     let history = told(&lemonade, &["history", "--since", "5m", "--what", "admin"]);
-    for words in
-        ["log filter: info -> debug", "backend web/a: weight 1 -> 0", &format!("by admin (uid {uid})")]
-    {
+    for words in [
+        "log filter: info -> debug",
+        "backend web/a: drain (weight 1 -> 0)",
+        &format!("by admin (uid {uid})"),
+    ] {
         assert!(history.contains(words), "{words} is missing in\n{history}");
     }
     assert!(!history.contains("by start"));
@@ -262,6 +338,8 @@ fn history_tells_who_changed_what_and_a_reload_its_outcome() {
     }
     assert_eq!(lemonade.status().backend("web", "b")["weight"], 4);
     refused(&lemonade, 2, &["history", "--since", "noon"]);
+    let why = refused(&lemonade, 2, &["history", "--what", "weather"]);
+    assert!(why.contains("what: `weather` is not known; write one of: config, health, admin"), "{why}");
     refused(&lemonade, 2, &["log-level", "debgu"]);
 }
 
@@ -272,6 +350,7 @@ fn dump_writes_a_file_and_every_command_says_when_nobody_answers() {
     told(&lemonade, &["dump", "--output", file.to_str().expect("UTF-8")]);
     let dump: Value = serde_json::from_slice(&fs::read(&file).expect("a file")).expect("JSON");
     assert_eq!(dump["table"]["pools"][0]["name"], "web");
+    assert_eq!(dump["config"]["pool"]["web"]["strategy"], "round_robin", "as the page has it");
     for arguments in [
         &["connections"][..],
         &["why", "1"],

@@ -101,7 +101,10 @@ fn question_3_why_a_client_was_refused() {
     let ended = told(&lemonade, &["connections", "--ended"]);
     let line = ended.lines().find(|line| line.contains(&client.to_string()));
     assert!(line.is_some_and(|line| line.contains("frontend_limit")), "{ended}");
+    // Asked by its address alone, a client's newest connection is meant, though another of its still lives.
+    let newest = told(&lemonade, &["why", &client.ip().to_string()]);
     let why = told(&lemonade, &["why", &client.to_string()]);
+    assert_eq!(newest, why);
     for words in ["got no backend", "the frontend is at its max_connections", "(frontend_limit)"] {
         assert!(why.contains(words), "{words} is missing in\n{why}");
     }

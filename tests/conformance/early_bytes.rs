@@ -2,22 +2,20 @@
 
 use std::io::{Read as _, Write as _};
 
-use lemonade_tests::backend::Backend;
-use lemonade_tests::plane::{Copy, Plane};
+use lemonade_tests::plane::Plane;
 use lemonade_tests::setup::Setup;
-use lemonade_tests::socket::{BlackHole, connect};
+use lemonade_tests::socket::connect;
 use lemonade_tests::trace::{Event, Length, finish, read_to_end, read_up_to, write_exactly};
-use lemonade_tests::transfer::{self, Transfer};
 use lemonade_tests::{socket, stream};
 
 use crate::stages::{DOWN, Side, Stage, UP};
 
 /// Lengths around the sizes at which buffers change hands.
-const OFFSETS: [usize; 12] =
+pub(crate) const OFFSETS: [usize; 12] =
     [1, 2, 100, 1447, 1449, 4096, 16_384, 65_535, 65_536, 65_537, 131_073, 1_000_003];
 
 pub(crate) fn bytes_sent_before_anything_else_arrive(plane: &dyn Plane) {
-    let listener = socket::listener();
+    let listener = plane.place().listener();
     let served = plane.start(&Setup::single(&[listener.local_addr().expect("a bound socket")]));
     let mut random = fastrand::Rng::with_seed(3);
     for total in OFFSETS {
@@ -56,24 +54,4 @@ pub(crate) fn a_server_that_speaks_first_is_heard(plane: &dyn Plane) {
             assert_eq!(read_up_to(&mut client, DOWN, total as u64), (total as u64, None));
         });
     }
-}
-
-/// The first backend never answers, so the client's bytes wait in the balancer until the second is connected.
-#[test]
-fn bytes_sent_long_before_a_backend_is_connected_arrive() {
-    let (hole, good) = (BlackHole::start(), Backend::start_speaking("good"));
-    let setup = Setup::single(&[hole.address(), good.address])
-        .frontend(&["connect_timeout = \"30s\"", "hedge_after = \"150ms\""]);
-    let served = Copy.start(&setup);
-    let plan = OFFSETS.map(|early| Transfer {
-        seed: early as u64,
-        up: early as u64 + 5000,
-        down: 70_000,
-        early: early as u64,
-        waits: false,
-    });
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-    let failures = runtime.block_on(transfer::run(served.address(), &plan, plan.len()));
-    assert_eq!(failures, [""; 0]);
-    assert_eq!(good.truth().failures(), [""; 0]);
 }

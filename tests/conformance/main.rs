@@ -8,9 +8,11 @@ mod early_bytes;
 mod faulty;
 mod half_close;
 mod reset;
+mod sessions;
 mod slow_reader;
 mod stages;
 mod transfer;
+mod unconnected;
 mod urgent;
 
 /// Makes one module of tests per plane out of the cases that take a plane.
@@ -56,6 +58,7 @@ on_every_plane! {
     slow_reader::a_trickling_reader_gets_every_byte,
     urgent::an_urgent_byte_from_the_client_is_one_of_the_stream,
     urgent::an_urgent_byte_from_the_backend_is_one_of_the_stream,
+    sessions::scripted_sessions_look_as_they_do_directly,
     backend_failure::a_backend_killed_while_it_sends_ends_as_it_does_directly,
     backend_failure::a_backend_killed_with_bytes_unread_ends_as_it_does_directly,
 }

@@ -21,8 +21,11 @@ const RELAY_BUFFER: u64 = 64 << 10;
 const SLACK: u64 = 24 << 20;
 
 pub(crate) fn stopped_readers_press_back_and_cost_bounded_memory(plane: &dyn Plane) {
-    let room = usize::try_from(FULL.0.min(memory_without_pressure() / HELD)).expect("a small number");
-    stopped_readers(plane, if full() { room } else { PAIRS });
+    let room = || {
+        let most = memory_without_pressure().map_or(PAIRS as u64, |memory| FULL.0.min(memory / HELD));
+        usize::try_from(most).expect("a small number")
+    };
+    stopped_readers(plane, if full() { room() } else { PAIRS });
 }
 
 /// A single one, for relays that have to be quicker than the machine is busy.
@@ -43,8 +46,7 @@ fn stopped_readers(plane: &dyn Plane, count: usize) {
     }
 
     // The kernel's buffers on every hop at their largest, plus what the relay may hold.
-    let hops = if plane.balances() { 2 } else { 1 };
-    let limit = hops * (kernel_limit("tcp_rmem") + kernel_limit("tcp_wmem")) + RELAY_BUFFER;
+    let limit = plane.hops() * (kernel_limit("tcp_rmem") + kernel_limit("tcp_wmem")) + RELAY_BUFFER;
     let least = if full() { FULL.1 } else { Duration::ZERO };
     let taken: Vec<u64> = std::thread::scope(|scope| {
         let writers =
@@ -70,11 +72,11 @@ fn kernel_limit(name: &str) -> u64 {
     text.split_whitespace().last().and_then(|n| n.parse().ok()).expect("three numbers")
 }
 
-/// Bytes that all TCP sockets of the host may hold before the kernel presses on them.
-fn memory_without_pressure() -> u64 {
-    let text = std::fs::read_to_string("/proc/sys/net/ipv4/tcp_mem").expect("a Linux host");
+/// Bytes that all TCP sockets of the host may hold before the kernel presses on them; only its first network namespace tells.
+fn memory_without_pressure() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/sys/net/ipv4/tcp_mem").ok()?;
     let pages: u64 = text.split_whitespace().nth(1).and_then(|n| n.parse().ok()).expect("three numbers");
-    pages * rustix::param::page_size() as u64
+    Some(pages * rustix::param::page_size() as u64)
 }
 
 pub(crate) fn a_trickling_reader_gets_every_byte(plane: &dyn Plane) {

@@ -44,7 +44,7 @@ pub(crate) struct Stage {
 
 impl Stage {
     pub(crate) fn start(plane: &dyn Plane) -> Self {
-        let listener = socket::listener();
+        let listener = plane.place().listener();
         let address = listener.local_addr().expect("a bound socket");
         Self { served: plane.start(&Setup::single(&[address])), listener }
     }

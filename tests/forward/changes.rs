@@ -4,12 +4,18 @@ use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
+use lemonade_tests::backend::Backend;
 use lemonade_tests::load::{Header, Kind, Load, tally};
 use lemonade_tests::netns::Network;
 use lemonade_tests::wait;
 use rustix::process::Signal;
 
+use crate::named::{Named, homes};
 use crate::stage::{V4, ask, packets, start};
+
+/// A probe that notices soon.
+const PROBED: [&str; 5] =
+    ["kind = \"tcp\"", "interval = \"100ms\"", "fast_interval = \"100ms\"", "fall = 2", "rise = 1"];
 
 /// A connection on which everything is echoed.
 struct Echo(TcpStream);
@@ -95,13 +101,7 @@ fn health_takes_a_dead_backend_out_of_the_ring_and_brings_it_back() {
     let test = "health_takes_a_dead_backend_out_of_the_ring_and_brings_it_back";
     let Some(network) = Network::start(test) else { return };
     let backends = V4.backends(&network);
-    let setup = V4.setup(&backends).health(&[
-        "kind = \"tcp\"",
-        "interval = \"100ms\"",
-        "fast_interval = \"100ms\"",
-        "fall = 2",
-        "rise = 1",
-    ]);
+    let setup = V4.setup(&backends).health(&PROBED);
     let lemonade = start(&network, &setup);
     wait::until("all are probed", wait::SOON, || {
         let status = lemonade.status();
@@ -131,6 +131,66 @@ fn health_takes_a_dead_backend_out_of_the_ring_and_brings_it_back() {
     wait::until("the refusal is counted", wait::SOON, || {
         packets(&lemonade, "no_backend") > 0 && lemonade.metrics().refused("no_backend_up") > 0
     });
+}
+
+#[test]
+fn a_backend_that_dies_and_comes_back_costs_its_own_flows_only() {
+    let test = "a_backend_that_dies_and_comes_back_costs_its_own_flows_only";
+    let Some(network) = Network::start(test) else { return };
+    let mut backends = V4.backends(&network);
+    let setup = V4.setup(&backends).health(&PROBED);
+    let lemonade = start(&network, &setup);
+    wait::until("all are probed", wait::SOON, || {
+        let status = lemonade.status();
+        ["a", "b", "c"].iter().all(|name| !status.backend("web", name)["since"].is_null())
+    });
+    let mut flows = Named::several(&network, V4.frontend(), 60);
+    for round in 0..3 {
+        let home = homes(&mut flows);
+        let (dying, mut others): (Vec<_>, Vec<_>) =
+            flows.into_iter().zip(home).partition(|(_, home)| home == "a");
+        assert!(dying.len() > 5 && others.len() > 10, "round {round}: {} and {}", dying.len(), others.len());
+        let dead = backends.remove(0);
+        let address = dead.address;
+        drop(dead);
+        dying.into_iter().for_each(|(flow, _)| flow.await_end());
+        wait::until("it is down", wait::SOON, || !lemonade.status().is_up("web", "a"));
+        let mut fresh = Named::several(&network, V4.frontend(), 20);
+        assert!(homes(&mut fresh).iter().all(|home| home != "a"), "a new flow went to who is down");
+        backends.insert(0, network.backends.enter(|| Backend::start_on("a", address)));
+        wait::until("it is up", wait::SOON, || lemonade.status().is_up("web", "a"));
+        for (flow, home) in &mut others {
+            flow.ask();
+            assert_eq!(flow.hear(), *home, "round {round}: a flow moved");
+        }
+        flows = others.into_iter().map(|(flow, _)| flow).chain(fresh).collect();
+        flows.extend(Named::several(&network, V4.frontend(), 40));
+    }
+}
+
+#[test]
+fn backends_that_leave_keep_their_flows_until_these_are_closed() {
+    let test = "backends_that_leave_keep_their_flows_until_these_are_closed";
+    let Some(network) = Network::start(test) else { return };
+    let backends = V4.backends(&network);
+    let setup = V4.setup(&backends);
+    let lemonade = start(&network, &setup);
+    let mut removed = setup.clone();
+    removed.pools[0].backends.remove(0);
+    for without in [setup.clone().backend(0, &["enabled = false"]), removed] {
+        let mut flows = Named::several(&network, V4.frontend(), 40);
+        let home = homes(&mut flows);
+        lemonade.reload(&without);
+        let mut fresh = Named::several(&network, V4.frontend(), 20);
+        assert!(homes(&mut fresh).iter().all(|home| home != "a"), "a new flow went to who leaves");
+        assert_eq!(homes(&mut flows), home, "they stay where they are");
+        flows.into_iter().chain(fresh).for_each(Named::close);
+        wait::until("nothing is left", wait::SOON, || {
+            lemonade.metrics().sum("lemonade_forward_flows_live", &[]) == 0
+        });
+        lemonade.reload(&setup);
+    }
+    assert_eq!(packets(&lemonade, "unknown_flow"), 0);
 }
 
 #[test]

@@ -44,8 +44,6 @@ fn what_cannot_be_lowered_stays_with_the_proxy_until_it_can() {
     let backends = V4.backends(&network);
     let setup = V4.setup(&backends);
     let lemonade = start(&network, &setup);
-    lemonade.reload(&setup.clone().pool(&["strategy = \"least_connections\""]));
-    kept(&network, &lemonade, "least_connections");
     lemonade.reload(&setup.clone().backend(1, &["max_connections = 5"]));
     kept(&network, &lemonade, "max_connections of backend web/b is counted by the proxy only");
     lemonade.reload(&setup);
@@ -69,6 +67,16 @@ fn doctor_says_beforehand_who_would_serve() {
     let setup = V4.setup(&backends);
     let (code, text) = examined(&network, &setup);
     assert!(text.contains("FRONTEND web: plane forward, relay nat (asked: forward)"), "{text}");
+    assert_eq!(code, Some(0), "{text}");
+    assert!(text.contains("hook tc: to_") && text.contains("is a veth"), "{text}");
+    let (code, text) = examined(&network, &setup.clone().frontend(&["forward.hook = \"xdp\""]));
+    assert!(text.contains("ethtool -K to_balancer tx off"), "{text}");
+    assert_ne!(code, Some(0), "{text}");
+    let (code, text) = examined(&network, &setup.clone().frontend(&["data_plane = \"proxy\""]));
+    assert!(
+        text.contains("`data_plane = \"forward\"` would send its packets on in the kernel; hook tc: to_"),
+        "{text}"
+    );
     assert_eq!(code, Some(0), "{text}");
     let (code, text) = examined(&network, &setup.frontend(&["forward.snat_ports = \"40000-50000\""]));
     assert!(text.contains("snat_ports 40000-50000 overlap the ports 32768-60999"), "{text}");

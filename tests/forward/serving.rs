@@ -4,7 +4,7 @@ use std::io::Write as _;
 use std::net::{TcpStream, UdpSocket};
 use std::time::Duration;
 
-use lemonade_tests::lemonade::run;
+use lemonade_tests::lemonade::{Lemonade, run};
 use lemonade_tests::load::tally;
 use lemonade_tests::netns::Network;
 use lemonade_tests::{http, transfer, wait};
@@ -33,9 +33,7 @@ fn connections_pass_through_the_kernel_and_are_counted() {
     assert!(packets(&lemonade, "forwarded") > 90 * 4);
     let (up, down) = metrics.bytes();
     assert!(up > 90 * 89 && down > 90 * 80, "{up} up, {down} down");
-    let status = lemonade.status();
-    let words = status.0["forward"]["words"].as_str().expect("words").to_owned();
-    assert_eq!(words, "tc on to_backends, to_client");
+    assert_eq!(words(&lemonade), "tc on to_backends, to_client; goes on if the process is killed");
     // What the client's hash says is where it goes.
     let explained = http::get_unix(&lemonade.socket(), "/api/v1/explain?client=10.77.1.1:4321&frontend=web");
     let explained = explained.expect("the admin socket answers").body;
@@ -114,10 +112,12 @@ fn trace_tells_what_the_kernel_decides_and_what_it_drops() {
     assert!(dropped.contains("DROPPED hop_limit: its time to live ended here"), "{dropped}");
 }
 
-fn transfers(test: &str, addresses: &Addresses) {
-    let Some(network) = Network::start(test) else { return };
+/// Exact transfers under loss, with these lines of the frontend after `prepare`; says what the status says of the plane.
+pub fn transfers(test: &str, addresses: &Addresses, lines: &[&str], prepare: fn(&Network)) -> Option<String> {
+    let network = Network::start(test)?;
+    prepare(&network);
     let backends = addresses.speaking(&network);
-    let lemonade = start(&network, &addresses.setup(&backends));
+    let lemonade = start(&network, &addresses.setup(&backends).frontend(lines));
     for namespace in [&network.client, &network.backends] {
         namespace.filter("meta l4proto tcp numgen random mod 100 < 1 drop");
     }
@@ -136,16 +136,23 @@ fn transfers(test: &str, addresses: &Addresses) {
         assert_eq!(backend.truth().failures(), [""; 0]);
     }
     await_ended(&lemonade, 60);
+    crate::hooks::redirected(&network, lines);
+    Some(words(&lemonade))
+}
+
+/// What the status says of the plane.
+pub fn words(lemonade: &Lemonade) -> String {
+    lemonade.status().0["forward"]["words"].as_str().expect("words").to_owned()
 }
 
 #[test]
 fn transfers_are_exact_under_loss_over_ipv4() {
-    transfers("transfers_are_exact_under_loss_over_ipv4", &V4);
+    transfers("transfers_are_exact_under_loss_over_ipv4", &V4, &[], |_| ());
 }
 
 #[test]
 fn transfers_are_exact_under_loss_over_ipv6() {
-    transfers("transfers_are_exact_under_loss_over_ipv6", &V6);
+    transfers("transfers_are_exact_under_loss_over_ipv6", &V6, &[], |_| ());
 }
 
 #[test]
@@ -163,8 +170,10 @@ fn a_source_keeps_its_backend() {
     assert_eq!(ask(&network, V4.frontend(), 30), first);
 }
 
-fn datagrams(test: &str, addresses: &Addresses) {
-    let Some(network) = Network::start(test) else { return };
+/// Datagrams and their answers, as [`transfers`].
+pub fn datagrams(test: &str, addresses: &Addresses, lines: &[&str], prepare: fn(&Network)) -> Option<String> {
+    let network = Network::start(test)?;
+    prepare(&network);
     let servers: Vec<UdpSocket> = network.backends.enter(|| {
         addresses.backends.iter().map(|own| UdpSocket::bind(parse(own)).expect("our address")).collect()
     });
@@ -176,6 +185,7 @@ fn datagrams(test: &str, addresses: &Addresses) {
         "data_plane = \"forward\"",
         "forward.connection_table = 4096",
     ]);
+    let setup = setup.frontend(lines);
     for server in servers {
         std::thread::spawn(move || {
             let mut buffer = [0; 2_048];
@@ -214,6 +224,8 @@ fn datagrams(test: &str, addresses: &Addresses) {
     });
     let metrics = lemonade.metrics();
     assert!(["a", "b", "c"].iter().all(|name| metrics.picks(name) > 0));
+    crate::hooks::redirected(&network, lines);
+    Some(words(&lemonade))
 }
 
 #[test]
@@ -267,10 +279,10 @@ fn sessions_of_datagrams_leave_a_dead_server_and_end_when_they_are_silent() {
 
 #[test]
 fn datagrams_pass_through_the_kernel_over_ipv4() {
-    datagrams("datagrams_pass_through_the_kernel_over_ipv4", &V4);
+    datagrams("datagrams_pass_through_the_kernel_over_ipv4", &V4, &[], |_| ());
 }
 
 #[test]
 fn datagrams_pass_through_the_kernel_over_ipv6() {
-    datagrams("datagrams_pass_through_the_kernel_over_ipv6", &V6);
+    datagrams("datagrams_pass_through_the_kernel_over_ipv6", &V6, &[], |_| ());
 }

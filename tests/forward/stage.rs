@@ -42,8 +42,12 @@ impl Addresses {
 
     /// A configuration whose frontend asks for the forward plane, with a small table.
     pub fn setup(&self, backends: &[Backend]) -> Setup {
-        let addresses: Vec<_> = backends.iter().map(|backend| backend.address).collect();
-        let mut setup = Setup::single(&addresses);
+        self.setup_at(&backends.iter().map(|backend| backend.address).collect::<Vec<_>>())
+    }
+
+    /// The same with backends at these addresses.
+    pub fn setup_at(&self, backends: &[SocketAddr]) -> Setup {
+        let mut setup = Setup::single(backends);
         setup.frontends[0] = Frontend::on("web", self.frontend, "web");
         setup.frontend(&["data_plane = \"forward\"", "forward.connection_table = 16384"])
     }

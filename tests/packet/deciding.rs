@@ -114,6 +114,25 @@ fn odd_packets_for_a_service_are_dropped_and_fragments_as_it_says() {
 }
 
 #[test]
+fn fragments_of_a_flow_that_is_known_go_where_the_service_says() {
+    let mut tables = world();
+    for protocol in [6, 17] {
+        tables.services.get_mut(&service_key(VIP4, protocol)).expect("it is served").flags |= PASS_FRAGMENTS;
+    }
+    for (whole, left) in
+        [(Shape::udp("10.9.9.9:5000", VIP4, &[1; 64]), true), (Shape::tcp("10.9.9.9:5000", VIP4, SYN), false)]
+    {
+        let mut packet = whole.build();
+        assert!(matches!(decided(&tables, &packet, 1), Verdict::Forward(..)));
+        packet[20] = 0x20;
+        let verdict = decided(&tables, &packet, 1);
+        // The host would reset a connection that it does not have.
+        let told = if left { passed(verdict) } else { dropped(verdict) };
+        assert_eq!(told, Reason::Fragment);
+    }
+}
+
+#[test]
 fn without_a_backend_the_host_refuses() {
     let mut tables = world();
     tables.rings[0] = vec![EMPTY; SLOTS as usize];

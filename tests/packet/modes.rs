@@ -154,7 +154,7 @@ fn a_packet_of_an_unknown_flow_asks_the_ring_before_this_one_first() {
         // A reset finds its backend and leaves nothing behind.
         let before = tables.flows.borrow().len();
         let (_, flow, reason) = sent(&tables, &at(4, RST), 1);
-        assert_eq!((flow.backend, reason), (0, Reason::Adopted));
+        assert_eq!((flow.backend, reason), (0, Reason::Unrecorded));
         assert_eq!(tables.flows.borrow().len(), before);
         // The ring before may have been empty there, or name a backend that is gone.
         tables.rings[0].fill(EMPTY);

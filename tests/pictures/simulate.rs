@@ -23,6 +23,9 @@ pub const FAILING: Range<usize> = 45..55;
 /// Weights of `a`, `b` and `c`; all are 1 for a strategy that does not go by weight.
 pub const WEIGHTS: [u32; 3] = [3, 2, 1];
 
+/// Addresses that connections come from.
+const CLIENTS: u16 = 4096;
+
 const RATE: f64 = 400.0;
 const ANSWER: f64 = 0.02;
 
@@ -67,7 +70,10 @@ pub fn run(kind: StrategyKind) -> Told {
         .collect();
     let strategy = build(kind, &candidates);
     let (cursor, mut random) = (AtomicU64::new(0), fastrand::Rng::with_seed(5));
-    let flow = FlowKey::tcp(([198, 51, 100, 7], 5000).into(), ([192, 0, 2, 1], 80).into());
+    let flow = |client: u16| {
+        let [high, low] = client.to_be_bytes();
+        FlowKey::tcp(([198, 18, high, low], 5000).into(), ([192, 0, 2, 1], 80).into())
+    };
     let mut told = Told { picks: vec![[0; 3]; SECONDS], failed: 0, slow_mean: 0.0 };
     let mut open: BTreeMap<(u64, u64), (usize, u64)> = BTreeMap::new();
     let (mut slow, mut slow_count) = (0.0, 0_u32);
@@ -83,6 +89,8 @@ pub fn run(kind: StrategyKind) -> Told {
             cell.release();
         }
         let second = usize::try_from((now - start) / 1_000_000).expect("a minute");
+        // The others do not look at the client.
+        let client = if kind == StrategyKind::SourceHash { random.u16(..CLIENTS) } else { 0 };
         let mut excluded: Vec<BackendIx> = Vec::new();
         for desperate in [false, false, false, true] {
             let view = PoolView {
@@ -94,7 +102,7 @@ pub fn run(kind: StrategyKind) -> Told {
                 excluded: &excluded,
                 desperate,
             };
-            let Some(pick) = strategy.pick(&view, &flow) else { continue };
+            let Some(pick) = strategy.pick(&view, &flow(client)) else { continue };
             let Candidate { position, cell, ix, .. } = pick.candidate;
             let c = *position == 2;
             if c && FAILING.contains(&second) && random.bool() {

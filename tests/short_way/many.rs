@@ -1,8 +1,9 @@
 //! Many connections at once on the short way, and readers that have stopped.
 
-use std::io::Write as _;
+use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
+use std::time::Duration;
 
 use lemonade::proxy::relay::sk_msg::unread::Unread;
 use lemonade_common::sk_msg::MOST_UNREAD;
@@ -45,6 +46,46 @@ async fn echoed(address: SocketAddr, seed: u64, all: &Barrier) -> std::io::Resul
         0 => Ok(()),
         _ => Err(std::io::Error::other("bytes after the last echo")),
     }
+}
+
+/// Messages of which no whole number fits what a reader takes at once: its last read of the short way is a short one.
+const ODD: usize = 10_007;
+
+/// Nothing follows that would wake a relay which had taken the short read for all there is.
+#[test]
+fn what_went_by_tcp_behind_the_short_way_is_read_though_nothing_follows() {
+    quietly(|| {
+        let stage = Stage::start(&SkMsg);
+        let line = Unread::open().expect("sock_diag(7)");
+        for side in [Side::Client, Side::Backend] {
+            let (mut sender, mut reader) = stage.connect(side);
+            let own = (sender.peer_addr().expect("connected"), sender.local_addr().expect("bound"));
+            let (mut taken, mut by_tcp) = (0, 0);
+            // More of them would not fit the window that TCP has told already, and their arrival would wake the relay.
+            while by_tcp < 3 {
+                let full = || line.of(own.0, own.1).expect("an open socket") + ODD as u32 > MOST_UNREAD;
+                if full() {
+                    // The relay may be about to read.
+                    std::thread::sleep(Duration::from_millis(50));
+                    by_tcp += u32::from(full());
+                }
+                let mut chunk = vec![0; ODD];
+                stream::fill(side.seed(), taken, &mut chunk);
+                sender.write_all(&chunk).expect("room in the socket");
+                taken += ODD as u64;
+            }
+            reader.set_read_timeout(Some(Duration::from_secs(20))).expect("an open socket");
+            let (mut at, mut chunk) = (0, vec![0; 64 << 10]);
+            while at < taken {
+                let count = reader.read(&mut chunk).unwrap_or_else(|error| {
+                    panic!("{side:?}: {error}: the reader got {at} of {taken} bytes")
+                });
+                assert_ne!(count, 0, "{side:?}: FIN behind {at} of {taken} bytes");
+                stream::check(side.seed(), at, &chunk[..count]).expect("the bytes that were sent");
+                at += count as u64;
+            }
+        }
+    });
 }
 
 #[test]

@@ -335,6 +335,19 @@ async fn request(shared: &Shared, mut stream: TcpStream, header: Header) -> Resu
                 truth.count_sent(n);
             }
         }
+        Kind::Named => {
+            let mut answer = [b' '; load::NAME + 8];
+            answer[..shared.name.len()].copy_from_slice(shared.name.as_bytes());
+            loop {
+                let asked = &mut answer[load::NAME..];
+                let Ok(n) = stream.read_exact(asked).await else { return Ok(()) };
+                truth.count_received(n);
+                if stream.write_all(&answer).await.is_err() {
+                    return Ok(());
+                }
+                truth.count_sent(answer.len());
+            }
+        }
         Kind::Transfer => {
             let (sent, received) =
                 transfer::exchange(&mut stream, !header.seed, header.down, header.seed, header.up).await?;

@@ -4,7 +4,7 @@
 //! backend's letter as its first byte. So whatever is cut, doubled or handed to somebody else is noticed.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -94,8 +94,11 @@ impl Client {
     /// When no port is left.
     pub fn of(server: SocketAddr) -> Self {
         static CLIENTS: AtomicU32 = AtomicU32::new(1);
-        let own: IpAddr =
-            if server.is_ipv4() { [127, 0, 0, 1].into() } else { [0, 0, 0, 0, 0, 0, 0, 1].into() };
+        let own: IpAddr = match server.ip() {
+            loopback if loopback.is_loopback() => loopback,
+            IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+            IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+        };
         let socket = UdpSocket::bind((own, 0)).expect("a free port");
         socket.set_read_timeout(Some(PATIENCE)).expect("a live socket");
         Self { socket, server, id: CLIENTS.fetch_add(1, Ordering::Relaxed), sent: 0 }

@@ -167,6 +167,29 @@ impl Lemonade {
         Self { child, folder, ended: None }
     }
 
+    /// Starts it again in its folder, after it has ended.
+    ///
+    /// # Panics
+    /// When it does not get ready.
+    pub fn restart(&mut self) {
+        self.restart_by(binary());
+    }
+
+    /// As [`Self::restart`], by another build of it.
+    ///
+    /// # Panics
+    /// When it does not get ready.
+    pub fn restart_by(&mut self, binary: &Path) {
+        let path = self.folder.path().join("output");
+        let log = File::options().append(true).open(path).expect("a writable folder");
+        let mut command = Command::new(binary);
+        command.arg("run").arg("--config").arg(self.config()).stdin(Stdio::null());
+        command.stdout(log.try_clone().expect("a second descriptor")).stderr(log);
+        self.child = command.env_remove("NOTIFY_SOCKET").spawn().expect("lemonade starts");
+        self.ended = None;
+        self.await_ready();
+    }
+
     /// Its folder.
     pub fn folder(&self) -> &Path {
         self.folder.path()
@@ -331,6 +354,7 @@ impl Drop for Lemonade {
             let _ = self.child.kill();
             let _ = self.child.wait();
         }
+        forget_what_outlives(self.child.id());
         let output = self.output();
         if std::thread::panicking() {
             let access = |line: &&str| line.contains("\"kind\":\"access\"");
@@ -346,4 +370,18 @@ impl Drop for Lemonade {
 
 fn pid_of(child: &Child) -> Pid {
     Pid::from_child(child)
+}
+
+/// Takes away what of the forward plane a killed process has left for a next one that does not come.
+fn forget_what_outlives(pid: u32) {
+    let entries =
+        |folder: &Path| fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
+    for set in entries(Path::new("/sys/fs/bpf/lemonade")) {
+        if set.join(format!("pid-{pid}")).exists() {
+            for path in entries(&set) {
+                let _ = fs::remove_file(&path).or_else(|_| fs::remove_dir(&path));
+            }
+            let _ = fs::remove_dir(set);
+        }
+    }
 }

@@ -2,8 +2,11 @@
 
 pub mod admin;
 pub mod backend;
+pub mod between;
 pub mod cgroup;
 pub mod datagrams;
+#[cfg(target_os = "linux")]
+pub mod flood;
 pub mod http;
 pub mod kernel_log;
 pub mod lemonade;

@@ -20,7 +20,8 @@ pub const HEADER: usize = 25;
 pub const BODY: usize = 64;
 /// Bytes of an answer: a name, padded with spaces, and a body.
 const ANSWER: usize = NAME + BODY;
-const NAME: usize = 16;
+/// Bytes of a name in an answer, padded with spaces.
+pub const NAME: usize = 16;
 /// Time after which a call counts as failed.
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -33,6 +34,8 @@ pub enum Kind {
     Flow,
     /// Two streams of given lengths, at the same time.
     Transfer,
+    /// Every eight bytes are echoed behind the backend's name.
+    Named,
 }
 
 impl Kind {
@@ -42,6 +45,7 @@ impl Kind {
             1 => Some(Self::Call),
             2 => Some(Self::Flow),
             3 => Some(Self::Transfer),
+            4 => Some(Self::Named),
             _ => None,
         }
     }
@@ -51,6 +55,7 @@ impl Kind {
             Self::Call => 1,
             Self::Flow => 2,
             Self::Transfer => 3,
+            Self::Named => 4,
         }
     }
 }
@@ -116,8 +121,15 @@ fn read_answer(seed: u64, bytes: &[u8]) -> io::Result<String> {
 
 /// One call; returns the name of the backend that answered.
 pub fn call(address: SocketAddr) -> io::Result<String> {
+    call_on(socket::connect(address)?)
+}
+
+/// As [`call`], on a connection that is there already.
+///
+/// # Errors
+/// As [`call`].
+pub fn call_on(mut stream: std::net::TcpStream) -> io::Result<String> {
     let seed = fastrand::u64(..);
-    let mut stream = socket::connect(address)?;
     stream.write_all(&question(seed))?;
     let mut bytes = Vec::new();
     stream.read_to_end(&mut bytes)?;

@@ -11,6 +11,9 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
+/// Number of the next network of this process.
+static NUMBER: AtomicU32 = AtomicU32::new(0);
+
 /// A network namespace, deleted by name when dropped.
 pub struct Namespace {
     name: String,
@@ -50,13 +53,33 @@ impl Namespace {
         sh(&words.collect::<Vec<_>>());
     }
 
+    /// Sets a value below `/proc/sys/net` of this namespace.
+    ///
+    /// # Panics
+    /// When the kernel does not take it.
+    pub fn sysctl(&self, name: &str, value: &str) {
+        let path = format!("/proc/sys/net/{name}");
+        self.enter(|| std::fs::write(&path, value).unwrap_or_else(|error| panic!("{path}: {error}")));
+    }
+
     /// Adds a packet filter rule for what comes in.
     ///
     /// # Panics
     /// When nft refuses it.
     pub fn filter(&self, rule: &str) {
         let hook = "type filter hook input priority 0";
-        let rules = format!("table inet test {{\nchain in {{\n{hook};\n{rule}\n}}\n}}\n");
+        self.nft(&format!("table inet test {{\nchain in {{\n{hook};\n{rule}\n}}\n}}\n"));
+    }
+
+    /// Takes every packet filter rule away.
+    ///
+    /// # Panics
+    /// When there is none.
+    pub fn no_filter(&self) {
+        self.nft("delete table inet test\n");
+    }
+
+    fn nft(&self, rules: &str) {
         let mut child = Command::new("ip")
             .args(["netns", "exec", &self.name, "nft", "-f", "-"])
             .stdin(Stdio::piped())
@@ -65,13 +88,81 @@ impl Namespace {
         std::io::Write::write_all(&mut child.stdin.take().expect("piped"), rules.as_bytes())
             .expect("nft reads");
         let status = child.wait().expect("nft ends");
-        assert!(status.success(), "nft refused: {rule}");
+        assert!(status.success(), "nft refused: {rules}");
+    }
+
+    /// Packets that the rule of [`Self::filter`] has counted.
+    ///
+    /// # Panics
+    /// When nft fails.
+    pub fn counted(&self) -> u64 {
+        let listing =
+            Command::new("ip").args(["netns", "exec", &self.name, "nft", "list", "ruleset"]).output();
+        let listing = String::from_utf8_lossy(&listing.expect("nft runs").stdout).into_owned();
+        let mut words = listing.split_whitespace().skip_while(|word| *word != "packets").skip(1);
+        words.next().and_then(|word| word.parse().ok()).expect("a rule with a counter")
+    }
+
+    /// Lets a program of the object `unruly` see what leaves by `device`.
+    ///
+    /// # Panics
+    /// When the object is not built, or tc refuses it.
+    pub fn fault(&self, device: &'static str, program: &str) -> Fault<'_> {
+        let folder = std::env::var("LEMONADE_BPF_OBJECTS").expect("the folder of the objects");
+        self.tc(&format!("qdisc add dev {device} clsact"));
+        self.tc(&format!("filter add dev {device} egress bpf da obj {folder}/unruly program {program}"));
+        Fault { namespace: self, device }
+    }
+
+    /// Runs `tc` in this namespace.
+    ///
+    /// # Panics
+    /// When it refuses.
+    pub fn tc(&self, arguments: &str) {
+        let words = ["tc", "-n", &self.name].into_iter().chain(arguments.split(' '));
+        sh(&words.collect::<Vec<_>>());
+    }
+
+    /// Runs `ethtool` in this namespace.
+    ///
+    /// # Panics
+    /// When it refuses.
+    pub fn ethtool(&self, arguments: &str) {
+        let words = ["ip", "netns", "exec", &self.name, "ethtool"].into_iter().chain(arguments.split(' '));
+        sh(&words.collect::<Vec<_>>());
+    }
+
+    /// A counter of this namespace's TCP, such as `TCPSACKReneging`.
+    ///
+    /// # Panics
+    /// When there is none of that name.
+    pub fn tcp_counter(&self, name: &str) -> u64 {
+        let text = self.enter(|| std::fs::read_to_string("/proc/thread-self/net/netstat"));
+        let text = text.expect("a Linux host");
+        let mut lines = text.lines().filter(|line| line.starts_with("TcpExt:")).map(str::split_whitespace);
+        let (names, values) = (lines.next().expect("names"), lines.next().expect("values"));
+        let (_, value) = names.zip(values).find(|(own, _)| *own == name).expect("a counter of TCP");
+        value.parse().expect("a number")
     }
 }
 
 impl Drop for Namespace {
     fn drop(&mut self) {
         let _ = Command::new("ip").args(["netns", "delete", &self.name]).status();
+    }
+}
+
+/// A fault that is there until it is dropped.
+pub struct Fault<'a> {
+    namespace: &'a Namespace,
+    device: &'static str,
+}
+
+impl Drop for Fault<'_> {
+    fn drop(&mut self) {
+        let _ = Command::new("tc")
+            .args(["-n", &self.namespace.name, "qdisc", "delete", "dev", self.device, "clsact"])
+            .status();
     }
 }
 
@@ -92,7 +183,6 @@ impl Network {
             crate::skip::skip(test, &why);
             return None;
         }
-        static NUMBER: AtomicU32 = AtomicU32::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let [client, balancer, backends] =
             ["client", "balancer", "backends"].map(|role| Namespace::make(role, number));
@@ -110,6 +200,78 @@ impl Network {
             backends.ip(&format!("addr add fd77:2::{host}/64 dev to_balancer nodad"));
         }
         Some(Self { client, balancer, backends })
+    }
+
+    /// Sets the largest packet of every link.
+    pub fn mtu(&self, bytes: u32) {
+        for (namespace, device) in [
+            (&self.client, "to_balancer"),
+            (&self.balancer, "to_client"),
+            (&self.balancer, "to_backends"),
+            (&self.backends, "to_balancer"),
+        ] {
+            namespace.ip(&format!("link set {device} mtu {bytes}"));
+        }
+    }
+
+    /// Lets packets between the balancer and clients, or backends, overtake each other and come twice, each of them no larger
+    /// than the link.
+    pub fn disorder(&self, clients: bool) -> [Fault<'_>; 2] {
+        let (near, device) =
+            if clients { (&self.client, "to_client") } else { (&self.backends, "to_backends") };
+        [(near, "to_balancer"), (&self.balancer, device)].map(|(namespace, device)| {
+            namespace.ethtool(&format!("-K {device} tso off gso off gro off"));
+            namespace.tc(&format!("qdisc add dev {device} root handle 1: htb default 1"));
+            for (class, rate) in [("1:1", "10gbit quantum 60000"), ("1:2", "20mbit burst 1600 quantum 1500")]
+            {
+                namespace.tc(&format!("class add dev {device} parent 1: classid {class} htb rate {rate}"));
+            }
+            namespace.fault(device, "disorder")
+        })
+    }
+
+    /// Puts a host behind two routers behind the clients, or the backends; packets larger than `mtu` do not fit between
+    /// the routers. Returns the second router and the host, whose addresses are 10.77.5.2 and fd77:5::2.
+    pub fn beyond(&self, clients: bool, mtu: u32) -> [Namespace; 2] {
+        let (first, back) = if clients { (&self.client, 1) } else { (&self.backends, 2) };
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let [second, host] = ["router", "host"].map(|role| Namespace::make(role, number));
+        for (near, far, link) in [(first, &second, 4), (&second, &host, 5)] {
+            near.ip(&format!("link add beyond type veth peer name before netns {}", far.name));
+            for (namespace, device, host) in [(near, "beyond", 1), (far, "before", 2)] {
+                namespace.ip(&format!("addr add 10.77.{link}.{host}/24 dev {device}"));
+                namespace.ip(&format!("addr add fd77:{link}::{host}/64 dev {device} nodad"));
+                namespace.ip(&format!("link set {device} up"));
+            }
+        }
+        first.ip(&format!("link set beyond mtu {mtu}"));
+        second.ip(&format!("link set before mtu {mtu}"));
+        for router in [first, &second] {
+            router.sysctl("ipv4/ip_forward", "1");
+            router.sysctl("ipv6/conf/all/forwarding", "1");
+        }
+        for (namespace, to, by) in [
+            (&self.balancer, "5", format!("{back}.1")),
+            (first, "5", "4.2".to_owned()),
+            (&second, "1", "4.1".to_owned()),
+            (&second, "2", "4.1".to_owned()),
+            (&host, "1", "5.1".to_owned()),
+            (&host, "2", "5.1".to_owned()),
+        ] {
+            namespace.ip(&format!("route add 10.77.{to}.0/24 via 10.77.{by}"));
+            namespace.ip(&format!("route add fd77:{to}::/64 via fd77:{}", by.replace('.', "::")));
+        }
+        [second, host]
+    }
+
+    /// Lets the balancer route between clients and backends, beside what it balances.
+    pub fn route(&self) {
+        self.balancer.sysctl("ipv4/ip_forward", "1");
+        self.balancer.sysctl("ipv6/conf/all/forwarding", "1");
+        self.client.ip("route add 10.77.2.0/24 via 10.77.1.2");
+        self.client.ip("route add fd77:2::/64 via fd77:1::2");
+        self.backends.ip("route add 10.77.1.0/24 via 10.77.2.2");
+        self.backends.ip("route add fd77:1::/64 via fd77:2::2");
     }
 
     /// Gives the backends a way to the client past the balancer, and addresses of the balancer's as their own.
@@ -138,8 +300,8 @@ fn probe() -> Result<(), String> {
     if !rustix::process::geteuid().is_root() {
         return Err("needs root".to_owned());
     }
-    for tool in ["ip", "nft"] {
-        let found = Command::new(tool).arg("-V").stdout(Stdio::null()).stderr(Stdio::null()).status();
+    for (tool, version) in [("ip", "-V"), ("nft", "-V"), ("ethtool", "--version")] {
+        let found = Command::new(tool).arg(version).stdout(Stdio::null()).stderr(Stdio::null()).status();
         found.map_err(|error| format!("needs {tool}: {error}"))?;
     }
     let name = format!("lemonade-test-{}-probe", std::process::id());

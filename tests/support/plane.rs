@@ -1,9 +1,10 @@
 //! What the conformance suite runs on: anything that carries TCP connections from clients to backends.
 
 use std::io::{Read as _, Write as _};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 
 use crate::lemonade::Lemonade;
+use crate::netns::Namespace;
 use crate::setup::Setup;
 use crate::wait;
 
@@ -17,6 +18,26 @@ pub trait Plane: Sync {
 
     /// Whether a balancer stands between: pools of several backends, retries and counters exist.
     fn balances(&self) -> bool;
+
+    /// Queues of the kernel that a stream passes, in pairs.
+    fn hops(&self) -> u64 {
+        1 + u64::from(self.balances())
+    }
+
+    /// Whether its counters of bytes are those of packets, headers included.
+    fn counts_packets(&self) -> bool {
+        false
+    }
+
+    /// Where its backends are; clients are where the caller is.
+    fn place(&self) -> Place<'_> {
+        Place::here()
+    }
+
+    /// A configuration that it can be reloaded with.
+    fn setup(&self, setup: &Setup) -> Setup {
+        setup.clone().frontend(&["relay = \"copy\""])
+    }
 
     /// Starts to serve `setup`, whose frontend is `web`.
     fn start(&self, setup: &Setup) -> Box<dyn Served>;
@@ -32,6 +53,38 @@ pub trait Served {
 
     /// Brings a new connection to where the plane is to be tested; the streams of a case begin after that.
     fn settle(&self, _client: &mut TcpStream, _backend: &mut TcpStream) {}
+}
+
+/// Where backends are.
+pub struct Place<'a> {
+    /// Their network namespace, unless it is the caller's.
+    pub namespace: Option<&'a Namespace>,
+    /// Their address.
+    pub ip: IpAddr,
+}
+
+impl Place<'_> {
+    /// On this host's loopback.
+    pub const fn here() -> Self {
+        Self { namespace: None, ip: IpAddr::V4(Ipv4Addr::LOCALHOST) }
+    }
+
+    /// Runs `work` there, with an address on a port of the kernel's choice.
+    pub fn enter<T: Send>(&self, work: impl FnOnce(SocketAddr) -> T + Send) -> T {
+        let any = SocketAddr::new(self.ip, 0);
+        match self.namespace {
+            Some(namespace) => namespace.enter(|| work(any)),
+            None => work(any),
+        }
+    }
+
+    /// A listener there.
+    ///
+    /// # Panics
+    /// When no port is left.
+    pub fn listener(&self) -> TcpListener {
+        self.enter(|any| TcpListener::bind(any).expect("a free port"))
+    }
 }
 
 /// No balancer: validates the suite itself and gives the traces that the other planes are compared with.

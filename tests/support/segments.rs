@@ -27,6 +27,8 @@ pub struct Segment {
     pub blocks: Vec<(u32, u32)>,
     /// Whether one padding byte in front of the options makes their numbers begin at odd places.
     pub shifted: bool,
+    /// Padding bytes behind the other options.
+    pub nothings: usize,
     /// Data.
     pub data: Vec<u8>,
 }
@@ -34,8 +36,8 @@ pub struct Segment {
 impl Segment {
     /// A segment without data or options.
     pub fn new(from: SocketAddr, to: SocketAddr, flags: u8, sequence: u32, ack: u32) -> Self {
-        let (stamp, blocks, data) = (None, Vec::new(), Vec::new());
-        Self { from, to, ttl: 64, flags, sequence, ack, window: 500, stamp, blocks, shifted: false, data }
+        let (stamp, blocks, data, shifted, nothings) = (None, Vec::new(), Vec::new(), false, 0);
+        Self { from, to, ttl: 64, flags, sequence, ack, window: 500, stamp, blocks, shifted, nothings, data }
     }
 
     /// Its bytes from the Ethernet header on.
@@ -53,6 +55,7 @@ impl Segment {
                 options.extend(to.to_be_bytes());
             }
         }
+        options.extend(std::iter::repeat_n(1, self.nothings));
         while options.len() % 4 != 0 {
             options.push(0);
         }

@@ -1,6 +1,6 @@
 //! Small things done to sockets: resets, aborts noticed without reading, backends that do not answer.
 
-use std::io::{self, Read as _};
+use std::io::{self, Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
@@ -59,6 +59,14 @@ pub fn read(stream: &mut TcpStream, buffer: &mut [u8]) -> io::Result<usize> {
             done => return done,
         }
     }
+}
+
+/// Writes all of it.
+///
+/// # Panics
+/// When the connection is closed this way.
+pub fn write_all(stream: &mut TcpStream, bytes: &[u8]) {
+    stream.write_all(bytes).expect("the connection is open this way");
 }
 
 /// Accepts one connection within [`SILENCE`].

@@ -1,10 +1,12 @@
 //! The tables of the forward plane in memory, and its rewriting on a slice.
 
 use std::cell::{Cell, RefCell};
-use std::collections::{HashMap, HashSet};
+use std::collections::{HashMap, HashSet, VecDeque};
 
 use lemonade_common::decide::{Inserted, TableView};
 use lemonade_common::forward::{DSR_IPIP, DSR_L2, Flow, Service, ServiceKey, Target};
+use lemonade_common::half_open::HalfOpen;
+use lemonade_common::least::{Choices, Load};
 use lemonade_common::packet::{Family, Kind, Packet, family};
 use lemonade_common::{FlowKey, rewrite};
 
@@ -15,10 +17,24 @@ pub struct Tables {
     pub flows: RefCell<HashMap<FlowKey, &'static Flow>>,
     /// Flows at most.
     pub room: usize,
+    /// Handshakes that have begun, the oldest first.
+    pub half_open: RefCell<VecDeque<HalfOpen>>,
+    /// Handshakes at most.
+    pub half_open_room: usize,
+    /// Handshakes that had to make room for others.
+    pub replaced: Cell<u64>,
     /// Services.
     pub services: HashMap<ServiceKey, Service>,
     /// Rings, by number.
     pub rings: Vec<Vec<u32>>,
+    /// Their backends, where what each has decides, by number.
+    pub choices: HashMap<u32, Choices>,
+    /// Which of equals is next, by ring.
+    pub turns: RefCell<HashMap<u32, u64>>,
+    /// What counts at backends, by index.
+    pub loads: RefCell<HashMap<u32, Load>>,
+    /// Now, in nanoseconds, as the clock of the counts tells it.
+    pub now: Cell<u64>,
     /// Targets, by index of the backend.
     pub targets: HashMap<u32, Target>,
     /// Seed of the hash.
@@ -51,7 +67,48 @@ impl TableView for Tables {
     }
 
     fn remove(&self, key: &FlowKey) -> bool {
-        self.flows.borrow_mut().remove(key).is_some()
+        let removed = self.flows.borrow_mut().remove(key);
+        if let Some(flow) = removed {
+            self.leave(flow);
+        }
+        removed.is_some()
+    }
+
+    fn enter(&self, flow: &Flow) {
+        self.loads.borrow_mut().entry(flow.backend).or_default().live += 1;
+        flow.counted.set(self.now.get().max(1));
+    }
+
+    fn leave(&self, flow: &Flow) {
+        if flow.counted.replace(0) != 0 {
+            let mut loads = self.loads.borrow_mut();
+            let load = loads.get_mut(&flow.backend).expect("what counts has entered");
+            load.live = load.live.checked_sub(1).expect("no count is below 0");
+        }
+    }
+
+    fn answered(&self, flow: &Flow) {
+        if flow.counted.get() != 0 {
+            let mut loads = self.loads.borrow_mut();
+            let load = loads.entry(flow.backend).or_default();
+            load.answers += 1;
+            load.waited += self.now.get().max(1) - flow.counted.get();
+        }
+    }
+
+    fn live(&self, backend: u32) -> u32 {
+        self.loads.borrow().get(&backend).map_or(0, |load| load.live as u32)
+    }
+
+    fn choices(&self, ring: u32) -> Option<&Choices> {
+        self.choices.get(&ring)
+    }
+
+    fn turn(&self, ring: u32) -> u64 {
+        let mut turns = self.turns.borrow_mut();
+        let turn = turns.entry(ring).or_default();
+        *turn += 1;
+        *turn - 1
     }
 
     fn lend(&self, flow: &Flow) {
@@ -88,6 +145,27 @@ impl TableView for Tables {
         self.targets.get(&backend)
     }
 
+    fn begin(&self, begun: &HalfOpen) -> bool {
+        let mut half_open = self.half_open.borrow_mut();
+        let has_room = half_open.len() < self.half_open_room;
+        if has_room {
+            half_open.push_back(*begun);
+        }
+        has_room
+    }
+
+    fn oldest(&self) -> Option<HalfOpen> {
+        self.half_open.borrow().front().copied()
+    }
+
+    fn shift(&self) -> Option<HalfOpen> {
+        self.half_open.borrow_mut().pop_front()
+    }
+
+    fn replaced(&self) {
+        self.replaced.set(self.replaced.get() + 1);
+    }
+
     fn seed(&self) -> u64 {
         self.seed
     }
@@ -106,10 +184,10 @@ pub fn bytes_of(flow: &Flow) -> [u8; size_of::<Flow>()] {
     for (place, word) in bytes[36..64].chunks_exact_mut(4).zip(words) {
         place.copy_from_slice(&word.to_ne_bytes());
     }
-    for (place, long) in
-        bytes[64..].chunks_exact_mut(8).zip([&flow.state, &flow.told, &flow.seen, &flow.packets, &flow.bytes])
-    {
-        place.copy_from_slice(&long.get().to_ne_bytes());
+    let cells = [&flow.state, &flow.told, &flow.seen, &flow.packets, &flow.bytes];
+    let longs = cells.into_iter().map(Cell::get).chain([flow.opened, flow.counted.get()]);
+    for (place, long) in bytes[64..].chunks_exact_mut(8).zip(longs) {
+        place.copy_from_slice(&long.to_ne_bytes());
     }
     bytes
 }

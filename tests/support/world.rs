@@ -56,6 +56,7 @@ pub fn target(n: u32) -> Target {
         first_port: PORTS.0.to_be_bytes(),
         ports: PORTS.1,
         interface: INSIDE,
+        weight: 1,
     }
 }
 
@@ -70,6 +71,7 @@ pub fn world() -> Tables {
     }
     Tables {
         room: 1_000_000,
+        half_open_room: 1_000_000,
         services,
         rings: vec![(0..SLOTS).map(|slot| slot % 3).collect(), (0..SLOTS).map(|slot| 3 + slot % 3).collect()],
         targets: (0..6).map(|n| (n, target(n))).collect(),

@@ -21,8 +21,13 @@ fn schema() -> Value {
     serde_json::from_str(&text).expect("JSON")
 }
 
-/// What is wrong with a record of one level.
+/// What is wrong with a record, whose lists are of records of one level.
 fn fault(schema: &Value, record: &Value) -> Option<String> {
+    let of_list = |rule: &Value, items: &Value| {
+        let name = rule["items"]["$ref"].as_str().and_then(|path| path.rsplit('/').next()).expect("a name");
+        let definition = &schema["definitions"][name];
+        items.as_array().is_some_and(|items| items.iter().all(|item| fault(definition, item).is_none()))
+    };
     let (properties, fields) = (schema["properties"].as_object()?, record.as_object()?);
     let required = schema["required"].as_array()?.iter().filter_map(Value::as_str);
     if let Some(missing) = required.into_iter().find(|key| !fields.contains_key(*key)) {
@@ -35,6 +40,7 @@ fn fault(schema: &Value, record: &Value) -> Option<String> {
             Some("integer") => value.is_u64(),
             Some("number") => value.is_number(),
             Some("boolean") => value.is_boolean(),
+            Some("array") => of_list(rule, value),
             Some(other) => panic!("the schema has a {other}"),
             None => true,
         };
@@ -80,9 +86,17 @@ fn served_and_refused_connections_are_recorded_as_the_schema_says() {
     let mut wrong = records(&served).remove(0);
     wrong["end"] = "vanished".into();
     assert!(fault(&schema, &wrong).is_some_and(|fault| fault.contains("vanished")));
+    let mut wrong = records(&refused).remove(0);
+    assert_eq!(wrong["failed"][0]["fault"], "refused");
+    wrong["failed"][0]["fault"] = "luck".into();
+    assert!(fault(&schema, &wrong).is_some_and(|fault| fault.contains("luck")));
     let required = schema["required"].as_array().expect("a list").len();
     let fields = schema["properties"].as_object().expect("fields").len();
-    assert_eq!((required, fields), (10, 21), "the fields of a route and of datagrams may be absent");
+    assert_eq!(
+        (required, fields),
+        (10, 23),
+        "the fields of a route, of datagrams and of tries may be absent"
+    );
 }
 
 /// As logrotate does it: move the file away, ask for a reload, read the old one.

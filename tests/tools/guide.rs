@@ -1,17 +1,16 @@
-//! The guides say what is so: configurations are accepted, commands exist, links lead somewhere.
+//! The guides say what is so: configurations are accepted, links lead somewhere, alerts have their cures.
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
-use std::sync::OnceLock;
 
 use lemonade_tests::lemonade::binary;
 use lemonade_tests::tools::{root, said};
 use toml::{Table, Value};
 
 /// The guides and the pages at the top, each with its text.
-fn pages() -> Vec<(PathBuf, String)> {
+pub fn pages() -> Vec<(PathBuf, String)> {
     let mut pages: Vec<PathBuf> =
         ["README.md", "CONTRIBUTING.md", "ARCHITECTURE.md"].iter().map(|page| root().join(page)).collect();
     for folder in ["docs", "docs/guide", "docs/adr"] {
@@ -24,7 +23,7 @@ fn pages() -> Vec<(PathBuf, String)> {
 }
 
 /// Fenced blocks of a language.
-fn blocks(text: &str, language: &str) -> Vec<String> {
+pub fn blocks(text: &str, language: &str) -> Vec<String> {
     let fence = format!("```{language}\n");
     let bodies = text.split(&fence).skip(1);
     bodies.map(|rest| rest.split("```").next().unwrap_or_default().to_owned()).collect()
@@ -59,48 +58,6 @@ fn whole(block: &str) -> String {
     config.to_string()
 }
 
-/// Path of the automation, built once.
-fn xtask() -> &'static Path {
-    static XTASK: OnceLock<PathBuf> = OnceLock::new();
-    XTASK.get_or_init(|| {
-        let mut cargo = Command::new(env!("CARGO"));
-        cargo.args(["build", "--quiet", "--package", "xtask"]).current_dir(root());
-        assert!(cargo.status().expect("cargo runs").success(), "xtask cannot be built");
-        let target =
-            std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from);
-        target.join("debug/xtask")
-    })
-}
-
-/// Commands of a shell block, without `sudo`, comments, pipes and what is written into a file.
-fn commands(block: &str) -> Vec<Vec<String>> {
-    let ends = |word: &String| !(word.starts_with('#') || ["|", ">", "&&", "&"].contains(&word.as_str()));
-    let lines = block.replace("\\\n", " ");
-    let words = lines.lines().map(|line| words(line.trim().trim_start_matches("sudo ")));
-    words
-        .map(|words| words.into_iter().take_while(ends).collect())
-        .filter(|words: &Vec<_>| !words.is_empty())
-        .collect()
-}
-
-/// Words of a line; quotes keep theirs together.
-fn words(line: &str) -> Vec<String> {
-    let (mut words, mut word, mut quote) = (Vec::new(), String::new(), None);
-    for letter in line.chars().chain([' ']) {
-        match quote {
-            Some(open) if letter == open => quote = None,
-            None if letter == '"' || letter == '\'' => quote = Some(letter),
-            None if letter.is_whitespace() => {
-                if !word.is_empty() {
-                    words.push(std::mem::take(&mut word));
-                }
-            }
-            Some(_) | None => word.push(letter),
-        }
-    }
-    words
-}
-
 #[test]
 fn each_configuration_in_the_guides_is_accepted() {
     let folder = tempfile::tempdir().expect("a temporary folder");
@@ -115,31 +72,6 @@ fn each_configuration_in_the_guides_is_accepted() {
         }
     }
     assert!(checked >= 10, "{checked} configurations");
-}
-
-#[test]
-fn each_command_in_the_guides_exists_with_its_arguments() {
-    let mut checked = 0;
-    for (page, text) in pages() {
-        for words in blocks(&text, "sh").iter().flat_map(|block| commands(block)) {
-            let words: Vec<&str> = words.iter().map(String::as_str).collect();
-            let (mut command, arguments) = match words.as_slice() {
-                ["cargo", "xtask", arguments @ ..] => (Command::new(xtask()), arguments),
-                [program, arguments @ ..] if Path::new(program).ends_with("lemonade") => {
-                    (Command::new(binary()), arguments)
-                }
-                _ => continue,
-            };
-            // What stands before it is parsed, and nothing is done.
-            let end = arguments.iter().position(|word| *word == "--").unwrap_or(arguments.len());
-            let output = command.args(&arguments[..end]).arg("--help").output().expect("it starts");
-            assert!(output.status.success(), "{}: {words:?}: {}", page.display(), said(&output));
-            checked += 1;
-        }
-    }
-    assert!(checked >= 20, "{checked} commands");
-    let wrong = Command::new(binary()).args(["status", "--wrong", "--help"]).output().expect("lemonade");
-    assert!(!wrong.status.success(), "an argument that does not exist would not be seen");
 }
 
 #[test]
@@ -163,6 +95,51 @@ fn links_lead_to_files_and_the_book_has_each_page() {
         let own = page.starts_with(root().join("docs")) && !page.ends_with("SUMMARY.md");
         assert!(!own || linked.contains(&page), "docs/SUMMARY.md lacks {}", page.display());
     }
+}
+
+/// The anchors that a page of the book has: one for each heading, as mdBook makes them.
+fn anchors(text: &str) -> BTreeSet<String> {
+    let mut fenced = false;
+    let mut outside = |line: &&str| {
+        fenced ^= line.starts_with("```");
+        !fenced && line.starts_with('#')
+    };
+    let slug = |heading: &str| -> String {
+        let kept = |c: char| match c {
+            ' ' => Some('-'),
+            c if c.is_alphanumeric() || c == '-' || c == '_' => Some(c.to_ascii_lowercase()),
+            _ => None,
+        };
+        heading.trim_start_matches('#').trim().chars().filter_map(kept).collect()
+    };
+    text.lines().filter(&mut outside).map(slug).collect()
+}
+
+/// The book has what is below docs, and nothing else: what lies beside it is named, not linked.
+#[test]
+fn each_link_of_the_book_leads_to_something_in_it() {
+    let book = root().join("docs");
+    let mut seen = 0;
+    for (page, text) in pages().into_iter().filter(|(page, _)| page.starts_with(&book)) {
+        let folder = page.parent().expect("a folder");
+        for link in text.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
+            if link.is_empty() || link.contains("://") || link.contains(char::is_whitespace) {
+                continue;
+            }
+            let (path, anchor) = link.split_once('#').unwrap_or((link, ""));
+            let target = if path.is_empty() { page.clone() } else { folder.join(path) };
+            let target = target.canonicalize().unwrap_or_else(|_| panic!("{}: no {link}", page.display()));
+            assert!(
+                target.is_file() && target.starts_with(&book),
+                "{}: {link} is not in the book",
+                page.display()
+            );
+            let there = || anchors(&fs::read_to_string(&target).expect("a page"));
+            assert!(anchor.is_empty() || there().contains(anchor), "{}: no {link}", page.display());
+            seen += 1;
+        }
+    }
+    assert!(seen > 60, "{seen} links");
 }
 
 #[test]

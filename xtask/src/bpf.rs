@@ -37,10 +37,20 @@ const LINKER: &str = "0.13.0";
 /// A compiler for the programs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Compiler {
-    /// rustup's nightly, which builds `core` from its source.
-    Nightly,
+    /// rustup's nightly, which builds `core` from its source, and where it is.
+    Nightly { sysroot: PathBuf },
     /// A compiler whose sysroot holds `core` for the target, with its cargo.
     Prebuilt { rustc: PathBuf, cargo: PathBuf },
+}
+
+impl Compiler {
+    /// Name of the folder of what is built for it.
+    const fn name(&self) -> &'static str {
+        match self {
+            Self::Nightly { .. } => "nightly",
+            Self::Prebuilt { .. } => "prebuilt",
+        }
+    }
 }
 
 /// Built objects.
@@ -65,19 +75,37 @@ pub fn equip(cargo: &mut Command, objects: Option<&Objects>) {
 
 /// Finds or installs the toolchain and builds the objects; says each step and how long it took.
 ///
-/// `None` is said in one line with the command that would help.
+/// `None` is said in one line for each toolchain that was tried, with the command that would help.
 pub fn set_up() -> Option<Objects> {
     if !cfg!(target_os = "linux") {
         println!("kernel programs: they need Linux; building for userspace only");
         return None;
     }
-    match find_or_install().and_then(|compiler| build(&compiler)) {
-        Ok(objects) => Some(objects),
-        Err(error) => {
-            println!("kernel programs: none, so Lemonade runs in userspace: {error:#}");
-            None
+    // What is there goes before what has to be fetched; packages are of one version, a nightly is that of the day.
+    let ways: [fn() -> anyhow::Result<Option<Compiler>>; 4] = [
+        || Ok(prebuilt()),
+        || Ok(nightly()),
+        || install_packages().map(Some),
+        || install_nightly().map(Some),
+    ];
+    let mut tried = Vec::new();
+    for way in ways {
+        let built = match way() {
+            Ok(Some(compiler)) if !tried.contains(&compiler) => {
+                let built = linker(&compiler).and_then(|linker| build(&compiler, &linker));
+                tried.push(compiler);
+                built
+            }
+            Ok(_) => continue,
+            Err(error) => Err(error),
+        };
+        match built {
+            Ok(objects) => return Some(objects),
+            Err(error) => println!("kernel programs: {error:#}"),
         }
     }
+    println!("kernel programs: none, so Lemonade runs in userspace");
+    None
 }
 
 /// Whether programs can be loaded here.
@@ -103,25 +131,8 @@ pub fn probe(objects: Option<&Objects>) -> Result<(), String> {
     }
 }
 
-fn find_or_install() -> anyhow::Result<Compiler> {
-    let compiler = match compiler() {
-        Some(compiler) => compiler,
-        None => step("install a compiler for kernel programs", install_compiler)?,
-    };
-    if linker().is_none() {
-        step("build bpf-linker", || install_linker(&compiler))?;
-    }
-    Ok(compiler)
-}
-
-/// A compiler that is there, in the order of preference.
-fn compiler() -> Option<Compiler> {
-    let nightly = quiet(Command::new("rustup").args(["run", "nightly", "rustc", "--print", "sysroot"]));
-    if let Some(sysroot) = nightly
-        && Path::new(sysroot.trim()).join("lib/rustlib/src/rust/library/core").is_dir()
-    {
-        return Some(Compiler::Nightly);
-    }
+/// A compiler of a distribution, if there is one.
+fn prebuilt() -> Option<Compiler> {
     let rustc = ["/usr/bin/rustc", "/usr/local/bin/rustc"].map(PathBuf::from);
     rustc.into_iter().find_map(|rustc| {
         let cargo = rustc.with_file_name("cargo");
@@ -131,46 +142,99 @@ fn compiler() -> Option<Compiler> {
     })
 }
 
-fn linker() -> Option<PathBuf> {
-    let own = workspace::target().join("tools/bin/bpf-linker");
-    let path = env::var_os("PATH").unwrap_or_default();
-    env::split_paths(&path).map(|folder| folder.join("bpf-linker")).chain([own]).find(|path| path.is_file())
+/// rustup's nightly, if it is there with the source of `core`.
+fn nightly() -> Option<Compiler> {
+    let sysroot = quiet(Command::new("rustup").args(["run", "nightly", "rustc", "--print", "sysroot"]))?;
+    let sysroot = PathBuf::from(sysroot.trim());
+    sysroot.join("lib/rustlib/src/rust/library/core").is_dir().then_some(Compiler::Nightly { sysroot })
 }
 
-/// The nightly of rustup where its server answers, else Debian's packages.
-fn install_compiler() -> anyhow::Result<Compiler> {
-    let install = ["toolchain", "install", "nightly", "--profile", "minimal", "--component", "rust-src"];
-    let mut rustup = Command::new("rustup");
-    if set_up::on_path("rustup") && quiet(rustup.args(install)).is_some() && compiler().is_some() {
-        return compiler().context("the toolchain that was just installed is gone");
-    }
+fn install_packages() -> anyhow::Result<Compiler> {
     let line = format!("apt-get install --yes --no-install-recommends {}", PACKAGES.join(" "));
     if !set_up::may_install() {
         bail!("no Rust compiler for {TARGET}; as root on Debian `{line}` installs one");
     }
-    set_up::apt(&PACKAGES)?;
-    compiler().with_context(|| format!("`{line}` brought no compiler for {TARGET}"))
+    step("install a compiler for kernel programs", || {
+        set_up::apt(&PACKAGES)?;
+        prebuilt().with_context(|| format!("`{line}` brought no compiler for {TARGET}"))
+    })
 }
 
-fn install_linker(compiler: &Compiler) -> anyhow::Result<()> {
-    let mut cargo = workspace::cargo(&["install", "bpf-linker", "--version", LINKER, "--locked", "--quiet"]);
-    cargo.arg("--root").arg(workspace::target().join("tools"));
-    // Its build must not land among the workspace's own.
-    cargo.env("CARGO_TARGET_DIR", workspace::target().join("tools/build"));
-    if let Compiler::Prebuilt { .. } = compiler {
-        let prefix = workspace::output(Command::new("llvm-config-22").arg("--prefix"))
-            .context("llvm-22-dev is not installed; run `cargo xtask setup` as root")?;
-        let prefix = prefix.trim();
-        cargo.args(["--no-default-features", "--features", "llvm-22"]);
-        cargo.env("LLVM_PREFIX", prefix).env("LLVM_SYS_221_PREFIX", prefix);
-        cargo.env("RUSTFLAGS", format!("-L {prefix}/lib"));
+fn install_nightly() -> anyhow::Result<Compiler> {
+    let install = ["toolchain", "install", "nightly", "--profile", "minimal", "--component", "rust-src"];
+    let line = format!("rustup {}", install.join(" "));
+    if !set_up::on_path("rustup") {
+        bail!("rustup is not installed; with it `{line}` brings a compiler for {TARGET}");
     }
+    step("install a nightly compiler for kernel programs", || {
+        quiet(Command::new("rustup").args(install))
+            .and_then(|_| nightly())
+            .with_context(|| format!("`{line}` brought no compiler for {TARGET}"))
+    })
+}
+
+/// The linker that knows the compiler's LLVM: our own, that on the path, or a new one of our own.
+fn linker(compiler: &Compiler) -> anyhow::Result<PathBuf> {
+    let tools = workspace::target().join("tools").join(compiler.name());
+    let own = tools.join("bin/bpf-linker");
+    let path = env::var_os("PATH").unwrap_or_default();
+    let known = env::split_paths(&path).map(|folder| folder.join("bpf-linker"));
+    // One whose libraries are gone does not start.
+    let runs = |linker: &PathBuf| linker.is_file() && quiet(Command::new(linker).arg("--version")).is_some();
+    if let Some(linker) = std::iter::once(own.clone()).chain(known).find(runs) {
+        return Ok(linker);
+    }
+    step("build bpf-linker", || install_linker(compiler, &tools))?;
+    Ok(own)
+}
+
+fn install_linker(compiler: &Compiler, tools: &Path) -> anyhow::Result<()> {
+    let (prefix, major) = match compiler {
+        Compiler::Nightly { sysroot } => (llvm_of(sysroot, tools)?, llvm_version()?),
+        Compiler::Prebuilt { .. } => {
+            let prefix = workspace::output(Command::new("llvm-config-22").arg("--prefix"))
+                .context("llvm-22-dev is not installed; run `cargo xtask setup` as root")?;
+            (PathBuf::from(prefix.trim()), "22".to_owned())
+        }
+    };
+    let mut cargo = workspace::cargo(&["install", "bpf-linker", "--version", LINKER, "--locked", "--quiet"]);
+    cargo.args(["--force", "--no-default-features", "--features", &format!("llvm-{major}")]);
+    cargo.arg("--root").arg(tools);
+    // Its build must not land among the workspace's own.
+    cargo.env("CARGO_TARGET_DIR", tools.join("build"));
+    cargo.env("LLVM_PREFIX", &prefix).env(format!("LLVM_SYS_{major}1_PREFIX"), &prefix);
+    cargo.env("RUSTFLAGS", format!("-L {}", prefix.join("lib").display()));
     workspace::run(&mut cargo)
+}
+
+/// Major version of the LLVM that rustup's nightly brings.
+fn llvm_version() -> anyhow::Result<String> {
+    let told = workspace::output(Command::new("rustup").args(["run", "nightly", "rustc", "-vV"]))?;
+    let version = told.lines().find_map(|line| line.strip_prefix("LLVM version: "));
+    let major = version.and_then(|version| version.split('.').next());
+    major.map(str::to_owned).with_context(|| format!("no LLVM version in: {told}"))
+}
+
+/// A folder in which a linker finds the LLVM of a compiler under the name that it asks for.
+fn llvm_of(sysroot: &Path, tools: &Path) -> anyhow::Result<PathBuf> {
+    let prefix = tools.join("llvm");
+    let folder = prefix.join("lib");
+    let _ = std::fs::remove_dir_all(&prefix);
+    std::fs::create_dir_all(&folder)?;
+    let lib = sysroot.join("lib");
+    for entry in std::fs::read_dir(&lib).with_context(|| lib.display().to_string())? {
+        let (name, path) = entry.map(|entry| (entry.file_name(), entry.path()))?;
+        if name.to_string_lossy().starts_with("libLLVM.so") {
+            std::os::unix::fs::symlink(&path, folder.join(&name))?;
+            std::os::unix::fs::symlink(&path, folder.join("libLLVM.so"))?;
+        }
+    }
+    Ok(prefix)
 }
 
 /// Objects, and the features that they are built with: each has its own, since the maps of a module are in every object that
 /// it is linked into. Those with faults are for tests; nothing embeds them.
-const OBJECTS: [(&str, &str); 7] = [
+const OBJECTS: [(&str, &str); 8] = [
     ("proxy", "proxy"),
     ("sk_msg", "sk_msg"),
     ("forward", "forward"),
@@ -178,20 +242,20 @@ const OBJECTS: [(&str, &str); 7] = [
     ("splice", "splice"),
     ("faulty", "proxy,faults"),
     ("faulty_sk_msg", "sk_msg,faults"),
+    ("unruly", "faults"),
 ];
 
-fn build(compiler: &Compiler) -> anyhow::Result<Objects> {
-    let linker = linker().context("bpf-linker is missing; run `cargo xtask setup`")?;
+fn build(compiler: &Compiler, linker: &Path) -> anyhow::Result<Objects> {
     let target = workspace::target().join("bpf");
     step("build kernel programs", || {
-        OBJECTS.iter().try_for_each(|object| workspace::run(&mut command(compiler, &linker, &target, object)))
+        OBJECTS.iter().try_for_each(|object| workspace::run(&mut command(compiler, linker, &target, object)))
     })?;
     Ok(Objects { folder: target.join(TARGET).join("bpf") })
 }
 
 fn command(compiler: &Compiler, linker: &Path, target: &Path, (object, features): &(&str, &str)) -> Command {
     let mut cargo = match compiler {
-        Compiler::Nightly => {
+        Compiler::Nightly { .. } => {
             let mut cargo = Command::new("rustup");
             cargo.args(["run", "nightly", "cargo"]);
             cargo
@@ -206,12 +270,14 @@ fn command(compiler: &Compiler, linker: &Path, target: &Path, (object, features)
     cargo.current_dir(workspace::root()).env_remove("RUSTFLAGS").env_remove("RUSTC_WORKSPACE_WRAPPER");
     cargo.args(["build", "--quiet", "--package", "lemonade-ebpf", "--bin", object, "--features", features]);
     cargo.args(["--profile", "bpf", "--target", TARGET, "--target-dir"]).arg(target);
-    if *compiler == Compiler::Nightly {
+    if let Compiler::Nightly { .. } = compiler {
         cargo.args(["-Z", "build-std=core"]);
         cargo.env_remove("RUSTUP_TOOLCHAIN");
     }
     let architecture = format!("--cfg=bpf_target_arch=\"{}\"", env::consts::ARCH);
-    let flags = [&*architecture, "-Cdebuginfo=2", "-Clink-arg=--btf", "-Dwarnings"];
+    // The nightly of the day has warnings of its own.
+    let lints = if let Compiler::Nightly { .. } = compiler { "-Awarnings" } else { "-Dwarnings" };
+    let flags = [&*architecture, "-Cdebuginfo=2", "-Clink-arg=--btf", lints];
     cargo.env("CARGO_ENCODED_RUSTFLAGS", flags.join("\u{1f}"));
     let path = env::var_os("PATH").unwrap_or_default();
     let folders = linker.parent().map(Path::to_path_buf).into_iter().chain(env::split_paths(&path));

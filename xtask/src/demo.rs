@@ -1,7 +1,8 @@
-//! `cargo xtask demo`: shows what a relay in the kernel brings on this machine, against `copy` in the same run, or the
-//! forward plane between network namespaces.
+//! `cargo xtask demo`: shows what a relay in the kernel brings on this machine, against `copy` in the same run, the
+//! forward plane between network namespaces, or how a spliced download outlives the balancer.
 
 mod forward;
+mod splice;
 
 use std::fs;
 use std::net::SocketAddr;
@@ -19,8 +20,8 @@ use crate::{bpf, set_up, workspace};
 /// What to show.
 #[derive(clap::Args)]
 pub struct Args {
-    /// The relay sk_msg, or the plane forward
-    #[arg(value_parser = ["sk_msg", "forward"])]
+    /// The relay sk_msg or splice, or the plane forward
+    #[arg(value_parser = ["sk_msg", "splice", "forward"])]
     relay: String,
     /// Rounds, each of both relays
     #[arg(long, default_value_t = 3)]
@@ -45,10 +46,15 @@ const PATIENCE: Duration = Duration::from_secs(15);
 
 /// Builds, starts everything in a cgroup of its own, measures, prints and takes it away again.
 pub fn main(args: &Args) -> Result<()> {
+    if let ("splice", Some(lemonade)) = (&*args.relay, std::env::var_os("LEMONADE_BIN")) {
+        return splice::run(lemonade.into());
+    }
     set_up::install_for_build();
     let objects = bpf::set_up();
-    if args.relay == "forward" {
-        return forward::main(objects.as_ref());
+    match &*args.relay {
+        "forward" => return forward::main(objects.as_ref()),
+        "splice" => return splice::main(objects.as_ref()),
+        _ => {}
     }
     let mut build = workspace::cargo(&["build", "--release", "--package", "lemonade"]);
     bpf::equip(&mut build, objects.as_ref());

@@ -11,7 +11,7 @@ use crate::{tools, workspace};
 const BUILD: [(&str, &str); 2] = [("cc", "gcc"), ("make", "make")];
 
 /// Programs of the namespace tests.
-const NAMESPACES: [(&str, &str); 2] = [("ip", "iproute2"), ("nft", "nftables")];
+const NAMESPACES: [(&str, &str); 3] = [("ip", "iproute2"), ("nft", "nftables"), ("ethtool", "ethtool")];
 
 /// Programs that build the page.
 const DASHBOARD: [(&str, &str); 2] = [("node", "nodejs"), ("npm", "npm")];
@@ -20,8 +20,8 @@ const DASHBOARD: [(&str, &str); 2] = [("node", "nodejs"), ("npm", "npm")];
 const BROWSER: [(&str, &str); 2] = [("chromium", "chromium"), ("chromedriver", "chromium-driver")];
 
 /// Programs that tests call to see what they say about Lemonade, and the one that brings others.
-const TOOLS: [(&str, &str); 3] =
-    [("systemd-analyze", "systemd"), ("python3", "python3-venv"), ("strace", "strace")];
+const TOOLS: [(&str, &str); 4] =
+    [("systemd-analyze", "systemd"), ("python3", "python3-venv"), ("strace", "strace"), ("curl", "curl")];
 
 /// Installs what building and testing lack, where that needs no password; what stays missing shows up as skipped tests.
 pub fn install() -> anyhow::Result<Tally> {

@@ -77,8 +77,8 @@ pub struct Shift {
     pub sequence: u32,
     /// The acknowledgement as it leaves.
     pub ack: u32,
-    /// What is added to the edges of SACK blocks.
-    pub blocks: u32,
+    /// What is added to the edges of SACK blocks; `None`: they are left out.
+    pub blocks: Option<u32>,
     /// Window scale by which the window is told, and that by which it will be read.
     pub scales: [u8; 2],
     /// What is added to TSval.
@@ -88,14 +88,15 @@ pub struct Shift {
 }
 
 impl Shift {
-    /// That of packets of `leg`, with the acknowledgement as it leaves before translation.
+    /// That of packets of `leg`, with the acknowledgement as it leaves before translation. Unless it `tells` all that its
+    /// peer has, blocks may be about bytes that the other peer knows nothing of.
     #[inline(always)]
-    pub const fn of(leg: &Leg, ack: u32, stamp_delta: u32, other_stamp_delta: u32) -> Self {
+    pub const fn of(leg: &Leg, ack: u32, tells: bool, stamp_delta: u32, other_stamp_delta: u32) -> Self {
         Self {
             ports: [leg.sport[0], leg.sport[1], leg.dport[0], leg.dport[1]],
             sequence: leg.sequence,
             ack: ack.wrapping_add(leg.acknowledgement),
-            blocks: leg.acknowledgement,
+            blocks: if tells { Some(leg.acknowledgement) } else { None },
             scales: leg.scales,
             value: stamp_delta,
             echo: 0_u32.wrapping_sub(other_stamp_delta),
@@ -176,36 +177,50 @@ pub fn translate(header: &mut Header, places: &Places, shift: &Shift) {
         add(header, stamp + 2, shift.value);
         add(header, stamp + 6, shift.echo);
     }
-    let sack = places.sack & MASK;
-    if sack != 0 {
-        for block in 0..BLOCKS {
-            if block < places.blocks {
-                add(header, sack + 2 + block * 8, shift.blocks);
-                add(header, sack + 6 + block * 8, shift.blocks);
-            }
-        }
-    }
+    blocks(header, places, shift.blocks);
 }
 
-/// A packet of the proxy's own socket, made to fit behind what has been sent on: its acknowledgement and TSval are no
-/// older; RST, for which `place` is given, comes from there.
+/// A packet of the proxy's own socket, made one that the other peer could have sent by now: its acknowledgement and TSval
+/// are what its peer has been given, and neither FIN nor SACK blocks are in it; RST, for which `place` is given, comes from
+/// there.
 #[inline(always)]
-pub fn renew(header: &mut Header, places: &Places, place: Option<u32>, ack: Option<u32>, stamp: Option<u32>) {
+pub fn renew(header: &mut Header, places: &Places, place: Option<u32>, ack: u32, stamp: Option<u32>) {
+    header[13] &= !FIN;
     if let Some(place) = place {
         put(header, 4, place);
     }
-    if let Some(ack) = ack
-        && header[13] & ACK != 0
-        && super::before(word(header, 8), ack)
-    {
+    if header[13] & ACK != 0 {
         put(header, 8, ack);
     }
     let at = places.stamp & MASK;
+    // A later one would have its peer take what is sent on afterwards for old (RFC 7323, 5.3).
     if at != 0
         && let Some(stamp) = stamp
-        && super::before(word(header, at + 2), stamp)
     {
         put(header, at + 2, stamp);
+    }
+    blocks(header, places, None);
+}
+
+/// Shifts the edges of SACK blocks, or puts nothing in the option's place.
+#[inline(always)]
+fn blocks(header: &mut Header, places: &Places, by: Option<u32>) {
+    let sack = places.sack & MASK;
+    if sack == 0 {
+        return;
+    }
+    if by.is_none() {
+        header[sack] = NOTHING;
+        header[(sack + 1) & MASK] = NOTHING;
+    }
+    for block in 0..BLOCKS {
+        if block >= places.blocks {
+            break;
+        }
+        for edge in [sack + 2 + block * 8, sack + 6 + block * 8] {
+            let moved = by.map_or(u32::from_be_bytes([NOTHING; 4]), |by| word(header, edge).wrapping_add(by));
+            put(header, edge, moved);
+        }
     }
 }
 

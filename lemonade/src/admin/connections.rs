@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::status::rfc3339;
 use super::words;
+use crate::metrics::port::Failed;
 use crate::model::Moment;
 use crate::proxy::clock::Clock;
 use crate::proxy::port::Connection;
@@ -41,7 +42,9 @@ pub struct Row {
     pub relay: String,
     /// When it was accepted.
     pub started: String,
-    /// Seconds since then, or from then to its end.
+    /// When it ended; `None` while it lives.
+    pub ended: Option<String>,
+    /// Seconds since it was accepted, or from then to its end.
     pub age_seconds: f64,
     /// Whole seconds without a byte.
     pub idle_seconds: u32,
@@ -51,10 +54,24 @@ pub struct Row {
     pub bytes_down: u64,
     /// Where it went and why; `None` as long as no backend is connected.
     pub route: Option<RouteRow>,
+    /// Backends that were tried in vain, in order.
+    #[serde(default)]
+    pub failed: Vec<FailedRow>,
     /// How it ended, by name; `None` while it lives.
     pub end: Option<String>,
     /// How it ended, in words.
     pub end_why: Option<String>,
+}
+
+/// A backend that was tried in vain.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct FailedRow {
+    /// Backend.
+    pub backend: String,
+    /// What went wrong, by name.
+    pub fault: String,
+    /// What went wrong, in words.
+    pub why: String,
 }
 
 /// Where a connection went and why.
@@ -128,7 +145,7 @@ impl Row {
             backend: route.backend.to_string(),
             address: route.address,
             strategy: route.strategy.as_str().to_owned(),
-            why: connection.decision.as_ref().map(words::decision).unwrap_or_default(),
+            why: connection.decision.as_ref().map(ToString::to_string).unwrap_or_default(),
             candidates: route.candidates,
             attempts: route.attempts,
             hedged: route.hedged,
@@ -145,13 +162,25 @@ impl Row {
             plane: connection.plane.to_owned(),
             relay: connection.relay.to_owned(),
             started: rfc3339(clock.wall(connection.started)),
+            ended: connection.end.map(|(_, at)| rfc3339(clock.wall(at))),
             age_seconds: age(connection, until).as_micros() as f64 / 1e6,
             idle_seconds: connection.idle_seconds,
             bytes_up: connection.bytes_up,
             bytes_down: connection.bytes_down,
             route,
+            failed: connection.failed.iter().map(FailedRow::of).collect(),
             end: connection.end.map(|(end, _)| end.as_str().to_owned()),
             end_why: connection.end.map(|(end, _)| words::end(end).to_owned()),
+        }
+    }
+}
+
+impl FailedRow {
+    fn of(own: &Failed) -> Self {
+        Self {
+            backend: own.backend.to_string(),
+            fault: own.fault.as_str().to_owned(),
+            why: words::fault(own.fault).to_owned(),
         }
     }
 }

@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 
 use super::AdminWiring;
 use super::status::{Status, rfc3339};
+use crate::config;
 use crate::control::table::DispatchTable;
 use crate::metrics::adapters::prometheus;
 
@@ -25,7 +26,7 @@ pub(super) fn dump(wiring: &AdminWiring, now: SystemTime) -> Value {
         "program": { "version": env!("CARGO_PKG_VERSION"), "os": std::env::consts::OS, "arch": std::env::consts::ARCH },
         "status": Status::read(wiring, now),
         "table": table_json(&table),
-        "config": config_lines(&table),
+        "config": table.config.as_ref().map(|config| config::written(config)),
         "health": histories,
         "series": wiring.metrics.series(None).samples,
         "metrics": metrics.lines().filter(|line| !line.starts_with('#')).collect::<Vec<_>>(),
@@ -66,14 +67,4 @@ fn table_json(table: &DispatchTable) -> Value {
         "pools": pools.collect::<Vec<_>>(),
         "next_ix": table.next_ix,
     })
-}
-
-/// The configuration as the program sees it, defaults filled in.
-fn config_lines(table: &DispatchTable) -> Vec<String> {
-    let Some(config) = &table.config else { return Vec::new() };
-    let mut shown = (**config).clone();
-    if let Some(seed) = &mut shown.runtime.hash_seed {
-        "(left out)".clone_into(seed);
-    }
-    format!("{shown:#?}").lines().map(str::to_owned).collect()
 }

@@ -4,6 +4,7 @@
 //! asks for less than happens, loses events and is told how many.
 
 use std::convert::Infallible;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -16,15 +17,21 @@ use super::AdminWiring;
 use super::connections::carried_by;
 use super::feed::Feed;
 use super::words;
-use crate::proxy::port::Connection;
+use crate::control::overrides::{find, listed};
+use crate::model::Moment;
+use crate::model::time::micros;
+use crate::proxy::port::{Connection, Which};
 use crate::proxy::tap::{Event, EventKind};
 use crate::shutdown::Phase;
 
 /// Readers at a time, over both doors.
 pub const MAX_READERS: usize = 128;
 
-/// Time between two looks.
-const LOOK: Duration = Duration::from_millis(50);
+/// Time between two looks of a reader that wants many events, and of one that wants at most `FEW` a second.
+const LOOK: (Duration, Duration) = (Duration::from_millis(50), Duration::from_millis(200));
+
+/// Events per second that a person can follow on a page.
+const FEW: u32 = 100;
 
 /// Time after which a silent stream shows that it lives.
 const SIGN_OF_LIFE: Duration = Duration::from_secs(5);
@@ -68,6 +75,41 @@ impl Wanted {
         Ok(())
     }
 
+    /// Checks the names, by what there is now or still has connections.
+    ///
+    /// # Errors
+    /// What there is instead, in words.
+    pub(super) fn names(&self, wiring: &AdminWiring) -> Result<(), String> {
+        if let Some(client) = self.client.as_deref()
+            && client.parse::<IpAddr>().is_err()
+            && client.parse::<SocketAddr>().is_err()
+        {
+            let client = words::clean(client);
+            return Err(format!(
+                "`{client}` is no client; write an address such as 192.0.2.7 or 192.0.2.7:5000"
+            ));
+        }
+        let state = wiring.control.borrow().clone();
+        let lives =
+            |such: &dyn Fn(&Connection) -> bool| !wiring.plane.connections(Which::Live, such).is_empty();
+        if let Some(name) = self.frontend.as_deref() {
+            let mut names = state.table.frontends.values().map(|entry| &entry.frontend.name);
+            if names.clone().all(|own| own.as_str() != name) && !lives(&|own| own.frontend.as_str() == name) {
+                let names = listed(&mut names);
+                return Err(format!("no frontend `{}`; there are: {names}", words::clean(name)));
+            }
+        }
+        if let (Some(name), Some(config)) = (self.backend.as_deref(), &state.table.config) {
+            // A name that several pools have stands for the backends of all of them.
+            let bare =
+                config.pools.values().flat_map(|pool| &pool.backends).any(|own| own.name.as_str() == name);
+            if !bare && !lives(&|own| carried_by(own, name)) {
+                find(config, name).map_err(|why| words::clean(&why))?;
+            }
+        }
+        Ok(())
+    }
+
     /// Whether it is every event.
     fn is_all(&self) -> bool {
         let Self { kind, frontend, backend, reason, client, rate: _ } = self;
@@ -84,6 +126,11 @@ impl Wanted {
             })
             && self.client.as_deref().is_none_or(|client| is_client(own, client))
     }
+}
+
+/// The moment of the next look: the same for all readers, so that many cost one wake-up of their thread.
+fn next_look(now: Moment, every: Duration) -> Moment {
+    Moment((now.0 + 1).next_multiple_of(micros(every)))
 }
 
 fn is_client(own: &Connection, client: &str) -> bool {
@@ -121,6 +168,8 @@ struct Reader {
     left: u32,
     second: Instant,
     lost: u64,
+    /// When it was told of those before.
+    told: Instant,
     spoke: Instant,
     _place: Place,
 }
@@ -143,6 +192,7 @@ pub(super) fn stream(wiring: &Arc<AdminWiring>, wanted: Wanted) -> Option<Body> 
         wanted,
         second: now,
         lost: 0,
+        told: now,
         spoke: now,
         _place: place,
     };
@@ -157,6 +207,10 @@ pub(super) fn stream(wiring: &Arc<AdminWiring>, wanted: Wanted) -> Option<Body> 
 impl Wanted {
     fn rate(&self) -> u32 {
         self.rate.unwrap_or(RATE.0).clamp(1, RATE.1)
+    }
+
+    fn look(&self) -> Duration {
+        if self.rate() <= FEW { LOOK.1 } else { LOOK.0 }
     }
 }
 
@@ -176,7 +230,8 @@ impl Reader {
                 self.spoke = Instant::now();
                 return Some(Bytes::from_static(b": alive\n\n"));
             }
-            tokio::time::sleep(LOOK).await;
+            let clock = &self.wiring.clock;
+            tokio::time::sleep_until(clock.instant(next_look(clock.now(), self.wanted.look()))).await;
         }
     }
 
@@ -206,10 +261,25 @@ impl Reader {
         for told in taken {
             text.extend_from_slice(&told.text(&self.wiring.clock));
         }
-        if self.lost > 0 {
+        // Those of a second in one line: a reader that is late is not helped by more to read.
+        if self.lost > 0 && self.told.elapsed() >= Duration::from_secs(1) {
+            self.told = Instant::now();
             let lost = std::mem::take(&mut self.lost);
             text.extend_from_slice(format!("event: lost\ndata: {{\"lost\":{lost}}}\n\n").as_bytes());
         }
         text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn readers_look_at_the_same_moments() {
+        let every = Duration::from_millis(200);
+        for (now, next) in [(1, 200_000), (199_999, 200_000), (200_000, 400_000), (200_001, 400_000)] {
+            assert_eq!(next_look(Moment(now), every), Moment(next));
+        }
     }
 }

@@ -14,18 +14,19 @@ use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
 
 use super::AdminWiring;
+use super::query;
 use super::routes::{Wiring, json};
 use super::status::{BackendStatus, Status};
 use super::steer::Outcome;
 use super::words;
-use crate::config::{needs_restart, parse_text};
+use crate::config::{needs_restart, notes, parse_text};
 use crate::control::compile::compile;
 use crate::control::controller::diff;
 use crate::control::explain::{self, Asked};
 use crate::control::overrides::listed;
 use crate::control::preview::preview;
 use crate::control::table::FrontendEntry;
-use crate::model::Config;
+use crate::model::{Config, StrategyKind};
 use crate::proxy::port::{Decision, Which};
 use crate::strategy::port::Basis;
 
@@ -69,6 +70,9 @@ pub struct ExplainedFrontend {
     pub next: Option<String>,
     /// Why that one, or why none, in words.
     pub why: String,
+    /// Whether it depends on the client's port, which was not given; then `next` is `None`.
+    #[serde(default)]
+    pub needs_port: bool,
     /// Every backend of the pool.
     pub backends: Vec<ExplainedBackend>,
 }
@@ -108,7 +112,7 @@ pub(super) async fn explain(
     let bad = |why: String| (StatusCode::BAD_REQUEST, format!("{why}\n")).into_response();
     let Query(ExplainQuery { client, frontend }) = match asked {
         Ok(query) => query,
-        Err(error) => return bad(error.body_text()),
+        Err(error) => return bad(query::words(&error)),
     };
     let client = match client.parse::<SocketAddr>() {
         Ok(client) => client,
@@ -158,6 +162,7 @@ fn explained(
     let forwarded = entry.cell.plane.forwarded().then(|| explain::explain_forwarded(entry, asked)).flatten();
     let in_kernel = forwarded.is_some();
     let found = forwarded.unwrap_or_else(|| explain::explain(pool, asked));
+    let needs_port = in_kernel && found.next.is_none() && client.port() == 0 && !pool.candidates.is_empty();
     let full = entry.frontend.max_connections;
     let over = full > 0 && entry.cell.live.load(Ordering::Relaxed) >= full;
     let (next, why) = match found.next {
@@ -166,19 +171,28 @@ fn explained(
             let backend = &pool.backends[position];
             let rival = match basis {
                 Basis::Cheaper { rival, .. } => pool.backends.get(rival as usize),
-                Basis::Only | Basis::Turn(_) | Basis::Passed(_) | Basis::Slot(_) | Basis::Lowest { .. } => {
-                    None
-                }
+                Basis::Former
+                | Basis::Only
+                | Basis::Turn(_)
+                | Basis::Passed(_)
+                | Basis::Slot(_)
+                | Basis::Lowest { .. }
+                | Basis::Counted => None,
             };
             let rival = rival.map(|rival| rival.id.name.clone());
-            let mut why = words::decision(&Decision { basis, rival });
+            let mut why = Decision { basis, rival }.to_string();
+            if in_kernel {
+                why.push_str(lowered(pool.pool.strategy));
+            }
             if client.port() == 0 && matches!(basis, Basis::Cheaper { .. }) {
                 why.push_str("; which two are drawn depends on the client's port");
             }
             (Some(backend.id.name.to_string()), why)
         }
-        None if in_kernel && client.port() == 0 && !pool.candidates.is_empty() => {
-            (None, "the kernel goes by the client's port too: ask with one, as 192.0.2.7:5000".to_owned())
+        None if needs_port => {
+            let ip = client.ip();
+            let example = SocketAddr::new(ip, 5000);
+            (None, format!("the kernel picks by the client's port too; give CLIENT:PORT, such as {example}"))
         }
         None => (None, without_backend(entry)),
     };
@@ -209,7 +223,27 @@ fn explained(
         strategy: pool.pool.strategy.as_str().to_owned(),
         next,
         why,
+        needs_port: needs_port && !over,
         backends: rows.collect(),
+    }
+}
+
+/// How the kernel does what a strategy does.
+const fn lowered(strategy: StrategyKind) -> &'static str {
+    match strategy {
+        StrategyKind::SourceHash => "",
+        StrategyKind::RoundRobin => {
+            "; in the kernel round_robin is a ring with equal shares, by the hash of addresses and ports, without turns"
+        }
+        StrategyKind::WeightedRoundRobin => {
+            "; in the kernel weighted_round_robin is a ring with shares by weight, by the hash of addresses and ports"
+        }
+        StrategyKind::LeastConnections => {
+            "; the kernel compares its own counts when the flow comes, and of more than 16 backends those of two"
+        }
+        StrategyKind::FastestResponseTime | StrategyKind::Adaptive => {
+            "; in the kernel the strategy is a ring with shares by what it knew when the ring was made"
+        }
     }
 }
 
@@ -238,10 +272,16 @@ pub struct Planned {
     pub version: u64,
     /// What would change, a sentence each; empty: nothing.
     pub changes: Vec<String>,
+    /// What is right in the file and yet surely not meant.
+    #[serde(default)]
+    pub notes: Vec<String>,
     /// What would take effect only at the next start.
     pub pending_restart: Vec<String>,
     /// Live connections that would get the drain timeout and then be reset, by what takes them along.
     pub drained: BTreeMap<String, usize>,
+    /// Live connections of what has left before and is draining already, by what that is.
+    #[serde(default)]
+    pub draining: BTreeMap<String, usize>,
     /// The drain timeout in seconds.
     pub drain_timeout_seconds: f64,
     /// Live connections that nothing would happen to.
@@ -283,9 +323,15 @@ pub(super) struct PlanQuery {
     ))]
 pub(super) async fn plan(
     State(wiring): Wiring,
-    Query(PlanQuery { file }): Query<PlanQuery>,
+    asked: Result<Query<PlanQuery>, QueryRejection>,
     text: String,
 ) -> Response {
+    let Query(PlanQuery { file }) = match asked {
+        Ok(query) => query,
+        Err(error) => {
+            return (StatusCode::BAD_REQUEST, format!("{}\n", query::words(&error))).into_response();
+        }
+    };
     let name = file.unwrap_or_else(|| "the configuration".to_owned());
     match parse_text(Path::new(&name), &text, &wiring.environment) {
         Ok(config) => json(StatusCode::OK, &planned(&wiring, &Arc::new(config))),
@@ -321,8 +367,10 @@ fn planned(wiring: &AdminWiring, file: &Arc<Config>) -> Planned {
     Planned {
         version: control.accepted.version,
         changes,
+        notes: notes(&config),
         pending_restart: in_force.map(|old| needs_restart(old, file)).unwrap_or_default(),
         drained: found.drained,
+        draining: found.leaving,
         drain_timeout_seconds: file.runtime.drain_timeout.as_secs_f64(),
         untouched: found.untouched,
         shares: shares.collect(),

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::connections::{self, Named, Row};
 use super::events::{self, Wanted};
+use super::query;
 use super::routes::{Wiring, json};
 use super::serve::Streaming;
 use super::words;
@@ -38,7 +39,7 @@ fn bad(why: impl std::fmt::Display) -> Response {
 pub(super) async fn connections(State(wiring): Wiring, asked: Asked<connections::Query>) -> Response {
     let Query(query) = match asked {
         Ok(query) => query,
-        Err(error) => return bad(error.body_text()),
+        Err(error) => return bad(query::words(&error)),
     };
     let which = if query.ended { Which::Ended } else { Which::Live };
     let listed = wiring.plane.connections(which, &|_| true);
@@ -57,7 +58,7 @@ pub(super) struct WhyQuery {
     connection: String,
 }
 
-/// The newest connection that is meant, living ones first, with the decision about it.
+/// The newest connection that is meant, whether it lives, ended or was refused, with the decision about it.
 #[utoipa::path(get, path = "/api/v1/why", tag = "reads", params(WhyQuery), responses(
     (status = 200, description = "The connection", body = Row),
     (status = 400, description = "What is wrong with the query", body = String, content_type = "text/plain"),
@@ -66,7 +67,7 @@ pub(super) struct WhyQuery {
 pub(super) async fn why(State(wiring): Wiring, asked: Asked<WhyQuery>) -> Response {
     let Query(WhyQuery { connection }) = match asked {
         Ok(query) => query,
-        Err(error) => return bad(error.body_text()),
+        Err(error) => return bad(query::words(&error)),
     };
     let named = match Named::parse(&connection) {
         Ok(named) => named,
@@ -76,7 +77,9 @@ pub(super) async fn why(State(wiring): Wiring, asked: Asked<WhyQuery>) -> Respon
         let meant = wiring.plane.connections(which, &|own| named.means(own));
         meant.into_iter().max_by_key(|own| (own.started, own.id))
     };
-    match newest(Which::Live).or_else(|| newest(Which::Ended)) {
+    // A flow of packets in the kernel has no number; it is as new as it is young.
+    let found = [Which::Live, Which::Ended].into_iter().filter_map(newest);
+    match found.max_by_key(|own| (own.started, own.id)) {
         Some(found) => json(StatusCode::OK, &Row::of(&found, wiring.clock.now(), &wiring.clock)),
         None => {
             let why = format!(
@@ -121,7 +124,7 @@ pub struct Lines {
 pub(super) async fn journal(State(wiring): Wiring, asked: Asked<JournalQuery>) -> Response {
     let Query(query) = match asked {
         Ok(query) => query,
-        Err(error) => return bad(error.body_text()),
+        Err(error) => return bad(query::words(&error)),
     };
     let mut bounds = [None, None];
     for (bound, (key, text)) in bounds.iter_mut().zip([("since", &query.since), ("until", &query.until)]) {
@@ -185,7 +188,7 @@ pub struct FrontendSeries {
 pub(super) async fn series(State(wiring): Wiring, asked: Asked<SeriesQuery>) -> Response {
     let Query(query) = match asked {
         Ok(query) => query,
-        Err(error) => return bad(error.body_text()),
+        Err(error) => return bad(query::words(&error)),
     };
     let table = std::sync::Arc::clone(&wiring.control.borrow().table);
     let wanted = |name: &Name| query.frontend.as_deref().is_none_or(|own| own == name.as_str());
@@ -224,9 +227,9 @@ pub(super) async fn events(
 ) -> Response {
     let Query(wanted) = match asked {
         Ok(query) => query,
-        Err(error) => return bad(error.body_text()),
+        Err(error) => return bad(query::words(&error)),
     };
-    if let Err(why) = wanted.check() {
+    if let Err(why) = wanted.check().and_then(|()| wanted.names(&wiring)) {
         return bad(why);
     }
     let Some(body) = events::stream(&wiring, wanted) else {

@@ -182,7 +182,7 @@ async fn dump_all(State(wiring): Wiring) -> Response {
 }
 
 async fn elsewhere() -> Response {
-    let why = "changes go through the unix socket only: [admin] socket, or `curl --unix-socket`\n";
+    let why = "changes go through the unix socket only, whatever token comes along: [admin] socket, or `curl --unix-socket`\n";
     (StatusCode::FORBIDDEN, why).into_response()
 }
 

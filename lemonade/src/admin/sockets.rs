@@ -63,7 +63,8 @@ impl AdminSockets {
 /// Which socket, why, and what to do.
 pub fn bind(admin: &Admin) -> Result<AdminSockets, AdminError> {
     let path = admin.socket.clone().unwrap_or_else(default_socket);
-    let (unix, file) = bind_unix(&path).map_err(|cause| AdminError::Socket { path, cause })?;
+    let (unix, file) =
+        bind_unix(&path, path == default_socket()).map_err(|cause| AdminError::Socket { path, cause })?;
     let listen = |address: SocketAddr| {
         let listener = TcpListener::bind(address).and_then(|tcp| tcp.set_nonblocking(true).map(|()| tcp));
         listener.map_err(|cause| AdminError::Listen { address, cause })
@@ -72,12 +73,12 @@ pub fn bind(admin: &Admin) -> Result<AdminSockets, AdminError> {
     Ok(AdminSockets { unix, tcp, file, configured: admin.listen })
 }
 
-fn bind_unix(path: &Path) -> Result<(UnixListener, SocketFile), String> {
+pub(super) fn bind_unix(path: &Path, is_default: bool) -> Result<(UnixListener, SocketFile), String> {
     let words = |error: io::Error| match error.kind() == io::ErrorKind::PermissionDenied {
         true => "permission denied; set [admin] socket to a path this user may write".to_owned(),
         false => error.to_string(),
     };
-    make_folder(path)?;
+    make_folder(path, is_default)?;
     make_way(path)?;
     let address = SockAddr::unix(path).map_err(|_| {
         "the path is too long for a socket (107 bytes at most); set [admin] socket".to_owned()
@@ -92,8 +93,8 @@ fn bind_unix(path: &Path) -> Result<(UnixListener, SocketFile), String> {
     Ok((socket.into(), file))
 }
 
-/// Makes the folder; in one that everybody may write to (`/tmp`) it has to be this user's own.
-fn make_folder(path: &Path) -> Result<(), String> {
+/// Makes the folder of the default place; in one that everybody may write to (`/tmp`) it has to be this user's own.
+fn make_folder(path: &Path, is_default: bool) -> Result<(), String> {
     let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) else { return Ok(()) };
     let shown = folder.display();
     let shared = folder
@@ -101,9 +102,16 @@ fn make_folder(path: &Path) -> Result<(), String> {
         .and_then(|above| fs::metadata(above).ok())
         .is_some_and(|meta| meta.mode() & 0o002 != 0);
     let mode = if shared { 0o700 } else { 0o755 };
-    DirBuilder::new().recursive(true).mode(mode).create(folder).map_err(|error| {
-        format!("cannot make the folder {shown}: {error}; set [admin] socket to another place")
-    })?;
+    if is_default {
+        DirBuilder::new().recursive(true).mode(mode).create(folder).map_err(|error| {
+            format!("cannot make the folder {shown}: {error}; set [admin] socket to another place")
+        })?;
+    } else if fs::metadata(folder).is_err_and(|error| error.kind() == io::ErrorKind::NotFound) {
+        // A folder made for a slip of the pen would hide it.
+        return Err(format!(
+            "there is no folder {shown}; make it (mkdir -m 755 -p {shown}), or set [admin] socket to a path in a folder that exists"
+        ));
+    }
     if shared {
         let meta =
             fs::symlink_metadata(folder).map_err(|error| format!("cannot look at {shown}: {error}"))?;

@@ -12,6 +12,8 @@ use utoipa::ToSchema;
 
 use super::AdminWiring;
 use super::forward::ForwardStatus;
+use super::removed;
+pub use super::removed::RemovedStatus;
 use crate::control::ControlState;
 use crate::control::table::FrontendEntry;
 use crate::health::port::{History, Outcome};
@@ -22,7 +24,8 @@ use crate::metrics::snapshot::{
 };
 use crate::model::Name;
 use crate::model::config::{HealthKind, Protocol, RelayChoice, Status as Up};
-use crate::model::relay::{KernelRelay, RelayCounters};
+use crate::model::forward::Forwarding;
+use crate::model::relay::{Kept, KernelRelay, RelayCounters};
 use crate::model::tcp::TcpCounters;
 use crate::shutdown::Phase;
 
@@ -64,6 +67,9 @@ pub struct Status {
     pub frontends: Vec<FrontendStatus>,
     /// Pools by name.
     pub pools: Vec<PoolStatus>,
+    /// What is no longer in the configuration while connections of it live.
+    #[serde(default)]
+    pub removed: Vec<RemovedStatus>,
 }
 
 /// The configuration.
@@ -132,6 +138,9 @@ pub struct FrontendStatus {
     pub relay_why: String,
     /// What relays in the kernel carried, by relay; those that never did anything are left out.
     pub relays: BTreeMap<String, RelayCounters>,
+    /// Connections that were due for relay `splice` and stayed with `copy`, by reason.
+    #[serde(default)]
+    pub kept: BTreeMap<String, u64>,
     /// Pool.
     pub pool: String,
     /// Connections accepted and not yet ended.
@@ -273,6 +282,7 @@ impl Status {
             journal_dropped: wiring.journal.dropped(),
             frontends: snapshot.frontends.iter().map(frontend).collect(),
             pools: pools(&snapshot, &control, &wiring.health.histories()),
+            removed: removed::read(&control),
         }
     }
 }
@@ -307,15 +317,21 @@ impl FrontendStatus {
         };
         let asked = entry.map_or(RelayChoice::Auto, |entry| entry.frontend.relay);
         let protocol = entry.map_or(Protocol::Tcp, |entry| entry.frontend.protocol);
+        let (word, words) =
+            entry.and_then(|entry| entry.frontend.forward.as_ref()).map_or(("-", ""), Forwarding::carrier);
         let PlaneChoice { asked: _, forwarded, why: plane_why } = counters.plane.clone();
         let (relay, relay_why) = match protocol {
-            _ if forwarded => ("nat", "packets are rewritten in the kernel".to_owned()),
+            _ if forwarded => (word, words.to_owned()),
             Protocol::Udp => ("copy", "datagrams are always copied".to_owned()),
             Protocol::Tcp => relay_of(asked, relays),
         };
         let carried = |relay: KernelRelay| {
             let own = counters.relays[relay.index()];
             (own != RelayCounters::default()).then(|| (relay.as_str().to_owned(), own))
+        };
+        let kept = |why: Kept| {
+            let count = counters.relays[KernelRelay::Splice.index()].reasons[why.index()];
+            (count > 0).then(|| (why.as_str().to_owned(), count))
         };
         let rates = |seconds| (!series.samples.is_empty()).then(|| Rates::over(series, seconds));
         Self {
@@ -328,6 +344,7 @@ impl FrontendStatus {
             relay: relay.to_owned(),
             relay_why,
             relays: KernelRelay::ALL.into_iter().filter_map(carried).collect(),
+            kept: Kept::ALL.into_iter().filter_map(kept).collect(),
             pool: counters.pool.to_string(),
             live: counters.live,
             opened: counters.opened,
@@ -347,7 +364,9 @@ fn relay_of(asked: RelayChoice, relays: &[RelaySnapshot]) -> (&'static str, Stri
     let Some(relay) = asked.kernel() else {
         let why = match asked {
             RelayChoice::Auto => "auto: the best relay that this build and host offer",
-            RelayChoice::Copy | RelayChoice::Sockmap | RelayChoice::SkMsg => "asked for in the configuration",
+            RelayChoice::Copy | RelayChoice::Sockmap | RelayChoice::SkMsg | RelayChoice::Splice => {
+                "asked for in the configuration"
+            }
         };
         return ("copy", why.to_owned());
     };
@@ -356,6 +375,7 @@ fn relay_of(asked: RelayChoice, relays: &[RelaySnapshot]) -> (&'static str, Stri
             let which = match relay {
                 KernelRelay::Sockmap => "connections that last go there",
                 KernelRelay::SkMsg => "connections of the named cgroup take the short way",
+                KernelRelay::Splice => "connections that last become flows of packets",
             };
             (relay.as_str(), format!("asked for; {which}"))
         }
@@ -397,6 +417,16 @@ fn pools(
 }
 
 impl BackendStatus {
+    /// Its state in one word, the same on every screen: up, DOWN, draining or disabled.
+    pub const fn word(&self) -> &'static str {
+        match (self.enabled, self.status, self.weight) {
+            (false, _, _) => "disabled",
+            (true, Up::Down, _) => "DOWN",
+            (true, Up::Up, 0) => "draining",
+            (true, Up::Up, _) => "up",
+        }
+    }
+
     fn of(counters: &BackendCounters, history: Option<&History>, probed: bool) -> Self {
         let outcomes = history.map(|history| history.outcomes.as_slice()).unwrap_or_default();
         let last = &outcomes[outcomes.len().saturating_sub(OUTCOMES)..];

@@ -14,6 +14,7 @@ use super::routes::{Wiring, json};
 use super::serve::Peer;
 use super::status::rfc3339;
 use crate::control::Reload;
+use crate::control::controller::waits;
 use crate::control::journal::{Entry, Kind};
 use crate::control::order::{Done, Order, Refused, RefusedKind};
 use crate::control::overrides::{Change, MAX_WEIGHT};
@@ -64,13 +65,20 @@ pub(super) async fn backend(
     let asked: BackendChange = match serde_json::from_slice(&body) {
         Ok(asked) => asked,
         Err(error) => {
-            return refused(StatusCode::BAD_REQUEST, &wiring, format!("cannot read the change: {error}"));
+            let why = format!(
+                "cannot read the change at line {}, column {}; write JSON such as \
+                 {{\"backend\": \"web/a\", \"change\": \"drain\"}}; a change is \"drain\", \"disable\", \"enable\" or \
+                 {{\"weight\": 3}} with a whole number from 0 to {MAX_WEIGHT}, and \"if_version\" is a number",
+                error.line(),
+                error.column()
+            );
+            return refused(StatusCode::BAD_REQUEST, &wiring, why);
         }
     };
     if let Change::Weight(weight) = asked.change
         && weight > MAX_WEIGHT
     {
-        let why = format!("a weight is at most {MAX_WEIGHT}, not {weight}");
+        let why = format!("weight {weight} does not fit; write a whole number from 0 to {MAX_WEIGHT}");
         return refused(StatusCode::BAD_REQUEST, &wiring, why);
     }
     let (answer, answered) = oneshot::channel();
@@ -121,11 +129,12 @@ pub(super) async fn reload(State(wiring): Wiring, Extension(peer): Extension<Pee
 async fn reloaded(wiring: &Arc<AdminWiring>, peer: Peer) -> Response {
     let _turn = wiring.reloading.lock().await;
     let mut control = wiring.control.clone();
-    let (before, since) = {
+    let (before, old, since) = {
         let state = control.borrow_and_update();
         let Reload { version, at, cause } = &state.accepted;
         (
             state.decided.0,
+            *version,
             format!("nothing changed: in force since {} as version {version} ({cause})", rfc3339(*at)),
         )
     };
@@ -142,12 +151,15 @@ async fn reloaded(wiring: &Arc<AdminWiring>, peer: Peer) -> Response {
     let version = state.accepted.version;
     match &state.refused {
         None => {
-            let last = wiring.journal.tail(8).into_iter().rev().find(|line| line.version == version);
+            let mut tail = wiring.journal.tail(8).into_iter().rev();
+            let last = tail.find(|line| line.version == version).filter(|_| version != old);
             let mut lines = last.map(|line| line.diff).unwrap_or_default();
             if lines.is_empty() {
                 lines.push(since);
             }
-            lines.extend(state.pending_restart.iter().map(|key| format!("waits for the next start: {key}")));
+            let told = lines.clone();
+            let waiting = state.pending_restart.iter().map(|key| waits(key));
+            lines.extend(waiting.filter(|line| !told.contains(line)));
             json(StatusCode::OK, &Outcome { version, lines })
         }
         Some(refusal) => {

@@ -2,9 +2,7 @@
 
 use lemonade_common::{PacketReason, Reason};
 
-use crate::metrics::port::End;
-use crate::proxy::port::Decision;
-use crate::strategy::port::Basis;
+use crate::metrics::port::{End, Fault};
 
 /// Why a connection got no backend, and where to look.
 pub const fn refusal(reason: Reason) -> &'static str {
@@ -21,7 +19,7 @@ pub const fn refusal(reason: Reason) -> &'static str {
         Reason::QueueTimeout => "it waited for a free backend for queue_timeout in vain",
         Reason::FrontendLimit => "the frontend is at its max_connections",
         Reason::TotalLimit => "the process is at [runtime] max_connections",
-        Reason::ConnectFailed => "each backend tried refused, reset or was unreachable",
+        Reason::ConnectFailed => "each backend that was tried failed",
         Reason::ConnectTimeout => "no backend tried answered within connect_timeout",
         Reason::NoDescriptors => "the process has no file descriptor left; raise the limit (LimitNOFILE)",
         Reason::NoPorts => {
@@ -44,6 +42,7 @@ pub const fn dropped(reason: PacketReason) -> &'static str {
         PacketReason::PortsExhausted => {
             "no port is left towards the backend; give more snat_ports or snat_addresses, or add backends"
         }
+        PacketReason::HalfOpenFull => "as many handshakes are open as may be, and none for long",
         PacketReason::TableFull => "the connection table is full; raise connection_table",
         PacketReason::NotSent => "the kernel did not take the change",
         PacketReason::Forwarded | PacketReason::Opened | PacketReason::Adopted | PacketReason::Unrecorded => {
@@ -74,23 +73,16 @@ pub const fn end(end: End) -> &'static str {
     }
 }
 
-/// Why a backend was picked.
-pub fn decision(decision: &Decision) -> String {
-    match decision.basis {
-        Basis::Only => "the only one that could be picked".to_owned(),
-        Basis::Turn(turn) => format!("its turn (number {turn})"),
-        Basis::Passed(turn) => {
-            format!("turn {turn} fell to a backend that could not be picked and was given to this one")
-        }
-        Basis::Slot(slot) => format!("slot {slot} of the ring, by the hash of the client"),
-        Basis::Lowest { load, equals: 1 } => format!("lowest load: {load} connections per weight"),
-        Basis::Lowest { load, equals } => {
-            format!("lowest load: {load} connections per weight, shared by {equals}; its turn among them")
-        }
-        Basis::Cheaper { cost, rival_cost, .. } => {
-            let rival = decision.rival.as_ref().map_or("another", |rival| rival.as_str());
-            format!("cheaper of two drawn at random: cost {cost:.1} against {rival_cost:.1} of {rival}")
-        }
+/// Why a backend that was tried did not serve.
+pub const fn fault(fault: Fault) -> &'static str {
+    match fault {
+        Fault::Refused => "it refused the connect",
+        Fault::Reset => "it reset the connection before its first byte",
+        Fault::Unreachable => "it could not be reached",
+        Fault::TimedOut => "it did not answer within connect_timeout",
+        Fault::NoDescriptors => "the process had no file descriptor left",
+        Fault::NoPorts => "no local port was left towards it",
+        Fault::Other => "its connect failed",
     }
 }
 
@@ -118,19 +110,6 @@ pub fn reasons() -> impl Iterator<Item = &'static str> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::metrics::fixture::name;
-
-    #[test]
-    fn a_decision_names_what_it_went_by() {
-        let why = |basis, rival: Option<&str>| decision(&Decision { basis, rival: rival.map(name) });
-        let cheaper = Basis::Cheaper { cost: 12.0, rival: 1, rival_cost: 345.67 };
-        assert_eq!(why(cheaper, Some("b")), "cheaper of two drawn at random: cost 12.0 against 345.7 of b");
-        assert_eq!(
-            why(Basis::Lowest { load: 1.5, equals: 1 }, None),
-            "lowest load: 1.5 connections per weight"
-        );
-        assert!(why(Basis::Passed(7), None).contains("turn 7"));
-    }
 
     #[test]
     fn every_reason_has_a_name_of_its_own() {

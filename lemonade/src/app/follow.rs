@@ -1,12 +1,26 @@
-//! What follows the configuration and the connections outside the planes.
+//! What follows the configuration and the connections outside the planes, and what joins the kernel at the start.
+
+#[cfg(target_os = "linux")]
+use std::path::Path;
+#[cfg(target_os = "linux")]
+use std::sync::Arc;
+use std::time::SystemTime;
 
 use crate::control::controller::Effects;
+use crate::control::journal::{Entry, Journal, Kind};
+#[cfg(target_os = "linux")]
+use crate::control::splices::{self, Splices};
 use crate::log::LogHandle;
 use crate::metrics::adapters::access::AccessWriter;
 use crate::metrics::adapters::otlp::Otlp;
 use crate::metrics::port::{AccessRecord, Recorder};
 use crate::model::Config;
+#[cfg(target_os = "linux")]
+use crate::model::ProcessCell;
 use crate::model::config::AccessLog;
+use crate::proxy::adapters::bpf::{Kernel, Unavailable};
+#[cfg(target_os = "linux")]
+use crate::proxy::adapters::tokio_proxy::TokioProxy;
 use crate::systemd;
 
 /// Access records for the log, those of a share of connections for telemetry too.
@@ -68,10 +82,54 @@ impl Effects for Follow {
     }
 }
 
+/// Writes down that the process begins to stop.
+pub(super) fn note_stop(journal: &Journal, version: u64, live: u64, failure: Option<&str>) {
+    let mut entry = Entry::new(SystemTime::now(), version, "stop", Kind::Config);
+    let why = failure.map_or_else(|| "asked by a signal".to_owned(), str::to_owned);
+    entry.diff = vec![format!("Lemonade stops: {why}; {live} live connections")];
+    journal.append(&entry);
+}
+
+/// Writes down what the stop came to.
+pub(super) fn note_end(journal: &Journal, version: u64, reset: u64) {
+    let mut entry = Entry::new(SystemTime::now(), version, "stop", Kind::Config);
+    entry.diff = vec![match reset {
+        0 => "Lemonade stopped: every connection ended by itself".to_owned(),
+        reset => format!("Lemonade stopped: {reset} connections were reset"),
+    }];
+    journal.append(&entry);
+}
+
+/// Puts into the kernel what this build, host and user allow; without it everything is served in userspace.
+pub(super) fn join_kernel() -> Result<Kernel, Unavailable> {
+    let kernel = Kernel::load().and_then(|mut kernel| kernel.attach().map(|()| kernel));
+    match &kernel {
+        Ok(kernel) => tracing::info!("kernel: {}", kernel.words()),
+        Err(error) => tracing::info!("kernel: serving in userspace: {error}"),
+    }
+    kernel
+}
+
+/// Relay `splice`, which has taken the ports of flows that a killed process left, if programs are `possible` here.
+#[cfg(target_os = "linux")]
+pub(super) fn splices(
+    plane: &Arc<TokioProxy>,
+    process: &Arc<ProcessCell>,
+    state_dir: &Path,
+    possible: bool,
+) -> Splices {
+    let (offering, resuming) = (Arc::clone(plane), Arc::clone(plane));
+    let offer = Box::new(move |relay| offering.take_splice(relay));
+    let resume = Box::new(move |left| resuming.resume(left));
+    let mut splices = Splices::new(Arc::clone(process), splices::owner(state_dir), offer, resume);
+    if possible {
+        splices.adopt();
+    }
+    splices
+}
+
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use super::*;
     use crate::control::compile::tests::config;
     use crate::log::Style;

@@ -1,5 +1,6 @@
 //! Talking to a running Lemonade: one request, one answer, and what to say when it is not a good one.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -15,8 +16,8 @@ use crate::admin::default_socket;
 #[derive(Clone, Debug, clap::Args)]
 pub(super) struct Instance {
     /// Admin socket of the instance to ask
-    #[arg(long, value_name = "SOCKET")]
-    admin: Option<PathBuf>,
+    #[arg(long, value_name = "SOCKET", env = "LEMONADE_ADMIN", hide_env_values = true, global = true)]
+    admin: Option<OsString>,
 }
 
 /// What a command came to; each has an exit code of its own.
@@ -67,7 +68,9 @@ pub(super) type Answer<T = ()> = Result<T, Trouble>;
 
 impl Instance {
     pub(super) fn socket(&self) -> PathBuf {
-        self.admin.clone().unwrap_or_else(default_socket)
+        // A variable that is set to nothing says nothing.
+        let named = self.admin.as_ref().filter(|name| !name.is_empty());
+        named.map_or_else(default_socket, PathBuf::from)
     }
 
     /// `GET path`.

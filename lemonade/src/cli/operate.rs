@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 
+use crate::control::overrides::MAX_WEIGHT;
+
 use super::ask::{Answer, Instance};
 use super::{foresee, show, steer, top, trace};
 
@@ -18,6 +20,9 @@ pub(super) enum Operate {
         /// Show it again every second until interrupted
         #[arg(long, conflicts_with = "json")]
         watch: bool,
+        /// Show what TCP tells of each backend too
+        #[arg(long, conflicts_with = "json")]
+        tcp: bool,
         #[command(flatten)]
         instance: Instance,
     },
@@ -69,8 +74,12 @@ pub(super) enum Operate {
     /// Show who changed what, when, and what came of it
     History(History),
     /// Change a backend of the running Lemonade; the file stays as it is
-    #[command(subcommand)]
-    Backend(Backend),
+    Backend {
+        #[command(flatten)]
+        instance: Instance,
+        #[command(subcommand)]
+        change: Backend,
+    },
     /// Read the configuration file again and tell the outcome
     Reload {
         #[command(flatten)]
@@ -192,7 +201,7 @@ pub(super) enum Backend {
         #[command(flatten)]
         target: Target,
         /// Share relative to the others; 0 gets no new connections
-        #[arg(value_name = "WEIGHT")]
+        #[arg(value_name = "WEIGHT", allow_negative_numbers = true, value_parser = weight)]
         weight: u32,
     },
 }
@@ -206,15 +215,18 @@ pub(super) struct Target {
     /// Refuse, with exit code 3, unless the configuration has this version
     #[arg(long, value_name = "VERSION")]
     pub(super) if_version: Option<u64>,
-    #[command(flatten)]
-    pub(super) instance: Instance,
+}
+
+fn weight(text: &str) -> Result<u32, String> {
+    let read = text.parse().ok().filter(|weight| *weight <= MAX_WEIGHT);
+    read.ok_or_else(|| format!("write a whole number from 0 to {MAX_WEIGHT}"))
 }
 
 impl Operate {
     /// Does it.
     pub(super) fn run(self) -> Answer {
         match self {
-            Self::Status { json, watch, instance } => show::status(&instance, json, watch),
+            Self::Status { json, watch, tcp, instance } => show::status(&instance, json, watch, tcp),
             Self::Top { instance } => top::top(&instance),
             Self::Connections(asked) => show::connections(&asked),
             Self::Why { connection, json, instance } => show::why(&connection, json, &instance),
@@ -224,7 +236,7 @@ impl Operate {
             Self::Plan { file, json, instance } => foresee::plan(&file, json, &instance),
             Self::Trace(asked) => trace::trace(&asked),
             Self::History(asked) => show::history(&asked),
-            Self::Backend(change) => steer::backend(change),
+            Self::Backend { instance, change } => steer::backend(change, &instance),
             Self::Reload { instance } => steer::reload(&instance),
             Self::LogLevel { filter, instance } => steer::log_level(filter, &instance),
             Self::Dump { output, instance } => show::dump(output, &instance),

@@ -1,13 +1,12 @@
 //! Looks: status, connections, why, history, dump.
 
 use std::fmt::Write as _;
-use std::io::{self, IsTerminal};
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
 use anyhow::Context as _;
 
-use crate::admin::connections::{Page, RouteRow, Row};
+use crate::admin::connections::{FailedRow, Page, RouteRow, Row};
 use crate::admin::reads::Lines;
 use crate::admin::report;
 use crate::admin::status::Status;
@@ -17,7 +16,7 @@ use crate::control::journal::{Entry, Kind};
 
 use super::ask::{Answer, Instance, Trouble, print_json, query};
 use super::operate::{Connections, History};
-use super::print;
+use super::{print, screen};
 
 /// Time between two looks of `--watch`.
 const WATCH: Duration = Duration::from_secs(1);
@@ -25,18 +24,20 @@ const WATCH: Duration = Duration::from_secs(1);
 /// Clears a terminal and goes to its first cell.
 const HOME: &str = "\u{1b}[H\u{1b}[2J";
 
-pub(super) fn status(instance: &Instance, json: bool, watch: bool) -> Answer {
+pub(super) fn status(instance: &Instance, json: bool, watch: bool, tcp: bool) -> Answer {
     const PATH: &str = "/api/v1/status";
-    let terminal = io::stdout().is_terminal();
     if json {
         return Ok(print(&instance.bytes_of(PATH)?)?);
     }
     loop {
-        let mut text = report::report(&instance.read::<Status>(PATH)?, terminal);
+        let seen = instance.read::<Status>(PATH)?;
+        let text = match screen::height().filter(|_| watch) {
+            Some(height) => format!("{HOME}{}", report::first_lines(&seen, tcp, screen::look(), height)),
+            None => report::report(&seen, tcp, screen::look()),
+        };
         if !watch {
             return Ok(print(text.as_bytes())?);
         }
-        text.insert_str(0, if terminal { HOME } else { "" });
         if !super::heard(text.as_bytes())? {
             return Ok(());
         }
@@ -58,7 +59,7 @@ pub(super) fn connections(asked: &Connections) -> Answer {
         return print_json(&page);
     }
     let mut text = String::new();
-    table(&CONNECTION, page.connections.iter().map(connection_row).collect(), false, &mut text);
+    table(&CONNECTION, page.connections.iter().map(connection_row).collect(), screen::look(), &mut text);
     let kind = if asked.ended { "ended, remembered" } else { "live" };
     let Page { total, matching, connections } = &page;
     writeln!(text, "{} shown of {matching} that match, {total} {kind}", connections.len())
@@ -68,10 +69,10 @@ pub(super) fn connections(asked: &Connections) -> Answer {
 
 const CONNECTION: [Column; 9] = [
     Column::number("ID"),
-    Column::text("CLIENT"),
+    Column::address("CLIENT"),
     Column::text("FRONTEND"),
     Column::text("BACKEND"),
-    Column::text("RELAY"),
+    Column::text("RELAY").spare(1),
     Column::number("AGE"),
     Column::number("UP"),
     Column::number("DOWN"),
@@ -128,8 +129,7 @@ fn explain(row: &Row) -> String {
                 (_, true) => {
                     format!("; it won a race against a first connect that was late ({attempts} connects)")
                 }
-                (1, false) => String::new(),
-                (_, false) => format!("; {} connects before it failed", attempts - 1),
+                (_, false) => String::new(),
             };
             lines.push(if route.table_version == 0 {
                 "the kernel picked, and sends its packets on without a connect".to_owned()
@@ -139,6 +139,9 @@ fn explain(row: &Row) -> String {
         }
         None if row.end.is_some() => lines.push("got no backend".to_owned()),
         None => lines.push("has no backend yet: it is being connected, or waits in the queue".to_owned()),
+    }
+    for FailedRow { backend, fault, why } in &row.failed {
+        lines.push(format!("tried in vain: {pool}/{backend}: {why} ({fault})"));
     }
     let moved = format!("{} up, {} down", bytes(row.bytes_up), bytes(row.bytes_down));
     lines.push(match (&row.end, &row.end_why) {

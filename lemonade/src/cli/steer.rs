@@ -9,14 +9,14 @@ use super::ask::{Answer, Instance, read};
 use super::operate::{Backend, Target};
 use super::print;
 
-pub(super) fn backend(asked: Backend) -> Answer {
+pub(super) fn backend(asked: Backend, instance: &Instance) -> Answer {
     let (target, change) = match asked {
         Backend::Drain(target) => (target, Change::Drain),
         Backend::Disable(target) => (target, Change::Disable),
         Backend::Enable(target) => (target, Change::Enable),
         Backend::Weight { target, weight } => (target, Change::Weight(weight)),
     };
-    let Target { backend, if_version, instance } = target;
+    let Target { backend, if_version } = target;
     let body = serde_json::to_vec(&BackendChange { backend, change, if_version })?;
     tell(&read(&instance.send("POST", "/api/v1/backend", body, TIMEOUT)?)?)
 }

@@ -51,7 +51,7 @@ fn follow(terminal: &mut DefaultTerminal, state: &mut State, instance: &Instance
                 Act::Leave => return Ok(()),
                 Act::LookAgain => again = true,
                 Act::Change(change) => {
-                    state.message = steer(instance, &change);
+                    state.tell(steer(instance, &change));
                     again = true;
                 }
             }
@@ -60,7 +60,7 @@ fn follow(terminal: &mut DefaultTerminal, state: &mut State, instance: &Instance
             next = Instant::now() + LOOK;
             match look(instance, state) {
                 Ok(seen) => state.see(seen),
-                Err(trouble) => state.message = trouble.words(),
+                Err(trouble) => state.fail(trouble.words()),
             }
         }
     }

@@ -91,7 +91,10 @@ fn open(asked: &Trace, path: &str) -> Answer<BufReader<UnixStream>> {
 }
 
 fn sentence(event: &str, row: &Row) -> String {
-    let Row { id, frontend, client, started, pool, .. } = row;
+    let Row { id, frontend, client, started, ended, pool, .. } = row;
+    let tried: Vec<String> =
+        row.failed.iter().map(|own| format!("{} ({})", own.backend, own.fault)).collect();
+    let tried = if tried.is_empty() { String::new() } else { format!("; in vain: {}", tried.join(", ")) };
     let why = || row.end_why.clone().unwrap_or_default();
     let to = row.route.as_ref().map(|route| format!("{pool}/{} ({})", route.backend, route.address));
     let text = match (event, &row.route, &row.end) {
@@ -103,13 +106,13 @@ fn sentence(event: &str, row: &Row) -> String {
         ),
         (_, _, Some(reason)) if row.plane == "forward" => format!("DROPPED {reason}: {}", why()),
         ("decision", Some(route), _) => format!(
-            "{} because: {}, {}; connected in {:.2} ms",
+            "{} because: {}, {}; connected in {:.2} ms{tried}",
             to.unwrap_or_default(),
             route.strategy,
             route.why,
             route.connect_ms
         ),
-        (_, _, Some(end)) if event == "refusal" => format!("REFUSED {end}: {}", why()),
+        (_, _, Some(end)) if event == "refusal" => format!("REFUSED {end}: {}{tried}", why()),
         (_, _, end) => format!(
             "ended after {} at {}: {} ({}); {} up, {} down",
             age(row.age_seconds),
@@ -122,5 +125,6 @@ fn sentence(event: &str, row: &Row) -> String {
     };
     // Flows in the kernel have no number.
     let id = if *id == 0 { "-".to_owned() } else { id.to_string() };
-    format!("{started} {} {id} {client} -> {}\n", clean(frontend), clean(&text))
+    let time = ended.as_ref().unwrap_or(started);
+    format!("{time} {} {id} {client} -> {}\n", clean(frontend), clean(&text))
 }

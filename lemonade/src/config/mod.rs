@@ -9,6 +9,7 @@ mod change;
 mod document;
 pub mod error;
 mod file;
+mod notes;
 pub mod port;
 mod raw;
 mod report;
@@ -25,6 +26,7 @@ mod tests;
 
 pub use change::Accepted;
 pub use error::{ConfigError, Diagnostic};
+pub use notes::{notes, unheeded, unheeded_words};
 pub use restart::needs_restart;
 pub use schema::schema;
 pub use written::written;

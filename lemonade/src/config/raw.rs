@@ -232,6 +232,8 @@ pub(super) enum Relay {
     Sockmap,
     /// Copy, whose hops within this host skip TCP (sk_msg); needs `accelerate_cgroup`.
     SkMsg,
+    /// Copy at first; programs at tc that pass packets between both connections for those that last.
+    Splice,
 }
 
 /// Backends with their strategy and health policy.
@@ -431,6 +433,7 @@ impl From<Relay> for model::config::RelayChoice {
             Relay::Copy => Self::Copy,
             Relay::Sockmap => Self::Sockmap,
             Relay::SkMsg => Self::SkMsg,
+            Relay::Splice => Self::Splice,
         }
     }
 }

@@ -66,7 +66,7 @@ fn read<T: DeserializeOwned + Default>(
         } else {
             let mut path = path.to_vec();
             let removed = cut(&mut left, &span, &mut path);
-            let (message, hint) = wording::value(&path, error.message());
+            let (message, hint) = wording::value(error.message());
             report.push(Problem { offset: Some(span.start), path, message, hint });
             if !removed || report.full() {
                 return T::default();

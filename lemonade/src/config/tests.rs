@@ -5,6 +5,7 @@ mod examples;
 mod hostile;
 mod overrides;
 mod rules;
+mod sockets;
 
 use std::path::Path;
 
@@ -46,7 +47,7 @@ fn every_error_is_told_at_once_in_the_order_of_the_file() {
     let text = "[frontend.web]
 listen = \"127.0.0.1:8080\"
 idle_timeout = 5
-relay = \"splice\"
+relay = \"splic\"
 pool = \"wbe\"
 colour = \"blue\"
 [[pool.web.backend]]
@@ -59,7 +60,7 @@ rise = 0
 ";
     let expected = "\
 test.toml:3:16: frontend.web.idle_timeout: 5 has no unit; write \"5s\" or \"5ms\"
-test.toml:4:9: frontend.web.relay: \"splice\" is not in this build yet; write \"auto\" or \"copy\"
+test.toml:4:9: frontend.web.relay: unknown word \"splic\"; did you mean \"splice\"? there are: auto, copy, sockmap, sk_msg, splice
 test.toml:5:8: frontend.web.pool: there is no pool \"wbe\"; did you mean \"web\"? there are: web
 test.toml:6:1: frontend.web.colour: unknown key \"colour\"; there are: listen, protocol, pool, data_plane, fallback, relay, accelerate_cgroup, max_connections, connect_timeout, hedge_after, idle_timeout, keepalive, user_timeout, forward
 test.toml:8:10: pool.web.backend[0].weight: integer 70000 does not fit here; write a whole number from 0 to 65535

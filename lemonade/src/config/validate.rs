@@ -64,7 +64,9 @@ pub(super) fn config(raw: RawConfig, report: &mut Report<'_>) -> Config {
         frontends.insert(Name::new(name), Arc::new(frontend));
     }
     forward::agree(&frontends, report);
-    Config { runtime, admin, log, telemetry, frontends, pools: pools(raw.pool, &uses, report) }
+    let pools = pools(raw.pool, &uses, report);
+    forward::keep_ports(&frontends, &pools, report);
+    Config { runtime, admin, log, telemetry, frontends, pools }
 }
 
 /// Pools by what uses them.
@@ -133,13 +135,13 @@ fn frontend(
         period
     });
     let forwarded = raw.data_plane == DataPlane::Forward;
+    let forwarding =
+        forward::forwarding(raw.forward.unwrap_or_default(), raw.fallback, &mut spot.under("forward"));
     if forwarded {
-        forward::refuse(&listen, spot);
+        forward::refuse(&listen, &forwarding, accelerate_cgroup.is_some(), spot);
     } else if protocol == Protocol::Udp {
         refuse_keys_of_tcp(spot);
     }
-    let forwarding =
-        forward::forwarding(raw.forward.unwrap_or_default(), raw.fallback, &mut spot.under("forward"));
     let tcp = protocol == Protocol::Tcp;
     let idle_timeout = raw.idle_timeout.unwrap_or(Period(if tcp { IDLE_TCP } else { IDLE_UDP }));
     Frontend {
@@ -197,6 +199,7 @@ fn relay(raw: &RawFrontend, spot: &mut Spot<'_, '_>) -> Option<PathBuf> {
         Relay::Auto | Relay::Copy => None,
         Relay::Sockmap => Some("sockmap"),
         Relay::SkMsg => Some("sk_msg"),
+        Relay::Splice => Some("splice"),
     };
     // Which programs a build has does not depend on the host; what the host allows is found out when it runs.
     if let Some(own) = own
@@ -208,18 +211,19 @@ fn relay(raw: &RawFrontend, spot: &mut Spot<'_, '_>) -> Option<PathBuf> {
             "write \"auto\" or \"copy\", or build with `cargo xtask run` on Linux",
         );
     }
+    let forwarded = raw.data_plane == DataPlane::Forward;
     match (&named, raw.relay) {
         (None, Relay::SkMsg) => spot.wrong(
             "relay",
             "\"sk_msg\" reaches the sockets of local clients and backends only in a cgroup that you name",
             "write accelerate_cgroup = \"/sys/fs/cgroup/...\", the folder of their cgroup; docs/guide/kernel.md says what that means for them",
         ),
-        (Some(_), Relay::Auto | Relay::Copy | Relay::Sockmap) => spot.wrong(
+        (Some(_), Relay::Auto | Relay::Copy | Relay::Sockmap | Relay::Splice) if !forwarded => spot.wrong(
             "accelerate_cgroup",
-            "is used by relay = \"sk_msg\" only",
+            "is used by relay = \"sk_msg\" and data_plane = \"forward\" only",
             "write relay = \"sk_msg\", or remove it",
         ),
-        (Some(path), Relay::SkMsg) if !path.is_absolute() => spot.wrong(
+        (Some(path), _) if !path.is_absolute() => spot.wrong(
             "accelerate_cgroup",
             "is no absolute path",
             "write the folder of a cgroup v2, such as \"/sys/fs/cgroup/web.slice\"",

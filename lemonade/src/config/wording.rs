@@ -2,25 +2,6 @@
 
 use std::ops::Range;
 
-use super::report::Step;
-
-/// Keys and words that later builds bring: what they are and what to write in this one.
-const LATER: [(&str, &str, &str); 6] = [
-    ("relay", "splice", "write \"auto\" or \"copy\""),
-    ("hook", "xdp", "write \"auto\" or \"tc\""),
-    ("hook", "connect", "write \"auto\" or \"tc\""),
-    ("mode", "nat-gateway", "write \"nat\""),
-    ("mode", "dsr-l2", "write \"nat\""),
-    ("mode", "dsr-ipip", "write \"nat\""),
-];
-
-/// "not in this build yet", for a key or a value of a later build.
-pub(super) fn later(key: &str, value: &str) -> Option<(String, String)> {
-    let (.., hint) = LATER.iter().find(|(k, v, _)| *k == key && *v == value)?;
-    let what = if value.is_empty() { key } else { value };
-    Some((format!("{what:?} is not in this build yet"), (*hint).to_owned()))
-}
-
 /// What to write in place of a word that is not known.
 pub(super) fn choices(word: &str, allowed: &[&str]) -> String {
     // What is longer than any name resembles none, and would take long to compare.
@@ -44,26 +25,24 @@ pub(super) fn choices(word: &str, allowed: &[&str]) -> String {
 }
 
 /// Words a deserialisation error for people: message and hint.
-pub(super) fn value(path: &[Step], message: &str) -> (String, String) {
+pub(super) fn value(message: &str) -> (String, String) {
     if let Some(rest) = message.strip_prefix("unknown field ") {
         let (key, allowed) = quoted(rest);
-        return later(key, "").unwrap_or_else(|| (format!("unknown key {key:?}"), choices(key, &allowed)));
+        return (format!("unknown key {key:?}"), choices(key, &allowed));
     }
     if let Some(rest) = message.strip_prefix("unknown variant ") {
         let (word, allowed) = quoted(rest);
-        let key = match path.last() {
-            Some(Step::Key(key)) => key,
-            Some(Step::Index(_)) | None => "",
-        };
-        return later(key, word)
-            .unwrap_or_else(|| (format!("unknown word {word:?}"), choices(word, &allowed)));
+        return (format!("unknown word {word:?}"), choices(word, &allowed));
     }
     if let Some(rest) =
         message.strip_prefix("invalid type: ").or_else(|| message.strip_prefix("invalid value: "))
         && let Some((found, expected)) = rest.split_once(", expected ")
     {
         return (
-            format!("{} does not fit here", found.replace('`', "")),
+            format!(
+                "{} does not fit here",
+                found.replace('`', "").replace(" as i128", "").replace(" as u128", "")
+            ),
             format!("write {}", plain(expected)),
         );
     }

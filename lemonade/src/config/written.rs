@@ -11,7 +11,7 @@ use crate::model::config::{
     AccessLog, Admin, Backend, Frontend, Health, HealthKind, Log, LogFormat, Pool, Protocol, Runtime,
     Telemetry,
 };
-use crate::model::forward::{Fallback, Forwarding, Fragments, Hook, Mode};
+use crate::model::forward::{Fallback, Forwarding, Fragments};
 
 use super::raw::{
     RawAdmin, RawBackend, RawForward, RawFrontend, RawHealth, RawLog, RawPool, RawRuntime, RawTelemetry,
@@ -44,7 +44,9 @@ fn without_needless(config: &Config, value: &mut Value) {
             keys.for_each(|key| drop(part.remove(key)));
         }
     };
-    for frontend in config.frontends.values().filter(|one| one.protocol == Protocol::Udp) {
+    for frontend in
+        config.frontends.values().filter(|one| one.protocol == Protocol::Udp && one.forward.is_none())
+    {
         leave_out("frontend", frontend.name.as_str(), &mut KEYS_OF_TCP.iter().map(|(key, _)| *key));
     }
     for frontend in config.frontends.values().filter(|one| one.forward.is_some()) {
@@ -144,21 +146,14 @@ fn frontend(own: &Frontend) -> Value {
 }
 
 fn forward(own: &Forwarding) -> Value {
-    let hook = match own.hook {
-        Hook::Auto => "auto",
-        Hook::Tc => "tc",
-    };
-    let mode = match own.mode {
-        Mode::Nat => "nat",
-    };
     let fragments = match own.fragments {
         Fragments::Drop => "drop",
         Fragments::Pass => "pass",
     };
     let ports = own.snat_ports.as_ref().map(|ports| format!("{}-{}", ports.start(), ports.end()));
     let said = json!({
-        "hook": hook,
-        "mode": mode,
+        "hook": own.hook.as_str(),
+        "mode": own.mode.as_str(),
         "interfaces": or("auto", own.interfaces.as_ref()),
         "snat_addresses": or("auto", own.snat_addresses.as_ref()),
         "snat_ports": or("auto", ports),
@@ -348,7 +343,12 @@ enabled = false
         let examples = std::fs::read_dir(folder.join("examples")).unwrap();
         let examples = examples.map(|entry| entry.unwrap().path()).chain([folder.join("lemonade.toml")]);
         for path in examples {
-            let config = parse(&std::fs::read_to_string(&path).unwrap());
+            let text = std::fs::read_to_string(&path).unwrap();
+            // Such a relay is refused by a build without kernel programs.
+            if text.contains("relay = \"sk_msg\"") && !cfg!(all(feature = "ebpf", target_os = "linux")) {
+                continue;
+            }
+            let config = parse(&text);
             assert_eq!(read_back(&config), config, "{}", path.display());
         }
     }

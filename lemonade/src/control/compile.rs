@@ -14,6 +14,7 @@ use crate::model::{Backend, Config, Frontend, Name, Pool, Resolution, Target};
 use crate::strategy;
 use crate::strategy::port::Candidate;
 
+use super::indices::Indices;
 use super::table::{BackendEntry, BackendId, DispatchTable, FrontendEntry, PoolEntry};
 
 /// Compiles the table that follows `previous`.
@@ -27,7 +28,7 @@ pub fn compile(
     resolution: &Resolution,
     previous: &DispatchTable,
 ) -> DispatchTable {
-    let mut next_ix = previous.next_ix;
+    let mut given = Given { next: previous.next_ix, remembered: &previous.remembered };
     let pools: BTreeMap<Name, Arc<PoolEntry>> = config
         .pools
         .iter()
@@ -35,7 +36,7 @@ pub fn compile(
             let before = previous.pools.get(name);
             let same = before.filter(|before| unchanged(before, pool, health, resolution));
             let entry = same.map_or_else(
-                || Arc::new(pool_entry(pool, health, resolution, before.map(AsRef::as_ref), &mut next_ix)),
+                || Arc::new(pool_entry(pool, health, resolution, before.map(AsRef::as_ref), &mut given)),
                 Arc::clone,
             );
             (name.clone(), entry)
@@ -48,7 +49,7 @@ pub fn compile(
         .values()
         .filter_map(|frontend| {
             let pool = pools.get(&frontend.pool)?;
-            let entry = frontend_entry(frontend, pool, before.get(&frontend.name).copied(), &mut next_ix);
+            let entry = frontend_entry(frontend, pool, before.get(&frontend.name).copied(), &mut given);
             Some((entry.ix, entry))
         })
         .collect();
@@ -58,7 +59,29 @@ pub fn compile(
         config: Some(Arc::clone(config)),
         frontends,
         pools,
-        next_ix,
+        next_ix: given.next,
+        remembered: Indices::default(),
+    }
+}
+
+/// Indices as they are given out.
+struct Given<'a> {
+    next: u32,
+    remembered: &'a Indices,
+}
+
+impl Given<'_> {
+    fn frontend(&mut self, name: &Name) -> FrontendIx {
+        self.remembered.frontend(name).unwrap_or_else(|| FrontendIx(self.another()))
+    }
+
+    fn backend(&mut self, id: &BackendId) -> BackendIx {
+        self.remembered.backend(id).unwrap_or_else(|| BackendIx(self.another()))
+    }
+
+    const fn another(&mut self) -> u32 {
+        self.next += 1;
+        self.next - 1
     }
 }
 
@@ -122,14 +145,14 @@ fn frontend_entry(
     frontend: &Arc<Frontend>,
     pool: &Arc<PoolEntry>,
     before: Option<&Arc<FrontendEntry>>,
-    next_ix: &mut u32,
+    given: &mut Given<'_>,
 ) -> Arc<FrontendEntry> {
     let (ix, cell) = match before {
         Some(before) if Arc::ptr_eq(&before.pool, pool) && same(&before.frontend, frontend) => {
             return Arc::clone(before);
         }
         Some(before) => (before.ix, Arc::clone(&before.cell)),
-        None => (FrontendIx(take(next_ix)), Arc::default()),
+        None => (given.frontend(&frontend.name), Arc::default()),
     };
     Arc::new(FrontendEntry { ix, frontend: Arc::clone(frontend), pool: Arc::clone(pool), cell })
 }
@@ -139,7 +162,7 @@ fn pool_entry(
     health: &HealthView,
     resolution: &Resolution,
     before: Option<&PoolEntry>,
-    next_ix: &mut u32,
+    given: &mut Given<'_>,
 ) -> PoolEntry {
     let known = before.map_or(&[][..], |before| &before.backends);
     let backends: Vec<BackendEntry> = expand(pool, resolution)
@@ -147,7 +170,7 @@ fn pool_entry(
         .map(|(id, backend)| {
             let (ix, cell) = match known.binary_search_by(|entry| entry.id.cmp(&id)) {
                 Ok(found) => (known[found].ix, Arc::clone(&known[found].cell)),
-                Err(_) => (BackendIx(take(next_ix)), Arc::default()),
+                Err(_) => (given.backend(&id), Arc::default()),
             };
             BackendEntry { ix, id, backend: backend.clone(), status: status(ix, pool, health), cell }
         })
@@ -218,12 +241,6 @@ fn status(ix: BackendIx, pool: &Pool, health: &HealthView) -> Status {
 
 fn same<T: PartialEq>(a: &Arc<T>, b: &Arc<T>) -> bool {
     Arc::ptr_eq(a, b) || a == b
-}
-
-fn take(next_ix: &mut u32) -> u32 {
-    let ix = *next_ix;
-    *next_ix += 1;
-    ix
 }
 
 #[cfg(test)]

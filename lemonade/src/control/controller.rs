@@ -13,14 +13,14 @@ use tracing::trace_span;
 use super::compile::{commit_cells, compile, open_cells};
 use super::journal::{Entry, Journal, Kind};
 use super::order::{Done, Order, Refused, effect};
-use super::overrides::{self, Overrides};
+use super::overrides::{self, Change, Overrides};
 use super::plan::{plan, process_changes};
-use super::table::{BackendId, DispatchTable};
-use super::{ControlState, Refusal, Reload};
+use super::table::DispatchTable;
+use super::{ControlState, Leaving, Left, Refusal, Reload};
 use crate::config::needs_restart;
 use crate::config::port::ConfigUpdate;
 use crate::health::port::{HealthView, Transition};
-use crate::model::{Config, Name, ProcessCell, Resolution};
+use crate::model::{Config, ProcessCell, Resolution};
 use crate::proxy::error::ApplyError;
 use crate::proxy::port::{DrainScope, ProxyService};
 
@@ -73,6 +73,8 @@ pub struct Controller {
     resolution: Arc<Resolution>,
     file: Arc<Config>,
     overrides: Arc<Overrides>,
+    /// What a former process had changed at run time; told with the first configuration.
+    ended_before: Vec<String>,
 }
 
 /// Where the controller publishes.
@@ -97,7 +99,9 @@ impl Controller {
         process: Arc<ProcessCell>,
         outbox: Outbox,
     ) -> Result<Self, String> {
+        let (_, ended_before) = journal.former();
         let mut controller = Self {
+            ended_before,
             plane,
             effects,
             journal,
@@ -110,7 +114,8 @@ impl Controller {
             file: Arc::clone(&config),
             overrides: Arc::default(),
         };
-        trace_span!(target: TRACED, "configure", cause = "start", version = 1)
+        let version = controller.tables.borrow().config_version + 1;
+        trace_span!(target: TRACED, "configure", cause = "start", version)
             .in_scope(|| controller.accept(&config, "start"))?;
         Ok(controller)
     }
@@ -162,8 +167,12 @@ impl Controller {
     }
 
     fn accept(&mut self, file: &Arc<Config>, cause: &str) -> Result<(), String> {
+        // A text that says the same is put in force again, which may succeed where it fell short before, but it is no news.
+        let started = self.tables.borrow().config.is_some();
+        let same = started && **file == *self.file && self.state.borrow().refused.is_none();
         let (overrides, ended) = self.overrides.follow(&self.file, file);
-        let (previous, next) = self.commit(file, &overrides)?;
+        let version = self.tables.borrow().config_version + u64::from(!same);
+        let (previous, next) = self.commit(file, &overrides, version)?;
         self.drain_removed(&previous, &next, file.runtime.drain_timeout);
         let pending_restart = needs_restart(&self.at_start, file);
         for key in &pending_restart {
@@ -172,16 +181,29 @@ impl Controller {
         self.process.reloads_accepted.fetch_add(1, Ordering::Relaxed);
         self.process.last_reload_failed.store(0, Ordering::Relaxed);
         let mut entry = Entry::new(SystemTime::now(), next.config_version, cause, Kind::Config);
-        entry.diff = diff(&previous, &next);
+        let ended_before = std::mem::take(&mut self.ended_before);
+        let gone = |own| format!("{own} at run time: ended with the process before this one");
+        entry.diff = ended_before.into_iter().map(gone).collect();
+        entry.diff.extend(diff(&previous, &next));
         entry.diff.extend(ended);
+        let news = needs_restart(&self.file, file);
+        entry.diff.extend(news.into_iter().map(|key| match pending_restart.contains(&key) {
+            true => waits(&key),
+            false => format!("{key}: as at the start again"),
+        }));
+        entry.changed = Some(overrides.list());
         self.file = Arc::clone(file);
         self.overrides = Arc::new(overrides);
+        let leaving = left(&previous, &next, Some(SystemTime::now() + file.runtime.drain_timeout));
         self.publish(next, cause, |state| {
+            keep_leaving(state, leaving);
             state.refused = None;
             state.pending_restart = pending_restart;
             state.decided = (state.decided.0 + 1, cause.to_owned());
         });
-        self.journal.append(&entry);
+        if !same {
+            self.journal.append(&entry);
+        }
         Ok(())
     }
 
@@ -214,16 +236,35 @@ impl Controller {
         }
         let key = overrides::find(&self.file, &order.target).map_err(Refused::unknown)?;
         let next = self.overrides.with(&self.file, &key, order.change);
-        let file = Arc::clone(&self.file);
-        let (before, table) = self.commit(&file, &next).map_err(Refused::failed)?;
-        let mut lines = diff(&before, &table);
-        if lines.is_empty() {
-            lines.push(format!("backend {}/{}: {}: as it was", key.0, key.1, order.change));
+        let words = next.words(key.0.as_str(), key.1.as_str());
+        if next == *self.overrides {
+            // Nothing that anybody's `--if-version` would have to know of.
+            let mut lines = vec![format!("backend {}/{}: {}: as it was", key.0, key.1, order.change)];
+            lines.extend(effect(&self.tables.borrow(), &key, order.change, words));
+            return Ok(Done { version: current, lines });
         }
-        lines.extend(effect(&table, &key, next.words(key.0.as_str(), key.1.as_str())));
+        let file = Arc::clone(&self.file);
+        let version = self.tables.borrow().config_version + 1;
+        let (before, table) = self.commit(&file, &next, version).map_err(Refused::failed)?;
+        let mut lines = diff(&before, &table);
+        if !matches!(order.change, Change::Weight(_)) {
+            // Otherwise a drain would look like a weight of 0.
+            let own = format!("backend {}/{}: ", key.0, key.1);
+            for line in &mut lines {
+                if let Some(effect) = line.strip_prefix(&own) {
+                    *line = format!("{own}{} ({effect})", order.change);
+                }
+            }
+        }
+        if lines.is_empty() {
+            let waits = "kept for when it gets new connections again";
+            lines.push(format!("backend {}/{}: {}: {waits}", key.0, key.1, order.change));
+        }
+        lines.extend(effect(&table, &key, order.change, words));
         let version = table.config_version;
         let mut entry = Entry::new(SystemTime::now(), version, "admin", Kind::Admin);
         (entry.uid, entry.diff) = (order.uid, lines.clone());
+        entry.changed = Some(next.list());
         self.overrides = Arc::new(next);
         self.publish(table, "admin", |_| {});
         self.journal.append(&entry);
@@ -231,15 +272,15 @@ impl Controller {
         Ok(Done { version, lines })
     }
 
-    /// Compiles `file` with `overrides` and gives the table to the plane; tells the table before it and the new one.
+    /// Compiles `file` with `overrides` as `version` and gives the table to the plane; tells the table before it and the new one.
     fn commit(
         &mut self,
         file: &Arc<Config>,
         overrides: &Overrides,
+        version: u64,
     ) -> Result<(Arc<DispatchTable>, Arc<DispatchTable>), String> {
         let config = &overrides.lay_over(file);
         let previous = self.tables.borrow().clone();
-        let version = previous.config_version + 1;
         let compiled = trace_span!(target: TRACED, "compile")
             .in_scope(|| compile(config, version, &self.health, &self.resolution, &previous));
         let next = Arc::new(compiled);
@@ -269,7 +310,9 @@ impl Controller {
         self.tables.send_replace(Arc::clone(&table));
         let mut state = ControlState::clone(&self.state.borrow());
         let version = table.config_version;
-        state.accepted = Reload { version, at: SystemTime::now(), cause: cause.to_owned() };
+        if state.accepted.version != version {
+            state.accepted = Reload { version, at: SystemTime::now(), cause: cause.to_owned() };
+        }
         (state.file, state.overrides) = (Some(Arc::clone(&self.file)), Arc::clone(&self.overrides));
         state.table = table;
         change(&mut state);
@@ -278,7 +321,13 @@ impl Controller {
 
     /// Gives the connections of what left the table until the drain deadline.
     fn drain_removed(&self, previous: &DispatchTable, next: &DispatchTable, deadline: Duration) {
-        let (frontends, backends) = removed(previous, next);
+        let (mut frontends, mut backends) = (BTreeSet::new(), BTreeSet::new());
+        for own in left(previous, next, None) {
+            match own.what {
+                Left::Frontend(entry) => frontends.insert(entry.frontend.name.clone()),
+                Left::Backend(entry) => backends.insert(entry.id),
+            };
+        }
         if frontends.is_empty() && backends.is_empty() {
             return;
         }
@@ -331,8 +380,10 @@ impl Controller {
         }
         commit_cells(&previous, &next);
         self.tables.send_replace(Arc::clone(&next));
-        let current = self.state.borrow().clone();
-        self.state.send_replace(Arc::new(ControlState { table: next, ..(*current).clone() }));
+        let mut state = ControlState::clone(&self.state.borrow());
+        keep_leaving(&mut state, left(&previous, &next, None));
+        state.table = next;
+        self.state.send_replace(Arc::new(state));
     }
 
     fn note(&self, transition: &Transition) {
@@ -349,18 +400,28 @@ impl Controller {
     }
 }
 
-/// Frontends and backends that are in `previous` and no longer in `next`.
-fn removed(previous: &DispatchTable, next: &DispatchTable) -> (BTreeSet<Name>, BTreeSet<BackendId>) {
+/// What is said of a key that the running process does not follow.
+pub fn waits(key: &str) -> String {
+    format!("waits for the next start: {key}")
+}
+
+/// Frontends and backends that are in `previous` and no longer in `next`; their connections have until `until`.
+fn left(previous: &DispatchTable, next: &DispatchTable, until: Option<SystemTime>) -> Vec<Leaving> {
     let frontends = previous.frontends.iter().filter(|(ix, _)| !next.frontends.contains_key(ix));
+    let frontends = frontends.map(|(_, entry)| Left::Frontend(Arc::clone(entry)));
     let changed = previous
         .pools
         .iter()
         .filter(|(name, before)| !next.pools.get(*name).is_some_and(|after| Arc::ptr_eq(before, after)));
-    let backends = changed.flat_map(|(_, before)| before.backends.iter().map(|backend| &backend.id));
-    (
-        frontends.map(|(_, entry)| entry.frontend.name.clone()).collect(),
-        backends.filter(|id| !next.has_backend(id)).cloned().collect(),
-    )
+    let backends = changed.flat_map(|(_, before)| &before.backends);
+    let backends = backends.filter(|own| !next.has_backend(&own.id)).cloned().map(Left::Backend);
+    frontends.chain(backends).map(|what| Leaving { what, until }).collect()
+}
+
+/// Adds to what leaves, and forgets what has no connection left.
+fn keep_leaving(state: &mut ControlState, more: Vec<Leaving>) {
+    state.leaving.extend(more);
+    state.leaving.retain(|own| own.what.live() > 0);
 }
 
 /// What changes from `previous` to `next`, a sentence each; a long list is told by its beginning and its length.

@@ -19,6 +19,9 @@ use crate::strategy::port::{Basis, Candidate, PoolView};
 /// Picks that shares are counted from.
 pub const SAMPLES: u32 = 1_000;
 
+/// Addresses of clients that shares of a ring are counted from.
+pub const CLIENTS: u32 = 1 << 15;
+
 /// A client that asks, and when.
 #[derive(Clone, Copy, Debug)]
 pub struct Asked {
@@ -57,12 +60,15 @@ pub fn explain(pool: &PoolEntry, asked: Asked) -> Explanation {
     let copies = Copies::of(pool);
     let key = FlowKey::tcp(asked.client, asked.local);
     let entropy = |pick: u64| mix(flow_hash(&key, asked.seed) ^ pick);
+    // Before the pick: one restores the averages of what it picks.
+    let costs: Vec<_> = pool.backends.iter().map(|backend| copies.cost(backend.ix, asked.now)).collect();
     let next = copies.pick(&Draw { now: asked.now, entropy: entropy(1), seed: asked.seed, key });
     // Other clients, other draws.
     let shares = shares(pool, asked.now, |pick| mix(entropy(1).wrapping_add(pick)), &key);
-    let backends = pool.backends.iter().zip(shares).map(|(backend, share)| Standing {
+    let standings = pool.backends.iter().zip(costs).zip(shares);
+    let backends = standings.map(|((backend, cost), share)| Standing {
         verdict: verdict(pool, backend, asked.now),
-        cost: copies.cost(backend.ix, asked.now),
+        cost,
         share,
     });
     Explanation { next, backends: backends.collect() }
@@ -74,6 +80,9 @@ pub fn explain(pool: &PoolEntry, asked: Asked) -> Explanation {
 pub fn explain_forwarded(entry: &FrontendEntry, asked: Asked) -> Option<Explanation> {
     let pool = &entry.pool;
     let ring = pool.cell.rings.read(asked.local.ip().to_canonical().is_ipv6())?;
+    if pool.pool.strategy == StrategyKind::LeastConnections {
+        return Some(explain(pool, asked));
+    }
     let key = match entry.frontend.protocol {
         Protocol::Tcp => FlowKey::tcp(asked.client, asked.local),
         Protocol::Udp => FlowKey::udp(asked.client, asked.local),
@@ -95,18 +104,20 @@ pub fn explain_forwarded(entry: &FrontendEntry, asked: Asked) -> Option<Explanat
     Some(Explanation { next: next.map(|at| (at, Basis::Slot(slot))), backends: backends.collect() })
 }
 
-/// Share of each backend of the pool in [`SAMPLES`] picks that come at once and stay.
+/// Share of each backend of the pool in [`SAMPLES`] picks that come at once and stay; of [`CLIENTS`], where the client's
+/// address decides: always the same ones, so that whoever asks is told the same.
 pub fn shares(pool: &PoolEntry, now: Moment, entropy: impl Fn(u64) -> u64, key: &FlowKey) -> Vec<f64> {
     let copies = Copies::of(pool);
     let mut counts = vec![0_u32; pool.backends.len()];
     let by_source = pool.pool.strategy == StrategyKind::SourceHash;
-    for pick in 0..SAMPLES {
-        let entropy = entropy(u64::from(pick));
-        // Where the client's address decides, these are as many clients.
+    for pick in 0..if by_source { CLIENTS } else { SAMPLES } {
+        let entropy = if by_source { mix(u64::from(pick)) } else { entropy(u64::from(pick)) };
         let key = if by_source { FlowKey { src: of_many(entropy), ..*key } } else { *key };
         let Some((position, _)) = copies.pick(&Draw { now, entropy, seed: 0, key }) else { break };
         counts[position] += 1;
-        copies.hold(position);
+        if !by_source {
+            copies.hold(position);
+        }
     }
     let total = counts.iter().sum::<u32>().max(1);
     counts.into_iter().map(|count| f64::from(count) / f64::from(total)).collect()
@@ -307,5 +318,23 @@ mod tests {
         assert!(matches!(found.next, Some((_, Basis::Slot(_)))), "{found:?}");
         let shares: Vec<f64> = found.backends.iter().map(|own| own.share).collect();
         assert!((shares[0] - 0.5).abs() < 0.06 && (shares[1] - 0.25).abs() < 0.06, "{shares:?}");
+        let ring = [0.5, 0.25, 0.25];
+        assert!(shares.iter().zip(ring).all(|(share, slots)| (share - slots).abs() < 0.01), "{shares:?}");
+        let other = Asked { client: "198.51.100.9:1".parse().unwrap(), ..asked() };
+        assert_eq!(explain(&pool, other).backends, found.backends, "whoever asks");
+    }
+
+    #[test]
+    fn a_cost_is_the_one_that_the_pick_went_by() {
+        let pool = entry(|own| own.strategy = StrategyKind::FastestResponseTime);
+        for (own, micros) in pool.backends.iter().zip([400, 900, 900]) {
+            own.cell.connect.observe(std::time::Duration::from_micros(micros), Moment(1_000_000));
+            own.cell.first_byte.observe(std::time::Duration::from_micros(micros), Moment(1_000_000));
+        }
+        // Averages have aged by now, and the pick restores that of the backend it takes.
+        let found = explain(&pool, Asked { now: Moment(9_000_000), ..asked() });
+        let Some((position, Basis::Cheaper { cost, .. })) = found.next else { panic!("{found:?}") };
+        let shown = found.backends[position].cost.unwrap();
+        assert!((f64::from(cost) - shown).abs() < shown * 1e-5, "{cost} and {shown}");
     }
 }

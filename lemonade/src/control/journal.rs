@@ -18,6 +18,9 @@ pub const MAX_BYTES: u64 = 8 * 1024 * 1024;
 /// Older files kept: `journal.1.jsonl` is the newest of them.
 pub const KEPT: u32 = 3;
 
+/// Lines in which [`Journal::former`] looks.
+const FORMER: usize = 1_000;
+
 /// Most bytes [`Journal::tail`] reads of each file.
 const TAIL_BYTES: u64 = 256 * 1024;
 
@@ -28,7 +31,7 @@ pub struct Entry {
     pub time: String,
     /// Configuration version after it.
     pub version: u64,
-    /// Who caused it: `start`, `file changed`, `SIGHUP`, `admin`, `health`.
+    /// Who caused it: `start`, `stop`, `file changed`, `SIGHUP`, `admin`, `health`.
     pub who: String,
     /// User id of who asked through the admin socket.
     #[serde(default)]
@@ -37,6 +40,9 @@ pub struct Entry {
     pub what: Kind,
     /// What changed, in sentences.
     pub diff: Vec<String>,
+    /// What differs from the file at run time since then, by backend; `None` where the line is not about that.
+    #[serde(default)]
+    pub changed: Option<Vec<String>>,
     /// `accepted`, or why not.
     pub result: String,
 }
@@ -63,6 +69,7 @@ impl Entry {
             uid: None,
             what,
             diff: Vec::new(),
+            changed: None,
             result: "accepted".to_owned(),
         }
     }
@@ -130,6 +137,13 @@ impl Journal {
         }
         entries.reverse();
         entries
+    }
+
+    /// Where a former process ended: its last version, and what differed from the file then.
+    pub fn former(&self) -> (u64, Vec<String>) {
+        let lines = self.tail(FORMER);
+        let version = lines.iter().map(|line| line.version).max().unwrap_or(0);
+        (version, lines.into_iter().rev().find_map(|line| line.changed).unwrap_or_default())
     }
 
     fn try_append(&self, entry: &Entry) -> io::Result<()> {
@@ -241,6 +255,19 @@ mod tests {
         for field in first.as_object().unwrap().keys() {
             assert!(guide.contains(&format!("| `{field}` |")), "the guide does not name {field}");
         }
+    }
+
+    #[test]
+    fn a_start_finds_where_the_process_before_it_ended() {
+        let folder = tempfile::tempdir().unwrap();
+        let journal = Journal::open(folder.path());
+        assert_eq!(journal.former(), (0, Vec::new()));
+        let drained = || Some(vec!["backend web/a: drained".to_owned()]);
+        journal.append(&Entry { changed: Some(vec!["backend web/b: weight 9".to_owned()]), ..entry(6) });
+        journal.append(&Entry { changed: drained(), ..entry(7) });
+        journal.append(&Entry { what: Kind::Health, ..entry(7) });
+        drop(journal);
+        assert_eq!(Journal::open(folder.path()).former(), (7, drained().unwrap()));
     }
 
     #[test]

@@ -3,19 +3,27 @@
 //! What the kernel cannot do as the table means it stays with the proxy, and the reason is told.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 use lemonade_common::flow::mapped;
-use lemonade_common::forward::{BY_SOURCE, PASS_FRAGMENTS, Service, ServiceKey, Target};
+use lemonade_common::forward::{
+    BY_SOURCE, LEAST_CONNECTIONS, PASS_FRAGMENTS, Service, ServiceKey, Target, answers_pass_by,
+};
 use lemonade_common::{BackendIx, FrontendIx};
 
 use super::image::{Image, Ring};
-use super::table::{DispatchTable, FrontendEntry, PoolEntry};
+use super::table::{BackendEntry, DispatchTable, FrontendEntry, PoolEntry};
 use crate::model::Moment;
 use crate::model::config::Protocol;
-use crate::model::forward::Fragments;
+use crate::model::forward::{Fragments, Hook, Mode};
 use crate::strategy::maglev::{Share, ring};
-use crate::strategy::port::{Lowering, PoolView};
+use crate::strategy::port::{By, Lowering, PoolView};
+
+/// The step of measured weights, half an octave, with room for rounding.
+const STEP: f64 = 1.5;
+
+/// What is to be said where connections count and their answers are not seen.
+const PASSED_BY: &str = "least_connections does not see backends' FIN in this mode: a connection counts until 10 s after its client's, its reset or idle_timeout";
 
 /// How a backend is reached from here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,6 +57,10 @@ pub struct Ground {
     pub ways: BTreeMap<BackendIx, Route>,
     /// Frontends that the host does not let be forwarded, with the reason.
     pub blocked: BTreeMap<FrontendIx, String>,
+    /// Frontends whose clients on this host get a backend when they connect.
+    pub local: BTreeSet<FrontendIx>,
+    /// What is to be said of frontends that are forwarded.
+    pub notes: BTreeMap<FrontendIx, String>,
     /// Now, for strategies that go by averages.
     pub now: Moment,
 }
@@ -82,7 +94,7 @@ pub fn lower(table: &DispatchTable, ground: &Ground, previous: &Image) -> Lowere
     }
     let Lowered { mut image, carried, kept } = lowering.out;
     // Packets on their way may still look into a ring that was named a moment ago, so it waits behind the others.
-    let left = previous.rings.keys().filter(|number| !image.rings.contains_key(number));
+    let left = &previous.held() - &image.held();
     image.free.extend(left);
     Lowered { image, carried, kept }
 }
@@ -99,7 +111,12 @@ pub fn unsuited(entry: &FrontendEntry) -> Option<String> {
     if let Some(backend) = limited {
         return Some(format!("max_connections of backend {} is counted by the proxy only", backend.id));
     }
+    let sockets = entry.frontend.forward.as_ref().is_some_and(|asked| asked.hook == Hook::Connect);
     match lowering(pool, Moment(0)) {
+        Lowering::Ring { by: By::Connections, .. } if sockets => Some(
+            "least_connections goes by connections that live, and of those that hook connect makes the end is not seen"
+                .to_owned(),
+        ),
         Lowering::Ring { .. } => None,
         Lowering::NotOffloadable(why) => Some(why.to_owned()),
     }
@@ -119,6 +136,28 @@ pub(super) fn lowering(pool: &PoolEntry, now: Moment) -> Lowering {
     pool.strategy.lower(&view)
 }
 
+/// Who shares a ring.
+struct Shares {
+    own: Vec<Share>,
+    /// Whether weights come of measurements.
+    measured: bool,
+}
+
+impl Shares {
+    /// Whether a ring that was made for others may stay. One whose weights were measured does until a backend's weight is
+    /// more than a step away from what it was: each ring anew sends some packets elsewhere that nobody has written down.
+    fn are(&self, there: &[Share]) -> bool {
+        let near = |own: &Share, there: &Share| {
+            let [less, more] = [own.weight.min(there.weight), own.weight.max(there.weight)].map(f64::from);
+            own.weight == there.weight || self.measured && more <= less * STEP
+        };
+        self.own.len() == there.len()
+            && self.own.iter().zip(there).all(|(own, there)| {
+                (own.value, &own.identity) == (there.value, &there.identity) && near(own, there)
+            })
+    }
+}
+
 struct Run<'a> {
     ground: &'a Ground,
     previous: &'a Image,
@@ -134,15 +173,23 @@ impl Run<'_> {
         if let Some(why) = unsuited(entry) {
             return Err(why);
         }
-        let Lowering::Ring { weights, by_source } = lowering(&entry.pool, self.ground.now) else {
+        let Lowering::Ring { weights, by, measured } = lowering(&entry.pool, self.ground.now) else {
             return Err("its strategy cannot be lowered".to_owned());
         };
-        let fragments = entry.frontend.forward.as_ref().map(|own| own.fragments);
-        let mut flags = if by_source { BY_SOURCE } else { 0 };
-        if fragments == Some(Fragments::Pass) {
+        let Some(asked) = &entry.frontend.forward else { return Err("it does not ask for it".to_owned()) };
+        let (mode, packets) = (asked.mode, asked.hook != Hook::Connect);
+        let mut flags = match by {
+            By::Flow => 0,
+            By::Source => BY_SOURCE,
+            By::Connections => LEAST_CONNECTIONS,
+        };
+        if asked.fragments == Fragments::Pass {
             flags |= PASS_FRAGMENTS;
         }
-        let mut notes = BTreeSet::new();
+        let mut notes: BTreeSet<String> = self.ground.notes.get(&entry.ix).cloned().into_iter().collect();
+        if by == By::Connections && answers_pass_by(mode.number()) {
+            notes.insert(PASSED_BY.to_owned());
+        }
         let versions: BTreeSet<bool> =
             entry.frontend.listen.iter().map(|address| address.ip().to_canonical().is_ipv6()).collect();
         let mut shares = Vec::new();
@@ -151,18 +198,24 @@ impl Run<'_> {
         }
         let mut rings = BTreeMap::new();
         for (v6, shares) in shares {
-            rings.insert(v6, self.ring(entry, v6, shares)?);
+            rings.insert(v6, self.ring(entry, mode, v6, Shares { own: shares, measured })?);
         }
         for address in &entry.frontend.listen {
-            let ring = rings[&address.ip().to_canonical().is_ipv6()];
-            let service = Service { frontend: entry.ix.0, ring, flags, ..Service::default() };
-            self.out.image.services.insert(service_key(entry.frontend.protocol, *address), service);
+            let (ring, before) = rings[&address.ip().to_canonical().is_ipv6()];
+            let previous = before.map_or(0, |number| number + 1);
+            let service = Service { frontend: entry.ix.0, ring, flags, mode: mode.number(), previous };
+            let key = service_key(entry.frontend.protocol, *address);
+            // The end of what sockets connect is not seen, so the proxy has them where that counts.
+            let local = self.ground.local.contains(&entry.ix) && by != By::Connections;
+            let local = local.then(|| key.at_connect());
+            let keys = packets.then_some(key).into_iter().chain(local);
+            self.out.image.services.extend(keys.map(|key| (key, service)));
         }
-        self.targets(&entry.pool);
+        self.targets(&entry.pool, packets);
         Ok(notes.into_iter().collect::<Vec<_>>().join("; "))
     }
 
-    /// Who shares the ring of the pool's backends of one IP version.
+    /// Who shares the ring of the pool's backends that can have packets of one IP version.
     fn shares(
         &self,
         entry: &FrontendEntry,
@@ -171,15 +224,20 @@ impl Run<'_> {
         notes: &mut BTreeSet<String>,
     ) -> Result<Vec<Share>, String> {
         let pool = &entry.pool;
+        let asked = entry.frontend.forward.as_ref();
+        let mode = asked.map_or(Mode::Nat, |asked| asked.mode);
+        // Sockets go by the host's routes, whatever those are.
+        let packets = asked.is_some_and(|asked| asked.hook != Hook::Connect);
         let version = if v6 { "IPv6" } else { "IPv4" };
-        let own = || pool.backends.iter().filter(|backend| backend.id.ip.to_canonical().is_ipv6() == v6);
+        let carries = |backend: &BackendEntry| mode.carries(v6, backend.id.ip.to_canonical().is_ipv6());
+        let own = || pool.backends.iter().filter(|backend| carries(backend));
         if own().next().is_none() {
             let (pool, name) = (&pool.pool.name, &entry.frontend.name);
             return Err(format!(
                 "pool {pool} has no {version} backend, and packets to an {version} address of {name} keep the version"
             ));
         }
-        for backend in own() {
+        for backend in own().filter(|_| packets) {
             match self.ground.ways.get(&backend.ix) {
                 Some(Err(NoWay::Local)) => {
                     return Err(format!(
@@ -197,9 +255,8 @@ impl Run<'_> {
             }
         }
         let candidates = pool.candidates.iter().zip(weights).filter(|(candidate, _)| {
-            let backend = &pool.backends[candidate.position];
-            backend.id.ip.to_canonical().is_ipv6() == v6
-                && matches!(self.ground.ways.get(&candidate.ix), Some(Ok(_)))
+            carries(&pool.backends[candidate.position])
+                && (!packets || matches!(self.ground.ways.get(&candidate.ix), Some(Ok(_))))
         });
         let shares = candidates.map(|(candidate, weight)| Share {
             value: candidate.ix.0,
@@ -209,29 +266,43 @@ impl Run<'_> {
         Ok(shares.collect())
     }
 
-    /// Number of a ring with these shares: the one that is there, or a free one.
-    fn ring(&mut self, entry: &FrontendEntry, v6: bool, shares: Vec<Share>) -> Result<u32, String> {
+    /// Number of a ring with these shares, the one that is there or a free one, and of the ring before.
+    fn ring(
+        &mut self,
+        entry: &FrontendEntry,
+        mode: Mode,
+        v6: bool,
+        shares: Shares,
+    ) -> Result<(u32, Option<u32>), String> {
         let of = (entry.pool.pool.name.clone(), v6);
-        if let Some((number, _)) = self.out.image.ring_of(&of.0, v6) {
-            return Ok(number);
+        if let Some((number, there)) = self.out.image.ring_of(&of.0, v6) {
+            return Ok((number, there.before));
         }
-        if let Some((number, there)) = self.previous.ring_of(&of.0, v6)
-            && there.shares == shares
+        let there = self.previous.ring_of(&of.0, v6);
+        if let Some((number, there)) = there
+            && shares.are(&there.shares)
         {
             self.out.image.rings.insert(number, there.clone());
-            return Ok(number);
+            return Ok((number, there.before));
         }
+        // In mode nat a ring says nothing of the port that a flow took, so nobody would ask the one before.
+        let before = there.map(|(number, _)| number).filter(|_| mode != Mode::Nat);
         let Some(number) = self.out.image.free.pop_front() else {
             return Err("every ring in the kernel is taken; a restart makes room for more pools".to_owned());
         };
-        let slots = ring(&shares).into();
-        self.out.image.rings.insert(number, Ring { of, shares, slots });
-        Ok(number)
+        let slots = ring(&shares.own).into();
+        self.out.image.rings.insert(number, Ring { of, shares: shares.own, slots, before });
+        Ok((number, before))
     }
 
-    fn targets(&mut self, pool: &PoolEntry) {
+    fn targets(&mut self, pool: &PoolEntry, packets: bool) {
+        let none = Way { interface: 0, snat: IpAddr::V6(Ipv6Addr::UNSPECIFIED), first_port: 0, ports: 0 };
         for backend in &pool.backends {
-            let Some(Ok(way)) = self.ground.ways.get(&backend.ix) else { continue };
+            let way = match self.ground.ways.get(&backend.ix) {
+                Some(Ok(way)) if packets => way,
+                _ if packets => continue,
+                _ => &none,
+            };
             let target = Target {
                 address: mapped(backend.id.ip),
                 snat: mapped(way.snat),
@@ -239,6 +310,7 @@ impl Run<'_> {
                 first_port: way.first_port.to_be_bytes(),
                 ports: way.ports,
                 interface: way.interface,
+                weight: backend.backend.weight,
             };
             self.out.image.targets.insert(backend.ix.0, target);
         }

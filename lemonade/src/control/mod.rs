@@ -3,7 +3,9 @@
 pub mod compile;
 pub mod controller;
 pub mod explain;
+pub mod former;
 pub mod image;
+pub mod indices;
 pub mod journal;
 pub mod lower;
 pub mod order;
@@ -16,13 +18,15 @@ pub mod resolve;
 #[cfg(target_os = "linux")]
 pub mod short_way;
 pub mod signals;
+pub mod splices;
 pub mod table;
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::SystemTime;
 
 use overrides::Overrides;
-use table::DispatchTable;
+use table::{BackendEntry, DispatchTable, FrontendEntry};
 
 use crate::model::Config;
 
@@ -39,6 +43,8 @@ pub struct ControlState {
     pub pending_restart: Vec<String>,
     /// The configuration as the file has it; `None` only before the first.
     pub file: Option<Arc<Config>>,
+    /// What left the table while connections of it live.
+    pub leaving: Vec<Leaving>,
     /// What was changed at run time; the table's configuration is the file with these laid over it.
     pub overrides: Arc<Overrides>,
     /// Configurations decided on, good or bad, and who asked for the last.
@@ -46,16 +52,45 @@ pub struct ControlState {
 }
 
 impl ControlState {
-    /// The state before the first commit.
-    pub fn at_start(at: SystemTime) -> Self {
+    /// The state before the first commit, with the empty table that it follows.
+    pub fn at_start(at: SystemTime, none: Arc<DispatchTable>) -> Self {
         Self {
-            table: Arc::default(),
+            table: none,
             accepted: Reload { version: 0, at, cause: "start".to_owned() },
             refused: None,
             pending_restart: Vec::new(),
             file: None,
+            leaving: Vec::new(),
             overrides: Arc::default(),
             decided: (0, String::new()),
+        }
+    }
+}
+
+/// A frontend or backend that is no longer in the table, with its live state.
+#[derive(Clone, Debug)]
+pub struct Leaving {
+    /// What it is.
+    pub what: Left,
+    /// When its connections are reset; `None`: they may go on, since the file still has it.
+    pub until: Option<SystemTime>,
+}
+
+/// What left.
+#[derive(Clone, Debug)]
+pub enum Left {
+    /// A frontend.
+    Frontend(Arc<FrontendEntry>),
+    /// A backend.
+    Backend(BackendEntry),
+}
+
+impl Left {
+    /// Connections of it that live.
+    pub fn live(&self) -> u64 {
+        match self {
+            Self::Frontend(entry) => u64::from(entry.cell.live.load(Ordering::Relaxed)),
+            Self::Backend(entry) => u64::from(entry.cell.live.load(Ordering::Relaxed)),
         }
     }
 }

@@ -7,6 +7,7 @@ use tokio::sync::oneshot;
 
 use super::overrides::Change;
 use super::table::DispatchTable;
+use crate::config::{unheeded, unheeded_words};
 use crate::model::Name;
 
 /// Asks the controller for a change.
@@ -85,6 +86,7 @@ impl Display for Change {
 pub(super) fn effect(
     table: &DispatchTable,
     (pool, name): &(Name, Name),
+    change: Change,
     changed: Option<String>,
 ) -> Vec<String> {
     let Some(entry) = table.pools.get(pool) else { return Vec::new() };
@@ -98,9 +100,11 @@ pub(super) fn effect(
     };
     let left =
         format!("pool {pool}: {} of {} backends may be picked", entry.candidates.len(), entry.backends.len());
+    let unheeded = (matches!(change, Change::Weight(1..)) && unheeded(&entry.pool))
+        .then(|| format!("no effect on shares: {}", unheeded_words(pool)));
     let lasts = match changed {
         Some(_) => "not in the file: lasts until the next start, or until the file says something new of it",
         None => "as in the file again",
     };
-    vec![fate, left, lasts.to_owned()]
+    [fate].into_iter().chain(unheeded).chain([left, lasts.to_owned()]).collect()
 }

@@ -139,12 +139,21 @@ impl Overrides {
                 continue;
             };
             let mut left = *own;
+            let edited = || format!("the file says weight {} -> {}", was.weight, is.weight);
             if was.enabled != is.enabled && left.state.take().is_some() {
                 dropped
                     .push(format!("backend {label}: change at run time ended: the file changes `enabled`"));
             }
-            if was.weight != is.weight && left.weight.take().is_some() {
-                dropped.push(format!("backend {label}: weight at run time ended: the file changes `weight`"));
+            if was.weight != is.weight {
+                let ended = left.weight.take().map(|weight| {
+                    format!("backend {label}: weight {weight} at run time ended: {}", edited())
+                });
+                // The drain hides what the file says.
+                let hidden = matches!(left.state, Some(State::Drained | State::Disabled));
+                let waits = || format!("backend {label}: {}", edited());
+                let line = ended.or_else(|| hidden.then(waits));
+                let until = if hidden { "; it counts once the backend is enabled at run time" } else { "" };
+                dropped.extend(line.map(|line| line + until));
             }
             if left != Override::default() {
                 kept.changed.insert((pool.clone(), backend.clone()), left);
@@ -156,14 +165,15 @@ impl Overrides {
     /// What was changed of a backend, in words; `None` when it is as in the file.
     pub fn words(&self, pool: &str, backend: &str) -> Option<String> {
         let own = self.changed.get(&(Name::new(pool), Name::new(backend)))?;
-        let state = own.state.map(|state| match state {
-            State::Drained => "drained".to_owned(),
-            State::Disabled => "disabled".to_owned(),
-            State::Enabled => "enabled".to_owned(),
-        });
-        let weight = own.weight.map(|weight| format!("weight {weight}"));
-        let parts: Vec<String> = state.into_iter().chain(weight).collect();
-        Some(format!("{} at run time, until the next start", parts.join(", ")))
+        Some(format!("{} at run time, until the next start", own.words()))
+    }
+
+    /// Each backend that differs from the file, and how.
+    pub fn list(&self) -> Vec<String> {
+        let each = |((pool, backend), own): (&(Name, Name), &Override)| {
+            format!("backend {pool}/{backend}: {}", own.words())
+        };
+        self.changed.iter().map(each).collect()
     }
 
     /// Number of backends that differ from the file.
@@ -178,6 +188,16 @@ impl Overrides {
 }
 
 impl Override {
+    fn words(self) -> String {
+        let state = self.state.map(|state| match state {
+            State::Drained => "drained".to_owned(),
+            State::Disabled => "disabled".to_owned(),
+            State::Enabled => "enabled".to_owned(),
+        });
+        let weight = self.weight.map(|weight| format!("weight {weight}"));
+        state.into_iter().chain(weight).collect::<Vec<_>>().join(", ")
+    }
+
     fn apply(self, backend: &mut Backend) {
         if let Some(weight) = self.weight {
             backend.weight = weight;
@@ -250,7 +270,14 @@ mod tests {
 
         let (kept, dropped) = changed.follow(&before, &file(|own| own.weight = 3));
         assert_eq!(kept.words("web", "a").as_deref(), Some("drained at run time, until the next start"));
-        assert!(dropped[0].contains("web/a") && dropped[0].contains("`weight`"), "{dropped:?}");
+        let words = "backend web/a: weight 9 at run time ended: the file says weight 1 -> 3; \
+                     it counts once the backend is enabled at run time";
+        assert_eq!(dropped, [words]);
+        assert_eq!(kept.list(), ["backend web/a: drained"]);
+
+        let drained = Overrides::default().with(&before, &a(), Change::Drain);
+        let (_, dropped) = drained.follow(&before, &file(|own| own.weight = 3));
+        assert!(dropped[0].contains("the file says weight 1 -> 3"), "a drain hides no edit: {dropped:?}");
 
         let (kept, dropped) = changed.follow(&before, &file(|own| own.enabled = false));
         assert_eq!(kept.words("web", "a").as_deref(), Some("weight 9 at run time, until the next start"));

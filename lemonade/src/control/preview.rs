@@ -22,6 +22,8 @@ const NOISE: f64 = 0.02;
 pub struct Preview {
     /// Live connections of what would leave, with what that is; they get the drain timeout.
     pub drained: BTreeMap<String, usize>,
+    /// Live connections of what has left already, with what that is.
+    pub leaving: BTreeMap<String, usize>,
     /// Live connections that nothing would happen to.
     pub untouched: usize,
     /// Shares of picks that would change.
@@ -48,6 +50,9 @@ pub fn preview(before: &DispatchTable, after: &DispatchTable, live: &[Connection
     let mut preview = Preview::default();
     for own in live {
         match leaves(after, own) {
+            Some(what) if leaves(before, own).as_ref() == Some(&what) => {
+                *preview.leaving.entry(what).or_default() += 1;
+            }
             Some(what) => *preview.drained.entry(what).or_default() += 1,
             None => preview.untouched += 1,
         }
@@ -103,7 +108,7 @@ fn slots(pool: &PoolEntry, v6: bool, now: Moment, numbers: &mut BTreeMap<String,
     ring(&shares)
 }
 
-/// What takes a connection along when `after` comes: its frontend or its backend.
+/// What takes a connection along when `after` is in force: its frontend or its backend.
 fn leaves(after: &DispatchTable, own: &Connection) -> Option<String> {
     if !after.frontends.values().any(|entry| entry.frontend.name == own.frontend) {
         return Some(format!("frontend {}", own.frontend));
@@ -185,6 +190,7 @@ mod tests {
                 connect: std::time::Duration::ZERO,
             }),
             decision: None,
+            failed: Box::default(),
             bytes_up: 0,
             bytes_down: 0,
             idle_seconds: 0,
@@ -206,7 +212,12 @@ mod tests {
             let shares: Vec<_> =
                 found.shares.iter().map(|own| (own.backend.as_str(), own.before, own.after)).collect();
             assert_eq!(shares, [("a", Some(0.5), None), ("c", None, Some(0.5))], "{strategy:?}");
-            assert_eq!(preview(&after, &after, &live, Moment(1)).shares, []);
+            let again = preview(&after, &after, &live, Moment(1));
+            assert_eq!((again.shares, again.drained, again.untouched), (vec![], BTreeMap::new(), 1));
+            assert_eq!(
+                again.leaving,
+                BTreeMap::from([("backend web/a".to_owned(), 1), ("frontend g".to_owned(), 2)])
+            );
         }
     }
 

@@ -17,6 +17,8 @@ use tokio_util::sync::CancellationToken;
 use super::relays::Relays;
 #[cfg(target_os = "linux")]
 use super::short_way::ShortWays;
+#[cfg(target_os = "linux")]
+use super::splices::Splices;
 use super::table::{BackendEntry, DispatchTable};
 use crate::health::port::{Signal, SignalKind};
 use crate::model::Moment;
@@ -31,7 +33,6 @@ const PERIOD: Duration = Duration::from_secs(1);
 type Before = HashMap<BackendIx, (BackendSignals, u64)>;
 
 /// What reading takes.
-#[derive(Debug)]
 pub struct Reader {
     /// What is in the kernel.
     pub kernel: Kernel,
@@ -39,15 +40,21 @@ pub struct Reader {
     pub health: mpsc::Sender<Signal>,
     /// Clock of the data plane.
     pub clock: Clock,
+    /// Relay `splice`, which may have taken over flows already.
+    #[cfg(target_os = "linux")]
+    pub splices: Splices,
 }
 
 /// Reads until `stop`, then takes everything out of the kernel.
 pub async fn run(
-    Reader { mut kernel, health, clock }: Reader,
+    reader: Reader,
     #[cfg(target_os = "linux")] (mut relays, mut short_ways): (Relays, ShortWays),
     tables: watch::Receiver<Arc<DispatchTable>>,
     stop: CancellationToken,
 ) {
+    let Reader { mut kernel, health, clock, .. } = reader;
+    #[cfg(target_os = "linux")]
+    let mut splices = reader.splices;
     kernel.follow_log();
     let mut tick = tokio::time::interval(PERIOD);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -62,6 +69,7 @@ pub async fn run(
         {
             relays.follow(&mut kernel, &table, &stop);
             short_ways.follow(&kernel, &table, &stop);
+            splices.follow(&table, &stop);
         }
         let signals = match kernel.signals() {
             Ok(signals) => signals.into_iter().collect(),

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use lemonade_common::{BackendIx, FrontendIx};
 
+use super::indices::Indices;
 use crate::model::config::Status;
 use crate::model::{Backend, BackendCell, Config, Frontend, FrontendCell, Name, Pool, PoolCell};
 use crate::strategy::port::{Candidate, StrategyService};
@@ -25,6 +26,8 @@ pub struct DispatchTable {
     pub pools: BTreeMap<Name, Arc<PoolEntry>>,
     /// Next index to give out; indices are never reused.
     pub next_ix: u32,
+    /// In the empty table, who had which index in a process before this one.
+    pub remembered: Indices,
 }
 
 impl DispatchTable {

@@ -169,7 +169,7 @@ impl Host {
             Some(mount) => Line::pass("bpffs", mount.point.clone()),
             None => Line::fail(
                 "bpffs",
-                "not mounted; nothing in this version needs it",
+                "not mounted; `run` mounts it for forwarded frontends, which then go on if the process is killed",
                 "`mount -t bpf bpf /sys/fs/bpf` as root",
             ),
         }

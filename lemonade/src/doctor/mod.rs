@@ -3,26 +3,21 @@
 //! It needs no privileges, says what it could not see without them, and changes nothing: what it loads to try the kernel
 //! is never attached and gone when it ends.
 
+mod forward;
 pub mod host;
 pub mod report;
 
-use std::collections::BTreeMap;
 use std::path::Path;
 
-#[cfg(target_os = "linux")]
-use crate::control::table::DispatchTable;
-#[cfg(target_os = "linux")]
-use crate::health::port::HealthView;
 use crate::limits;
+use crate::model::Config;
 use crate::model::config::{Frontend, Protocol, RelayChoice};
 use crate::model::relay::{KernelRelay, SelfTest};
-use crate::model::{Config, Name};
-#[cfg(target_os = "linux")]
-use crate::model::{Resolution, Target};
 use crate::proxy::adapters::bpf::Unavailable;
 use crate::proxy::adapters::bpf::probe;
 #[cfg(target_os = "linux")]
-use crate::proxy::relay::{sk_msg, trial};
+use crate::proxy::relay::{sk_msg, splice, trial};
+use forward::{forward_route, plane_line, planes, with_offer};
 use host::Host;
 use report::{Configuration, Line, Report, Route, Section, Verdict};
 
@@ -110,7 +105,7 @@ pub fn relay_sections(tried: AllTried) -> Vec<Section> {
 /// Tries the relays on canaries. Only for a process that does nothing else: it enters a cgroup for that time.
 pub fn try_relays() -> AllTried {
     #[cfg(target_os = "linux")]
-    return [trial::once(), sk_msg::once()];
+    return [trial::once(), sk_msg::once(), splice::trial::once()];
     #[cfg(not(target_os = "linux"))]
     KernelRelay::ALL.map(|_| probe::built().map(|()| Vec::new()))
 }
@@ -149,7 +144,7 @@ fn relay_line(frontend: &Frontend, relays: &[Section]) -> Option<Line> {
 
 /// Says what `config`, read from `file`, would get on `host`; `relays` are [`relay_sections`].
 pub fn configuration(file: &Path, config: &Config, host: &Host, relays: &[Section]) -> Configuration {
-    let planes = planes(config);
+    let (planes, offers) = planes(config);
     let mut lines = vec![connections_line(config, host.descriptors)];
     lines.extend(config.frontends.values().filter_map(|frontend| ports_line(frontend, host)));
     lines.extend(config.frontends.values().filter_map(|frontend| relay_line(frontend, relays)));
@@ -163,7 +158,7 @@ pub fn configuration(file: &Path, config: &Config, host: &Host, relays: &[Sectio
             .values()
             .map(|frontend| match planes.get(&frontend.name) {
                 Some(carried) => forward_route(frontend, carried),
-                None => route(frontend, relays),
+                None => with_offer(route(frontend, relays), offers.get(&frontend.name)),
             })
             .collect(),
     }
@@ -207,70 +202,7 @@ fn ports_line(frontend: &Frontend, host: &Host) -> Option<Line> {
     Some(Line::fail(&name, format!("{refused} needs CAP_NET_BIND_SERVICE"), cure))
 }
 
-/// Whether each frontend that asks for it would be forwarded, with what is to be said of it, or why not.
-type Planes = BTreeMap<Name, Result<String, String>>;
-
-/// Asks the host what would become of frontends that want their packets forwarded.
-fn planes(config: &Config) -> Planes {
-    let mut asking = config.frontends.values().filter(|frontend| frontend.forward.is_some()).peekable();
-    if asking.peek().is_none() {
-        return Planes::new();
-    }
-    #[cfg(target_os = "linux")]
-    {
-        use crate::control::compile::compile;
-        let config = std::sync::Arc::new(config.clone());
-        // Host names are not resolved here: their backends are left out.
-        let table =
-            compile(&config, 1, &HealthView::default(), &Resolution::default(), &DispatchTable::default());
-        let mut found = crate::proxy::forward::foresee(&table);
-        let named = table.frontends.values().filter_map(|entry| {
-            let hosts = entry.pool.pool.backends.iter().any(|own| matches!(own.target, Target::Host(..)));
-            let carried = found.remove(&entry.ix)?;
-            let carried = match carried {
-                Ok(note) if hosts => Ok(format!("{note}; backends by host name were not looked at")),
-                Err(why) if hosts => Err(format!("{why}; backends by host name were not looked at")),
-                other => other,
-            };
-            Some((entry.frontend.name.clone(), carried))
-        });
-        named.collect()
-    }
-    #[cfg(not(target_os = "linux"))]
-    asking.map(|frontend| (frontend.name.clone(), Err("it needs Linux".to_owned()))).collect()
-}
-
-fn plane_line(name: &Name, carried: &Result<String, String>) -> Line {
-    let title = format!("packets of {name}");
-    match carried {
-        Ok(note) if note.is_empty() => Line::pass(&title, "would be forwarded in the kernel"),
-        Ok(note) => Line::pass(&title, format!("would be forwarded in the kernel; {note}")),
-        Err(why) => {
-            Line::fail(&title, why.clone(), "change what it names, or write `data_plane = \"proxy\"`")
-        }
-    }
-}
-
-fn forward_route(frontend: &Frontend, carried: &Result<String, String>) -> Route {
-    let (plane, relay, why) = match carried {
-        Ok(_) => ("forward", "nat", "packets are rewritten in the kernel".to_owned()),
-        Err(why) => ("proxy", "copy", format!("packets would not be forwarded: {why}")),
-    };
-    let change = match carried {
-        Ok(_) => "nothing: no command and no setting gives a better one in this version",
-        Err(_) => "what the reason names",
-    };
-    Route {
-        frontend: frontend.name.to_string(),
-        asked: "forward".to_owned(),
-        data_plane: plane.to_owned(),
-        relay: relay.to_owned(),
-        why,
-        change: change.to_owned(),
-    }
-}
-
-/// The proxy plane with its copy relay carries everything in this version.
+/// Which relay a frontend of the proxy plane gets, and why not a better one.
 fn route(frontend: &Frontend, relays: &[Section]) -> Route {
     let passed = frontend.relay.kernel().is_some_and(|relay| bad(relay, relays).is_none());
     let carried = frontend.protocol == Protocol::Tcp && passed;
@@ -283,14 +215,18 @@ fn route(frontend: &Frontend, relays: &[Section]) -> Route {
         ),
         (Protocol::Tcp, RelayChoice::Auto) => (
             "auto",
-            "relays in the kernel are not in this version",
-            "nothing: no command and no setting gives a better one in this version",
+            "relays in the kernel are taken by name in this version",
+            "`relay = \"splice\"` for connections between hosts that last, `relay = \"sk_msg\"` for processes of this host",
         ),
-        (Protocol::Tcp, asked @ (RelayChoice::Sockmap | RelayChoice::SkMsg)) if !passed => (
-            asked.as_str(),
-            "its self-tests do not pass here: see above",
-            "what stands beside the first self-test above that did not pass",
-        ),
+        (Protocol::Tcp, asked @ (RelayChoice::Sockmap | RelayChoice::SkMsg | RelayChoice::Splice))
+            if !passed =>
+        {
+            (
+                asked.as_str(),
+                "its self-tests do not pass here: see above",
+                "what stands beside the first self-test above that did not pass",
+            )
+        }
         (Protocol::Tcp, RelayChoice::Sockmap) => (
             "sockmap",
             "connections begin with copy; those that last pass to the kernel",
@@ -301,10 +237,15 @@ fn route(frontend: &Frontend, relays: &[Section]) -> Route {
             "hops within this host skip TCP for processes of the named cgroup",
             "nothing: no command and no setting gives a better one in this version",
         ),
+        (Protocol::Tcp, RelayChoice::Splice) => (
+            "splice",
+            "connections begin with copy; those that last become flows of packets",
+            "nothing: no command and no setting gives a better one in this version",
+        ),
         (Protocol::Tcp, RelayChoice::Copy) => (
             "copy",
             "the configuration asks for this one",
-            "nothing in this version; `relay = \"auto\"` will take a relay in the kernel once there is one",
+            "`relay = \"splice\"` for connections between hosts that last, `relay = \"sk_msg\"` for processes of this host",
         ),
     };
     Route {
@@ -321,7 +262,7 @@ fn route(frontend: &Frontend, relays: &[Section]) -> Route {
 mod tests {
     use super::*;
 
-    fn config(runtime: &str, listen: &str) -> Config {
+    pub(super) fn config(runtime: &str, listen: &str) -> Config {
         let text = format!(
             "[runtime]\n{runtime}\n[frontend.web]\nlisten = \"{listen}\"\npool = \"web\"\n\
              [[pool.web.backend]]\naddress = \"127.0.0.1:9001\"\n"
@@ -368,23 +309,6 @@ mod tests {
     }
 
     #[test]
-    fn a_frontend_that_asks_for_it_is_told_whether_its_packets_would_be_forwarded() {
-        let config = config("", "127.0.0.1:8080");
-        let frontend = config.frontends.values().next().unwrap();
-        let yes = Ok("backend web/b gets nothing: no route".to_owned());
-        assert_eq!(plane_line(&frontend.name, &yes).verdict, Verdict::Pass);
-        assert!(plane_line(&frontend.name, &yes).detail.contains("no route"));
-        let route = forward_route(frontend, &yes);
-        assert_eq!((&*route.data_plane, &*route.relay, &*route.asked), ("forward", "nat", "forward"));
-        let no = Err("bpf(2) is not permitted; run as root".to_owned());
-        assert_eq!(plane_line(&frontend.name, &no).verdict, Verdict::Fail);
-        let route = forward_route(frontend, &no);
-        assert_eq!((&*route.data_plane, &*route.relay), ("proxy", "copy"));
-        assert!(route.why.contains("bpf(2) is not permitted"), "{}", route.why);
-        assert!(planes(&config).is_empty(), "nobody asks");
-    }
-
-    #[test]
     fn a_self_test_that_failed_keeps_a_frontend_with_copy_and_says_why() {
         let test = |passed| SelfTest {
             name: "slow reader".to_owned(),
@@ -398,15 +322,21 @@ mod tests {
             Frontend { relay, ..(**frontend).clone() }
         };
         let section = |relay, tests| Section { name: String::new(), lines: trial_lines(relay, Ok(tests)) };
-        let relays =
-            |sockmap, sk_msg| [section(KernelRelay::Sockmap, sockmap), section(KernelRelay::SkMsg, sk_msg)];
+        let relays = |sockmap, sk_msg, splice| {
+            [
+                section(KernelRelay::Sockmap, sockmap),
+                section(KernelRelay::SkMsg, sk_msg),
+                section(KernelRelay::Splice, splice),
+            ]
+        };
         let (good, bad) = (vec![test(true)], vec![test(true), test(false)]);
         for (choice, asked, fails) in [
-            (RelayChoice::Sockmap, "sockmap", relays(bad.clone(), good.clone())),
-            (RelayChoice::SkMsg, "sk_msg", relays(good.clone(), bad.clone())),
+            (RelayChoice::Sockmap, "sockmap", relays(bad.clone(), good.clone(), good.clone())),
+            (RelayChoice::SkMsg, "sk_msg", relays(good.clone(), bad.clone(), good.clone())),
+            (RelayChoice::Splice, "splice", relays(good.clone(), good.clone(), bad.clone())),
         ] {
             let asks = frontend(choice);
-            let passes = relays(good.clone(), good.clone());
+            let passes = relays(good.clone(), good.clone(), good.clone());
             assert_eq!(relay_line(&asks, &passes).unwrap().verdict, Verdict::Pass);
             assert_eq!(route(&asks, &passes).relay, asked);
             let line = relay_line(&asks, &fails).unwrap();
@@ -418,7 +348,7 @@ mod tests {
             assert_eq!(relay_line(&frontend(RelayChoice::Auto), &fails), None, "nothing was asked for");
             assert_eq!(route(&frontend(RelayChoice::Auto), &passes).relay, "copy");
         }
-        let other = relays(bad, good);
+        let other = relays(bad, good.clone(), good);
         assert_eq!(route(&frontend(RelayChoice::SkMsg), &other).relay, "sk_msg", "each has tests of its own");
     }
 }

@@ -8,13 +8,13 @@ use lemonade_common::{BackendIx, FlowKey, FrontendIx};
 
 use crate::control::table::{BackendEntry, BackendId, DispatchTable, FrontendEntry, PoolEntry};
 use crate::control::{ControlState, Reload};
-use crate::metrics::port::{AccessRecord, End, Route};
+use crate::metrics::port::{AccessRecord, Decision, End, Failed, Fault, Route};
 use crate::model::config::{
     AccessLog, Admin, Backend, Config, Frontend, Health, HealthKind, Log, LogFormat, Pool, Protocol,
     RelayChoice, Runtime, Status, StrategyKind, Target, Telemetry, WhenAllDown,
 };
 use crate::model::{BackendCell, FrontendCell, Name, PoolCell};
-use crate::strategy::port::{Lowering, Pick, PoolView, StrategyService};
+use crate::strategy::port::{Basis, Lowering, Pick, PoolView, StrategyService};
 
 #[derive(Debug)]
 struct Never;
@@ -71,12 +71,13 @@ pub(crate) fn state(frontends: &[&str], backends: &[&str]) -> ControlState {
         frontends: frontends.into_iter().map(entry).collect(),
         pools: BTreeMap::from([(name("web"), Arc::clone(&pool))]),
         next_ix: 200_000,
+        ..DispatchTable::default()
     };
     ControlState {
         table: Arc::new(table),
         accepted: Reload { version: 3, at: SystemTime::UNIX_EPOCH, cause: "start".to_owned() },
         refused: None,
-        ..ControlState::at_start(SystemTime::UNIX_EPOCH)
+        ..ControlState::at_start(SystemTime::UNIX_EPOCH, Arc::default())
     }
 }
 
@@ -171,6 +172,8 @@ pub(crate) fn record(id: u64) -> AccessRecord {
             table_version: 7,
             connect: Duration::from_micros(250),
         }),
+        decision: Some(Decision { basis: Basis::Turn(5), rival: None }),
+        failed: Box::new([Failed { backend: name("b"), fault: Fault::Refused }]),
         bytes_up: 10,
         bytes_down: 2_048,
         datagrams: None,

@@ -1,5 +1,6 @@
 //! The metrics port.
 
+use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -11,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 use crate::BoxFuture;
 use crate::model::Name;
 use crate::model::config::StrategyKind;
+use crate::strategy::port::Basis;
 
 use super::snapshot::MetricsSnapshot;
 
@@ -31,6 +33,10 @@ pub struct AccessRecord {
     pub local: SocketAddr,
     /// Where it went; `None` when it was refused.
     pub route: Option<Route>,
+    /// Why it went there.
+    pub decision: Option<Decision>,
+    /// Backends that were tried in vain, in order.
+    pub failed: Box<[Failed]>,
     /// Bytes from client to backend.
     pub bytes_up: u64,
     /// Bytes from backend to client.
@@ -71,6 +77,97 @@ pub struct Route {
     pub table_version: u64,
     /// Time its connect took.
     pub connect: Duration,
+}
+
+/// Why a backend was picked.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Decision {
+    /// What the strategy went by.
+    pub basis: Basis,
+    /// Name of the backend that lost, where two were compared.
+    pub rival: Option<Name>,
+}
+
+impl fmt::Display for Decision {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.basis {
+            Basis::Former => f.write_str("picked by the process before this one"),
+            Basis::Only => f.write_str("the only one that could be picked"),
+            Basis::Turn(turn) => write!(f, "its turn (number {turn})"),
+            Basis::Passed(turn) => {
+                write!(f, "turn {turn} fell to a backend that could not be picked and was given to this one")
+            }
+            Basis::Slot(slot) => write!(f, "slot {slot} of the ring, by the hash of the client"),
+            Basis::Counted => {
+                f.write_str("the fewest connections per weight, as the kernel counted them then")
+            }
+            Basis::Lowest { load, equals: 1 } => write!(f, "lowest load: {load} connections per weight"),
+            Basis::Lowest { load, equals } => {
+                write!(
+                    f,
+                    "lowest load: {load} connections per weight, shared by {equals}; its turn among them"
+                )
+            }
+            Basis::Cheaper { cost, rival_cost, .. } => {
+                let rival = self.rival.as_ref().map_or("another", Name::as_str);
+                write!(f, "cheaper of two drawn at random: cost {cost:.1} against {rival_cost:.1} of {rival}")
+            }
+        }
+    }
+}
+
+/// A backend that was tried in vain.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failed {
+    /// Backend.
+    pub backend: Name,
+    /// What went wrong.
+    pub fault: Fault,
+}
+
+/// Why a backend that was tried did not serve.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// It refused the connect.
+    Refused,
+    /// It reset the connection before its first byte.
+    Reset,
+    /// No route, or somebody said that it cannot be reached.
+    Unreachable,
+    /// It did not answer in time.
+    TimedOut,
+    /// This process or host has no descriptor or memory left.
+    NoDescriptors,
+    /// This host has no local port left towards it.
+    NoPorts,
+    /// Something else.
+    Other,
+}
+
+impl Fault {
+    /// All of them.
+    pub const ALL: [Self; 7] = [
+        Self::Refused,
+        Self::Reset,
+        Self::Unreachable,
+        Self::TimedOut,
+        Self::NoDescriptors,
+        Self::NoPorts,
+        Self::Other,
+    ];
+
+    /// Stable name, used in access records.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Refused => "refused",
+            Self::Reset => "reset",
+            Self::Unreachable => "unreachable",
+            Self::TimedOut => "timed_out",
+            Self::NoDescriptors => "no_descriptors",
+            Self::NoPorts => "no_ports",
+            Self::Other => "other",
+        }
+    }
 }
 
 /// How a connection ended.
@@ -213,4 +310,22 @@ pub trait MetricsService: Send + Sync {
 
     /// Series of each backend in the table that has one.
     fn backend_series(&self) -> Vec<BackendSeries>;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::metrics::fixture::name;
+
+    #[test]
+    fn a_decision_names_what_it_went_by() {
+        let why = |basis, rival: Option<&str>| Decision { basis, rival: rival.map(name) }.to_string();
+        let cheaper = Basis::Cheaper { cost: 12.0, rival: 1, rival_cost: 345.67 };
+        assert_eq!(why(cheaper, Some("b")), "cheaper of two drawn at random: cost 12.0 against 345.7 of b");
+        assert_eq!(
+            why(Basis::Lowest { load: 1.5, equals: 1 }, None),
+            "lowest load: 1.5 connections per weight"
+        );
+        assert!(why(Basis::Passed(7), None).contains("turn 7"));
+    }
 }

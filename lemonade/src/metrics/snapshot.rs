@@ -53,6 +53,7 @@ pub struct ForwardCounters {
     pub closed: u64,
     pub entries: u64,
     pub room: u64,
+    pub replaced: u64,
     pub packets: [u64; PacketReason::COUNT],
     pub words: String,
 }

@@ -242,6 +242,8 @@ pub enum RelayChoice {
     Sockmap,
     /// `copy`, whose hops within this host skip TCP by `sk_msg`.
     SkMsg,
+    /// Packets pass between the two connections, for connections that last; `copy` for the rest.
+    Splice,
 }
 
 impl RelayChoice {
@@ -252,6 +254,7 @@ impl RelayChoice {
             Self::Copy => "copy",
             Self::Sockmap => "sockmap",
             Self::SkMsg => "sk_msg",
+            Self::Splice => "splice",
         }
     }
 
@@ -261,6 +264,7 @@ impl RelayChoice {
             Self::Auto | Self::Copy => None,
             Self::Sockmap => Some(KernelRelay::Sockmap),
             Self::SkMsg => Some(KernelRelay::SkMsg),
+            Self::Splice => Some(KernelRelay::Splice),
         }
     }
 }

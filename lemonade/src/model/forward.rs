@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use lemonade_common::PacketReason;
+use lemonade_common::forward::{DSR_IPIP, DSR_L2, NAT, NAT_GATEWAY};
 
 /// `[frontend.NAME.forward]`, with the frontend's `fallback`.
 #[derive(Clone, Debug, PartialEq)]
@@ -28,6 +29,35 @@ pub struct Forwarding {
     pub fragments: Fragments,
 }
 
+impl Forwarding {
+    /// What carries its flows, in a word and in words.
+    pub const fn carrier(&self) -> (&'static str, &'static str) {
+        match self.hook {
+            Hook::Connect => (
+                self.hook.as_str(),
+                "sockets of the cgroup get a backend when they connect, and their packets pass nobody",
+            ),
+            Hook::Auto | Hook::Tc | Hook::Xdp | Hook::XdpGeneric => (self.mode.as_str(), self.mode.words()),
+        }
+    }
+}
+
+/// With every key left out.
+impl Default for Forwarding {
+    fn default() -> Self {
+        Self {
+            fallback: Fallback::Proxy,
+            hook: Hook::Auto,
+            mode: Mode::Nat,
+            interfaces: None,
+            snat_addresses: None,
+            snat_ports: None,
+            connection_table: 262_144,
+            fragments: Fragments::Drop,
+        }
+    }
+}
+
 /// `fallback` of a frontend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fallback {
@@ -37,20 +67,120 @@ pub enum Fallback {
     Refuse,
 }
 
-/// `hook` of a forward frontend, as far as this build has it.
+/// `hook` of a forward frontend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Hook {
-    /// The one that suits the device; tc in this build.
+    /// The one that suits the devices.
     Auto,
     /// tcx ingress.
     Tc,
+    /// XDP in the driver, and tcx ingress behind it.
+    Xdp,
+    /// XDP behind the driver, and tcx ingress behind that.
+    XdpGeneric,
+    /// No packets: sockets of this host when they connect.
+    Connect,
 }
 
-/// `mode` of a forward frontend, as far as this build has it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+impl Hook {
+    /// Its word in the configuration.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Tc => "tc",
+            Self::Xdp => "xdp",
+            Self::XdpGeneric => "xdp-generic",
+            Self::Connect => "connect",
+        }
+    }
+}
+
+/// Where the first program sees what arrives on an interface; a later one sees it earlier.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Point {
+    /// tcx ingress.
+    Tc,
+    /// XDP behind the driver.
+    Generic,
+    /// XDP in the driver.
+    Native,
+}
+
+impl Point {
+    /// Every point.
+    pub const ALL: [Self; 3] = [Self::Tc, Self::Generic, Self::Native];
+
+    /// Its word, which is that of the hook.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Tc => Hook::Tc.as_str(),
+            Self::Generic => Hook::XdpGeneric.as_str(),
+            Self::Native => Hook::Xdp.as_str(),
+        }
+    }
+}
+
+/// `mode` of a forward frontend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Mode {
     /// Source and destination are rewritten.
     Nat,
+    /// The destination is rewritten; backends route their answers by way of the balancer.
+    NatGateway,
+    /// Packets go to the backend on the same link as they are; it answers the client itself.
+    DsrL2,
+    /// Another IP header is put in front; the backend takes it off and answers the client itself.
+    DsrIpip,
+}
+
+impl Mode {
+    /// Every mode.
+    pub const ALL: [Self; 4] = [Self::Nat, Self::NatGateway, Self::DsrL2, Self::DsrIpip];
+
+    /// Its word in the configuration.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Nat => "nat",
+            Self::NatGateway => "nat-gateway",
+            Self::DsrL2 => "dsr-l2",
+            Self::DsrIpip => "dsr-ipip",
+        }
+    }
+
+    /// Its number in the maps of the kernel.
+    pub const fn number(self) -> u32 {
+        match self {
+            Self::Nat => NAT,
+            Self::NatGateway => NAT_GATEWAY,
+            Self::DsrL2 => DSR_L2,
+            Self::DsrIpip => DSR_IPIP,
+        }
+    }
+
+    /// Word of the mode with a number of the maps.
+    pub fn word(number: u32) -> &'static str {
+        Self::ALL.into_iter().find(|mode| mode.number() == number).map_or("-", Self::as_str)
+    }
+
+    /// What becomes of packets, in words.
+    pub const fn words(self) -> &'static str {
+        match self {
+            Self::Nat => "packets are rewritten in the kernel",
+            Self::NatGateway => "packets get the backend's address in the kernel and keep the client's",
+            Self::DsrL2 => "the kernel sends packets on as they are, and backends answer clients themselves",
+            Self::DsrIpip => "the kernel wraps packets, and backends answer clients themselves",
+        }
+    }
+
+    /// Whether packets keep the port that the client used.
+    pub const fn keeps_port(self) -> bool {
+        matches!(self, Self::DsrL2 | Self::DsrIpip)
+    }
+
+    /// Whether a backend of one IP version can have packets of the other or of its own: `v6` are the packets'.
+    pub const fn carries(self, v6: bool, backend_v6: bool) -> bool {
+        v6 == backend_v6 || matches!(self, Self::DsrIpip) && !v6
+    }
 }
 
 /// `fragments` of a forward frontend.
@@ -121,6 +251,8 @@ pub struct ForwardCell {
     pub entries: AtomicU64,
     /// Directions that the table has room for; 0 without a table.
     pub room: AtomicU64,
+    /// Handshakes that were not complete and had to make room for others.
+    pub replaced: AtomicU64,
     /// Packets by reason.
     pub packets: [AtomicU64; PacketReason::COUNT],
     words: Mutex<String>,

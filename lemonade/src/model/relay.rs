@@ -13,11 +13,13 @@ pub enum KernelRelay {
     Sockmap,
     /// `sk_msg` between sockets of this host.
     SkMsg,
+    /// tc programs that pass packets between the two connections, which are one from then on.
+    Splice,
 }
 
 impl KernelRelay {
     /// All of them, by index.
-    pub const ALL: [Self; 2] = [Self::Sockmap, Self::SkMsg];
+    pub const ALL: [Self; 3] = [Self::Sockmap, Self::SkMsg, Self::Splice];
 
     /// How many there are.
     pub const COUNT: usize = Self::ALL.len();
@@ -27,6 +29,68 @@ impl KernelRelay {
         match self {
             Self::Sockmap => "sockmap",
             Self::SkMsg => "sk_msg",
+            Self::Splice => "splice",
+        }
+    }
+
+    /// Position in arrays of [`Self::COUNT`].
+    pub const fn index(self) -> usize {
+        self as usize
+    }
+}
+
+/// Why a connection that was due for relay `splice` stayed with `copy`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kept {
+    /// Packets of a side pass by no interface with the programs.
+    Path,
+    /// One side speaks IPv4 and the other IPv6.
+    Families,
+    /// One side has timestamps or selective acknowledgements and the other has not.
+    Options,
+    /// A side marks congestion (ECN).
+    Ecn,
+    /// A connection began with data in its SYN.
+    FastOpen,
+    /// One side may send larger segments than the other side takes.
+    SegmentSize,
+    /// There is no room for more flows.
+    Full,
+    /// Until it ended there was no moment at which nothing was on its way.
+    Busy,
+    /// The kernel refused.
+    Kernel,
+}
+
+impl Kept {
+    /// All of them, by index.
+    pub const ALL: [Self; 9] = [
+        Self::Path,
+        Self::Families,
+        Self::Options,
+        Self::Ecn,
+        Self::FastOpen,
+        Self::SegmentSize,
+        Self::Full,
+        Self::Busy,
+        Self::Kernel,
+    ];
+
+    /// How many there are.
+    pub const COUNT: usize = Self::ALL.len();
+
+    /// Name in status and metrics.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Path => "path",
+            Self::Families => "families",
+            Self::Options => "options",
+            Self::Ecn => "ecn",
+            Self::FastOpen => "fast_open",
+            Self::SegmentSize => "segment_size",
+            Self::Full => "full",
+            Self::Busy => "busy",
+            Self::Kernel => "kernel",
         }
     }
 
@@ -77,9 +141,10 @@ impl RelayState {
         self.failed.load(Ordering::Relaxed)
     }
 
-    /// What is known.
-    pub fn findings(&self) -> Findings {
-        self.lock().clone()
+    /// What is known, and whether new connections may use it, as one moment saw both.
+    pub fn read(&self) -> (bool, Findings) {
+        let known = self.lock();
+        (self.usable(), known.clone())
     }
 
     /// Turns it on or off, with the reason.
@@ -120,6 +185,8 @@ pub struct RelayCell {
     pub resumed: AtomicU64,
     /// Bytes of both directions that did not pass through userspace.
     pub bytes: AtomicU64,
+    /// Of `kept`, those for which there is a reason, by [`Kept`].
+    pub reasons: [AtomicU64; Kept::COUNT],
 }
 
 /// A [`RelayCell`] at one moment.
@@ -132,9 +199,17 @@ pub struct RelayCounters {
     pub demoted: u64,
     pub resumed: u64,
     pub bytes: u64,
+    #[serde(skip)]
+    pub reasons: [u64; Kept::COUNT],
 }
 
 impl RelayCell {
+    /// Counts a connection that stays with `copy`.
+    pub fn keep(&self, why: Kept) {
+        self.kept.fetch_add(1, Ordering::Relaxed);
+        self.reasons[why.index()].fetch_add(1, Ordering::Relaxed);
+    }
+
     /// The figures now.
     pub fn read(&self) -> RelayCounters {
         RelayCounters {
@@ -144,6 +219,7 @@ impl RelayCell {
             demoted: self.demoted.load(Ordering::Relaxed),
             resumed: self.resumed.load(Ordering::Relaxed),
             bytes: self.bytes.load(Ordering::Relaxed),
+            reasons: self.reasons.each_ref().map(|count| count.load(Ordering::Relaxed)),
         }
     }
 }
@@ -157,6 +233,9 @@ impl RelayCounters {
         self.demoted += one.demoted;
         self.resumed += one.resumed;
         self.bytes += one.bytes;
+        for (sum, count) in self.reasons.iter_mut().zip(one.reasons) {
+            *sum += count;
+        }
     }
 }
 
@@ -164,23 +243,42 @@ impl RelayCounters {
 mod tests {
     use super::*;
 
+    /// A reader between the two stores saw a relay off whose reason said that its tests had passed.
+    #[test]
+    fn a_reader_never_sees_the_findings_of_another_moment() {
+        let state = RelayState::default();
+        let why = |usable: bool| Findings { why: usable.to_string(), ..Findings::default() };
+        state.set(false, why(false));
+        std::thread::scope(|scope| {
+            let writer =
+                scope.spawn(|| (0..20_000).for_each(|turn| state.set(turn % 2 == 0, why(turn % 2 == 0))));
+            while !writer.is_finished() {
+                let (usable, findings) = state.read();
+                assert_eq!(findings.why, usable.to_string());
+            }
+        });
+    }
+
     #[test]
     fn a_failed_test_counts_and_its_reason_stays() {
         let state = RelayState::default();
-        assert!(!state.usable() && state.findings() == Findings::default());
+        assert_eq!(state.read(), (false, Findings::default()));
         let test = |passed| SelfTest { name: "rst".to_owned(), passed, detail: String::new(), took_ms: 1.0 };
         state.set(true, Findings { why: "tested".to_owned(), tests: vec![test(true)] });
         assert!(state.usable() && state.failed() == 0);
         state.set(false, Findings { why: "rst failed".to_owned(), tests: vec![test(true), test(false)] });
-        assert!(!state.usable() && state.failed() == 1 && state.findings().why == "rst failed");
+        assert!(!state.usable() && state.failed() == 1 && state.read().1.why == "rst failed");
         state.explain("carries much".to_owned());
-        assert_eq!(state.findings().why, "rst failed", "what is off has one reason");
+        assert_eq!(state.read().1.why, "rst failed", "what is off has one reason");
     }
 
     #[test]
     fn indices_follow_the_list() {
         for (at, relay) in KernelRelay::ALL.into_iter().enumerate() {
             assert_eq!(relay.index(), at);
+        }
+        for (at, why) in Kept::ALL.into_iter().enumerate() {
+            assert_eq!(why.index(), at);
         }
     }
 }

@@ -12,7 +12,7 @@ pub fn kernel_nanos() -> u64 {
     now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
 }
 
-/// Monotonic clock that starts with the process.
+/// Monotonic clock of the host: on Linux a moment means the same to the process after this one.
 #[derive(Clone, Copy, Debug)]
 pub struct Clock {
     start: Instant,
@@ -20,18 +20,24 @@ pub struct Clock {
 }
 
 impl Clock {
-    /// A clock that starts now.
+    /// A clock that starts with the host on Linux, now elsewhere.
     #[expect(clippy::new_without_default, reason = "reading the clock is not a default")]
     pub fn new() -> Self {
-        Self { start: Instant::now(), wall: SystemTime::now() }
+        let (start, wall) = (Instant::now(), SystemTime::now());
+        #[cfg(target_os = "linux")]
+        let (start, wall) = {
+            let since = std::time::Duration::from_nanos(kernel_nanos());
+            (start.checked_sub(since).unwrap_or(start), wall.checked_sub(since).unwrap_or(wall))
+        };
+        Self { start, wall }
     }
 
-    /// Microseconds since start.
+    /// Microseconds since the clock's start.
     pub fn now(&self) -> Moment {
         Moment(micros(self.start.elapsed()))
     }
 
-    /// Wall-clock time of a moment, as the wall clock stood at start.
+    /// Wall-clock time of a moment, as the wall clock stood when the process started.
     pub fn wall(&self, moment: Moment) -> SystemTime {
         self.wall + moment.since(Moment(0))
     }

@@ -2,6 +2,8 @@
 
 #[cfg(target_os = "linux")]
 mod handover;
+#[cfg(target_os = "linux")]
+pub(super) mod resume;
 
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -19,6 +21,8 @@ use super::flow::{Direction, Flow, Flows};
 use super::relay::copy::Stop;
 #[cfg(target_os = "linux")]
 use super::relay::sk_msg::Ledger;
+#[cfg(target_os = "linux")]
+use super::relay::splice::{self, Candidate};
 use super::relay::{self, State, copy};
 use super::seat::{Seat, Workers};
 use super::shared::Shared;
@@ -26,7 +30,7 @@ use super::socket::{Liveness, reset_on_close, set_liveness, unacknowledged};
 use super::tap::EventKind;
 use crate::control::table::FrontendEntry;
 use crate::health::port::SignalKind;
-use crate::metrics::port::{AccessRecord, Datagrams, End};
+use crate::metrics::port::{AccessRecord, Datagrams, End, Fault};
 use crate::model::Moment;
 #[cfg(target_os = "linux")]
 use crate::model::relay::KernelRelay;
@@ -169,7 +173,19 @@ fn attempt<'a>(
                 let carries = meter.ledger.as_ref().is_some_and(|ledger| ledger.live());
                 flow.relayed_by(carries.then_some(KernelRelay::SkMsg));
             }
+            #[cfg(target_os = "linux")]
+            if let Some(relay) = shared.splices(&flow.frontend) {
+                meter.candidate = candidate(relay, flow, client, stream).map(Box::new);
+            }
             let stop = copy::copy(client, stream, &mut state, shared.buffer, &meter).await;
+            #[cfg(target_os = "linux")]
+            if let Some(spliced) = meter.candidate.take().and_then(|candidate| candidate.take()) {
+                drop(meter);
+                if let Some(held) = held {
+                    held.spliced = Some(Box::new(spliced));
+                }
+                return stop;
+            }
             #[cfg(target_os = "linux")]
             if let Some(ledger) = &meter.ledger {
                 ledger.close(stop == Stop::End(End::Closed), client, stream);
@@ -183,6 +199,7 @@ fn attempt<'a>(
                 return stop;
             }
             let now = shared.clock.now();
+            flow.failed(&backend.id.name, Fault::Reset);
             backend.cell.early_resets.fetch_add(1, Ordering::Relaxed);
             backend.cell.failed(now);
             shared.signal(backend.ix, SignalKind::Reset);
@@ -197,6 +214,18 @@ fn attempt<'a>(
             state.restart();
         }
     }
+}
+
+/// The connection as relay `splice` sees it.
+#[cfg(target_os = "linux")]
+fn candidate<'a>(
+    relay: &'a Arc<splice::Relay>,
+    flow: &'a Flow,
+    client: &'a TcpStream,
+    backend: &'a TcpStream,
+) -> Option<Candidate<'a, TcpStream>> {
+    let ends = [[flow.client, flow.local], [backend.peer_addr().ok()?, backend.local_addr().ok()?]];
+    Some(Candidate::new(relay, client, backend, ends, flow))
 }
 
 /// The newest table's version and entry, if the frontend is still in it with another pool than before.
@@ -224,6 +253,9 @@ struct Watch<'a> {
     /// Kept for a connection that takes the short way between sockets of this host.
     #[cfg(target_os = "linux")]
     ledger: Option<Box<Ledger>>,
+    /// Kept for a connection that may become a flow of packets.
+    #[cfg(target_os = "linux")]
+    candidate: Option<Box<Candidate<'a, TcpStream>>>,
 }
 
 impl<'a> Watch<'a> {
@@ -235,6 +267,8 @@ impl<'a> Watch<'a> {
             sent: AtomicU64::new(0),
             #[cfg(target_os = "linux")]
             ledger: None,
+            #[cfg(target_os = "linux")]
+            candidate: None,
         };
         // The first backend had been kept alive already.
         if flow.lasts() {
@@ -265,6 +299,10 @@ impl copy::Meter for Watch<'_> {
     }
 
     fn hands_over(&self) -> bool {
+        #[cfg(target_os = "linux")]
+        if let Some(candidate) = &self.candidate {
+            return self.worth_it() && candidate.advance();
+        }
         self.shared.takes_over(self.flow) && self.worth_it()
     }
 
@@ -281,6 +319,11 @@ impl copy::Meter for Watch<'_> {
     #[cfg(target_os = "linux")]
     fn cut_short(&self, direction: Direction) -> bool {
         self.ledger.as_ref().is_some_and(|ledger| ledger.cut_short(direction))
+    }
+
+    #[cfg(target_os = "linux")]
+    fn more(&self, direction: Direction) -> bool {
+        self.ledger.as_ref().is_none_or(|ledger| ledger.more(direction))
     }
 
     fn moved(&self, direction: Direction, bytes: u64) {
@@ -362,6 +405,8 @@ pub(super) fn conclude(shared: &Shared, flows: &Flows, flow: &Flow, end: End, da
             client: flow.client,
             local: flow.local,
             route: ended.route.clone(),
+            decision: ended.decision.clone(),
+            failed: ended.failed.clone(),
             bytes_up: ended.bytes_up,
             bytes_down: ended.bytes_down,
             datagrams,

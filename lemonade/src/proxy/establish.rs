@@ -17,10 +17,13 @@ use tokio::time::{sleep_until, timeout_at};
 use super::admit::{Queued, Slot, Undecided};
 use super::budget;
 use super::flow::{Flow, Routed};
+#[cfg(target_os = "linux")]
+use super::relay::splice::Spliced;
 use super::shared::Shared;
-use super::socket::{ConnectFault, acknowledge_with_data, connect, connect_fault, connector, has_bytes};
+use super::socket::{acknowledge_with_data, connect, connector, fault, has_bytes};
 use crate::control::table::{FrontendEntry, PoolEntry};
 use crate::health::port::SignalKind;
+use crate::metrics::port::Fault;
 use crate::model::Moment;
 use crate::model::time::micros;
 use crate::strategy::port::{Basis, Candidate, PoolView};
@@ -29,13 +32,31 @@ use crate::strategy::port::{Basis, Candidate, PoolView};
 pub(super) struct Established<S = TcpStream> {
     pub(super) stream: S,
     pub(super) slot: Slot,
+    /// The flow that it has become, until the relay has it.
+    #[cfg(target_os = "linux")]
+    pub(super) spliced: Option<Box<Spliced>>,
 }
 
 impl<S> Established<S> {
+    fn new(stream: S, slot: Slot) -> Self {
+        Self {
+            stream,
+            slot,
+            #[cfg(target_os = "linux")]
+            spliced: None,
+        }
+    }
+
     /// The same backend over another stream, and the stream until now.
     pub(super) fn replace<T>(self, stream: T) -> (S, Established<T>) {
-        let Self { stream: before, slot } = self;
-        (before, Established { stream, slot })
+        let Self { stream: before, slot, .. } = self;
+        let after = Established {
+            stream,
+            slot,
+            #[cfg(target_os = "linux")]
+            spliced: self.spliced,
+        };
+        (before, after)
     }
 }
 
@@ -141,9 +162,9 @@ pub(super) async fn establish(
                             table_version,
                             basis,
                         };
-                        return Ok((Established { stream, slot }, routed));
+                        return Ok((Established::new(stream, slot), routed));
                     }
-                    Err(error) => dial.failed(&connecting, connect_fault(&error)),
+                    Err(error) => dial.failed(flow, &connecting, fault(&error)),
                 }
             }
             () = sleep_until(shared.clock.instant(wake)) => {
@@ -163,7 +184,7 @@ pub(super) async fn establish(
                     lane.as_ref().is_some_and(|one| one.started.plus(settings.connect_timeout) <= now)
                 });
                 match late.and_then(Option::take) {
-                    Some(connecting) => dial.failed(&connecting, ConnectFault::TimedOut),
+                    Some(connecting) => dial.failed(flow, &connecting, Fault::TimedOut),
                     None => continue,
                 }
             }
@@ -172,10 +193,10 @@ pub(super) async fn establish(
             continue;
         }
         let reason = match fault {
-            ConnectFault::Failed => Reason::ConnectFailed,
-            ConnectFault::TimedOut => Reason::ConnectTimeout,
-            ConnectFault::NoDescriptors => return Err(Reason::NoDescriptors),
-            ConnectFault::NoPorts => Reason::NoPorts,
+            Fault::Refused | Fault::Reset | Fault::Unreachable | Fault::Other => Reason::ConnectFailed,
+            Fault::TimedOut => Reason::ConnectTimeout,
+            Fault::NoDescriptors => return Err(Reason::NoDescriptors),
+            Fault::NoPorts => Reason::NoPorts,
         };
         if !another_left(&entry.pool, &tried.backends) || !spent.may_retry(&entry.pool, shared.clock.now()) {
             return Err(reason);
@@ -346,14 +367,15 @@ impl<'a> Dial<'a> {
         false
     }
 
-    /// Blames the backend for a failed connect, unless this host was at fault.
-    fn failed(&self, connecting: &Connecting, fault: ConnectFault) -> ConnectFault {
-        let kind = match fault {
-            ConnectFault::Failed => SignalKind::ConnectFailed,
-            ConnectFault::TimedOut => SignalKind::ConnectTimedOut,
-            ConnectFault::NoDescriptors | ConnectFault::NoPorts => return fault,
-        };
+    /// Notes a failed connect, and blames the backend for it unless this host was at fault.
+    fn failed(&self, flow: &Flow, connecting: &Connecting, fault: Fault) -> Fault {
         let backend = connecting.slot.backend();
+        flow.failed(&backend.id.name, fault);
+        let kind = match fault {
+            Fault::Refused | Fault::Reset | Fault::Unreachable | Fault::Other => SignalKind::ConnectFailed,
+            Fault::TimedOut => SignalKind::ConnectTimedOut,
+            Fault::NoDescriptors | Fault::NoPorts => return fault,
+        };
         backend.cell.failures.fetch_add(1, Ordering::Relaxed);
         backend.cell.failed(self.shared.clock.now());
         self.shared.signal(backend.ix, kind);

@@ -13,9 +13,9 @@ use slab::Slab;
 use super::port::{Connection, Decision};
 use super::recent::Recent;
 use crate::control::table::{BackendId, FrontendEntry};
-use crate::metrics::port::{End, Route};
-use crate::model::Moment;
+use crate::metrics::port::{End, Failed, Fault, Route};
 use crate::model::relay::KernelRelay;
+use crate::model::{Moment, Name};
 use crate::strategy::port::Basis;
 
 /// Upstream (towards the backend) or downstream (towards the client).
@@ -41,6 +41,8 @@ pub struct Flow {
     /// Frontend as it was then.
     pub frontend: Arc<FrontendEntry>,
     route: Mutex<Option<Routed>>,
+    /// Backends that were tried in vain; most connections have none.
+    failed: Mutex<Box<[Failed]>>,
     up: AtomicU64,
     down: AtomicU64,
     folded_up: AtomicU64,
@@ -96,11 +98,20 @@ impl Routed {
     fn decision(&self) -> Decision {
         let rival = match self.basis {
             Basis::Cheaper { rival, .. } => self.entry.pool.backends.get(rival as usize),
-            Basis::Only | Basis::Turn(_) | Basis::Passed(_) | Basis::Slot(_) | Basis::Lowest { .. } => None,
+            Basis::Former
+            | Basis::Only
+            | Basis::Turn(_)
+            | Basis::Passed(_)
+            | Basis::Slot(_)
+            | Basis::Lowest { .. }
+            | Basis::Counted => None,
         };
         Decision { basis: self.basis, rival: rival.map(|backend| backend.id.name.clone()) }
     }
 }
+
+/// Tries in vain that are kept of a connection.
+const MOST_TRIES: usize = 16;
 
 /// Changes of direction that are counted.
 const MOST_TURNS: u8 = 64;
@@ -130,6 +141,7 @@ impl Flow {
             started: now,
             frontend,
             route: Mutex::new(None),
+            failed: Mutex::default(),
             up: AtomicU64::new(0),
             down: AtomicU64::new(0),
             folded_up: AtomicU64::new(0),
@@ -143,9 +155,40 @@ impl Flow {
         }
     }
 
+    /// Says what a process before this one has made of it: whose bytes they are is counted already.
+    pub fn goes_on(self, bytes: [u64; 2], active: Moment) -> Self {
+        let [up, down] = bytes;
+        Self {
+            up: up.into(),
+            down: down.into(),
+            folded_up: up.into(),
+            folded_down: down.into(),
+            active: seconds(active).into(),
+            // Its sockets, which would have to know, are gone.
+            order: LASTS.into(),
+            ..self
+        }
+    }
+
     /// Says which backend carries it.
     pub fn routed(&self, routed: Routed) {
         *self.route() = Some(routed);
+    }
+
+    /// Says that a backend was tried in vain.
+    pub fn failed(&self, backend: &Name, fault: Fault) {
+        let mut tries = self.tries();
+        // A session of datagrams may try again for as long as it lives.
+        if tries.len() < MOST_TRIES {
+            let mut all = std::mem::take(&mut *tries).into_vec();
+            all.push(Failed { backend: backend.clone(), fault });
+            *tries = all.into();
+        }
+    }
+
+    fn tries(&self) -> MutexGuard<'_, Box<[Failed]>> {
+        // Nothing inside panics half-way, so a poisoned lock still holds whole entries.
+        self.failed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Says which relay in the kernel moves its bytes from now on; `None` is `copy`.
@@ -175,6 +218,7 @@ impl Flow {
             relay: self.relay(),
             route: route.as_ref().map(|routed| routed.route(self.local.port())),
             decision: route.as_ref().map(Routed::decision),
+            failed: self.tries().clone(),
             bytes_up,
             bytes_down,
             idle_seconds: seconds(now).saturating_sub(self.active.load(Ordering::Relaxed)),

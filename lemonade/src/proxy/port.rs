@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use crate::BoxFuture;
 use crate::control::table::{BackendId, DispatchTable};
-use crate::metrics::port::{End, Route};
+pub use crate::metrics::port::Decision;
+use crate::metrics::port::{End, Failed, Route};
 use crate::model::{Moment, Name};
-use crate::strategy::port::Basis;
 
 use super::error::ApplyError;
 
@@ -68,6 +68,8 @@ pub struct Connection {
     pub route: Option<Route>,
     /// Why it went there.
     pub decision: Option<Decision>,
+    /// Backends that were tried in vain, in order.
+    pub failed: Box<[Failed]>,
     /// Bytes from client to backend.
     pub bytes_up: u64,
     /// Bytes from backend to client.
@@ -76,15 +78,6 @@ pub struct Connection {
     pub idle_seconds: u32,
     /// How and when it ended; `None` while it lives.
     pub end: Option<(End, Moment)>,
-}
-
-/// Why a backend was picked.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Decision {
-    /// What the strategy went by.
-    pub basis: Basis,
-    /// Name of the backend that lost, where two were compared.
-    pub rival: Option<Name>,
 }
 
 /// Which connections to list.

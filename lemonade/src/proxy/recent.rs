@@ -100,6 +100,7 @@ pub(crate) mod tests {
             relay: "copy",
             route: None,
             decision: None,
+            failed: Box::default(),
             bytes_up: 0,
             bytes_down: 0,
             idle_seconds: 0,

@@ -30,9 +30,14 @@ impl Workers {
         let _ = self.0.set(seats);
     }
 
+    /// The worker with the fewest connections, once all are known.
+    pub(super) fn lightest(&self) -> Option<&Seat> {
+        self.0.get()?.iter().min_by_key(|seat| seat.flows.len())
+    }
+
     /// The worker that should carry the next connection in place of that of `own`.
     pub(super) fn lighter_than(&self, own: &Flows) -> Option<&Seat> {
-        let lightest = self.0.get()?.iter().min_by_key(|seat| seat.flows.len())?;
+        let lightest = self.lightest()?;
         uneven(own.len(), lightest.flows.len()).then_some(lightest)
     }
 }

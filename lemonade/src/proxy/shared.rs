@@ -15,6 +15,8 @@ use super::flow::Flow;
 use super::relay::sk_msg::ShortWay;
 #[cfg(target_os = "linux")]
 use super::relay::sockmap::Relay;
+#[cfg(target_os = "linux")]
+use super::relay::splice;
 use super::sample::Sampler;
 use super::tap::Tap;
 use crate::control::table::{DispatchTable, FrontendEntry};
@@ -45,6 +47,9 @@ pub(super) struct Shared {
     /// The same of relay `sk_msg`.
     #[cfg(target_os = "linux")]
     pub(super) sk_msg: OnceLock<Arc<ShortWay>>,
+    /// The same of relay `splice`.
+    #[cfg(target_os = "linux")]
+    pub(super) splice: OnceLock<Arc<splice::Relay>>,
 }
 
 /// Where the data plane tells what it does.
@@ -100,6 +105,8 @@ impl Shared {
             sockmap: OnceLock::new(),
             #[cfg(target_os = "linux")]
             sk_msg: OnceLock::new(),
+            #[cfg(target_os = "linux")]
+            splice: OnceLock::new(),
         }
     }
 
@@ -140,6 +147,12 @@ impl Shared {
     #[cfg(target_os = "linux")]
     pub(super) fn short_way(&self, entry: &FrontendEntry) -> Option<&Arc<ShortWay>> {
         self.sk_msg.get().filter(|_| self.asked(entry, KernelRelay::SkMsg))
+    }
+
+    /// Relay `splice`, if connections of the frontend may pass to it.
+    #[cfg(target_os = "linux")]
+    pub(super) fn splices(&self, entry: &FrontendEntry) -> Option<&Arc<splice::Relay>> {
+        self.splice.get().filter(|_| self.asked(entry, KernelRelay::Splice))
     }
 
     /// Number for a new connection.

@@ -9,6 +9,7 @@ use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use tokio::io::Interest;
 use tokio::net::TcpStream;
 
+use crate::metrics::port::Fault;
 use crate::model::Frontend;
 
 /// Pending connections that a listener may hold; the kernel caps it at `net.core.somaxconn`.
@@ -188,8 +189,12 @@ pub fn set_stream(socket: &impl AsFd) -> io::Result<()> {
 #[cfg(target_os = "linux")]
 const TCP_INQ: libc::c_int = 36;
 
+/// Sets an option whose value is one int.
+///
+/// # Errors
+/// As setsockopt(2).
 #[cfg(target_os = "linux")]
-fn set_int(
+pub fn set_int(
     socket: &impl AsFd,
     level: libc::c_int,
     option: libc::c_int,
@@ -210,14 +215,15 @@ fn set_int(
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// Reads once; tells how many bytes, and whether the kernel may hold more, the end of the stream included.
+/// Reads once; tells how many bytes, and whether the kernel holds more, the end of the stream included, if it says so.
 ///
-/// A short count alone does not say that there is no more: a read ends in front of an urgent byte.
+/// A short count alone does not say that there is no more: a read ends in front of an urgent byte, and where what was sent
+/// by `sk_msg` ends.
 ///
 /// # Errors
 /// As recvmsg(2).
 #[cfg(target_os = "linux")]
-pub fn read(socket: &impl AsFd, buffer: &mut [u8]) -> io::Result<(usize, bool)> {
+pub fn read(socket: &impl AsFd, buffer: &mut [u8]) -> io::Result<(usize, Option<bool>)> {
     use std::os::fd::AsRawFd;
 
     /// One control message of one int, which is what [`set_stream`] asks for.
@@ -239,7 +245,7 @@ pub fn read(socket: &impl AsFd, buffer: &mut [u8]) -> io::Result<(usize, bool)> 
     let Ok(count) = usize::try_from(count) else { return Err(io::Error::last_os_error()) };
     let told = message.msg_controllen > 0
         && (left.header.cmsg_level, left.header.cmsg_type) == (libc::IPPROTO_TCP, TCP_INQ);
-    Ok((count, !told || left.bytes != 0))
+    Ok((count, told.then_some(left.bytes != 0)))
 }
 
 /// Reads once; whether there is more is not told here.
@@ -247,9 +253,9 @@ pub fn read(socket: &impl AsFd, buffer: &mut [u8]) -> io::Result<(usize, bool)> 
 /// # Errors
 /// As recv(2).
 #[cfg(not(target_os = "linux"))]
-pub fn read(socket: &impl AsFd, buffer: &mut [u8]) -> io::Result<(usize, bool)> {
+pub fn read(socket: &impl AsFd, buffer: &mut [u8]) -> io::Result<(usize, Option<bool>)> {
     let fd = socket.as_fd();
-    Ok((io::Read::read(&mut &*SockRef::from(&fd), buffer)?, true))
+    Ok((io::Read::read(&mut &*SockRef::from(&fd), buffer)?, None))
 }
 
 /// Sets keepalive and user timeout on a listener or a connection.
@@ -384,27 +390,17 @@ pub fn tcp_info(_socket: &impl AsFd) -> Option<(u32, u32)> {
     None
 }
 
-/// What an error of a connect says of the backend.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ConnectFault {
-    /// It refused or cannot be reached.
-    Failed,
-    /// It did not answer.
-    TimedOut,
-    /// This process or host has no descriptor or memory left; the backend is not to blame.
-    NoDescriptors,
-    /// This host has no local port left towards it; the backend is not to blame.
-    NoPorts,
-}
-
-/// Sorts an error of a connect.
-pub fn connect_fault(error: &io::Error) -> ConnectFault {
+/// What an error of a connect or of accept says.
+pub fn fault(error: &io::Error) -> Fault {
     match error.raw_os_error() {
-        Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM) => ConnectFault::NoDescriptors,
-        Some(libc::EADDRNOTAVAIL | libc::EADDRINUSE) => ConnectFault::NoPorts,
-        Some(libc::ETIMEDOUT) => ConnectFault::TimedOut,
-        Some(_) | None if error.kind() == io::ErrorKind::TimedOut => ConnectFault::TimedOut,
-        Some(_) | None => ConnectFault::Failed,
+        Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM) => Fault::NoDescriptors,
+        Some(libc::EADDRNOTAVAIL | libc::EADDRINUSE) => Fault::NoPorts,
+        Some(libc::ECONNREFUSED) => Fault::Refused,
+        Some(libc::ECONNRESET | libc::EPIPE) => Fault::Reset,
+        Some(libc::EHOSTUNREACH | libc::ENETUNREACH | libc::EHOSTDOWN | libc::ENETDOWN) => Fault::Unreachable,
+        Some(libc::ETIMEDOUT) => Fault::TimedOut,
+        Some(_) | None if error.kind() == io::ErrorKind::TimedOut => Fault::TimedOut,
+        Some(_) | None => Fault::Other,
     }
 }
 

@@ -17,11 +17,10 @@ use super::conn::{Context, accepted};
 use super::flow::Flows;
 use super::seat::{Seat, Workers};
 use super::shared::{Accepting, Shared};
-use super::socket::{
-    ConnectFault, Liveness, accept_waiting, connect_fault, refuse_new, reset_on_close, set_liveness,
-};
+use super::socket::{Liveness, accept_waiting, fault, refuse_new, reset_on_close, set_liveness};
 use super::udp::{Datagrams, Group};
 use crate::control::table::{DispatchTable, FrontendEntry};
+use crate::metrics::port::Fault;
 
 /// How often counters are folded and idle connections looked for.
 const SWEEP: Duration = Duration::from_secs(1);
@@ -191,7 +190,7 @@ async fn accept(
                 };
                 admit(&context, version, entry, client, addresses);
             }
-            Err(error) if connect_fault(&error) == ConnectFault::NoDescriptors => {
+            Err(error) if fault(&error) == Fault::NoDescriptors => {
                 context.shared.process.accept_pauses.fetch_add(1, Ordering::Relaxed);
                 tracing::warn!(%error, pause_ms = pause.as_millis() as u64, "accepting is paused: no descriptor or memory left; raise the descriptor limit or lower runtime.max_connections");
                 tokio::select! {

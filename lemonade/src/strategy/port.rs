@@ -68,6 +68,8 @@ pub struct Pick<'a> {
 /// What a pick went by, in numbers; kept with each connection, so it is small.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Basis {
+    /// A process before this one has picked it.
+    Former,
     /// No other was eligible.
     Only,
     /// It was its turn, of this number.
@@ -83,6 +85,8 @@ pub enum Basis {
         /// Candidates with that load.
         equals: u32,
     },
+    /// It had the fewest connections per weight when the kernel opened the flow, by counts that nobody wrote down.
+    Counted,
     /// It was the cheaper of two that were drawn.
     Cheaper {
         /// What it costs by the formula of the strategy.
@@ -94,6 +98,17 @@ pub enum Basis {
     },
 }
 
+/// What decides on a new flow where the kernel picks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum By {
+    /// The hash of its addresses and ports.
+    Flow,
+    /// That of the client's address alone.
+    Source,
+    /// The connections that each backend has per weight, as the kernel counts them; the ring has what is not written down.
+    Connections,
+}
+
 /// What a strategy is where the kernel picks: new flows go by a ring.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Lowering {
@@ -101,8 +116,10 @@ pub enum Lowering {
     Ring {
         /// One for each candidate.
         weights: Vec<u32>,
-        /// Whether the client's address alone is hashed.
-        by_source: bool,
+        /// What decides on a new flow.
+        by: By,
+        /// Whether weights come of measurements, which never stand still.
+        measured: bool,
     },
     /// It goes by what the kernel does not know; what that is, in words.
     NotOffloadable(&'static str),

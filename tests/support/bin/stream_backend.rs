@@ -1,10 +1,10 @@
 //! A backend in a process of its own, so that a test can kill it.
 //!
-//! It prints its address, then per connection sends a tagged stream for ever. With `deaf` it never reads, so that
-//! bytes lie unread when it dies.
+//! Its arguments are `reads` or `deaf` and an IP address of its own. It prints where it listens, then per connection
+//! sends a tagged stream for ever. With `deaf` it never reads, so that bytes lie unread when it dies.
 
 use std::io::{Read, Write};
-use std::net::TcpListener;
+use std::net::{IpAddr, TcpListener};
 
 use lemonade_tests::trace::write_until_error;
 
@@ -13,7 +13,8 @@ const SEED: u64 = 77;
 
 fn main() {
     let deaf = std::env::args().nth(1).is_some_and(|mode| mode == "deaf");
-    let listener = TcpListener::bind(("127.0.0.1", 0)).expect("a free port");
+    let own: IpAddr = std::env::args().nth(2).expect("an address").parse().expect("an address");
+    let listener = TcpListener::bind((own, 0)).expect("a free port");
     let mut out = std::io::stdout();
     writeln!(out, "{}", listener.local_addr().expect("a bound socket")).expect("a reader");
     for stream in listener.incoming() {

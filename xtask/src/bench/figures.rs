@@ -18,6 +18,8 @@ pub enum Measure {
     Pingpong,
     /// 64 connections, 100 B answers.
     Small,
+    /// 64 connections, 16 KiB answers.
+    Medium,
     /// 64 connections, 64 KiB answers.
     Large,
     /// New connections, 32 at a time.
@@ -26,6 +28,10 @@ pub enum Measure {
     Down,
     /// Bulk to the backend, 1 and 8 streams.
     Up,
+    /// Bulk from the backend, 1 stream, on a connection that has lasted.
+    Lasting,
+    /// What a hand-over costs, relay `splice` only.
+    HandOver,
     /// The file replaced under load.
     Reload,
     /// A backend killed under load.
@@ -47,9 +53,9 @@ impl Measure {
     pub fn pinned_only(self) -> bool {
         match self {
             Self::Start | Self::Memory | Self::Reload | Self::Kill | Self::Silent => true,
-            Self::Syscalls | Self::Cost | Self::Scale => true,
-            Self::Pingpong | Self::Small | Self::Large | Self::Connections => false,
-            Self::Down | Self::Up | Self::SameHost => false,
+            Self::Syscalls | Self::Cost | Self::Scale | Self::HandOver => true,
+            Self::Pingpong | Self::Small | Self::Medium | Self::Large | Self::Connections => false,
+            Self::Down | Self::Up | Self::Lasting | Self::SameHost => false,
         }
     }
 
@@ -65,10 +71,13 @@ impl Measure {
             Self::Memory => "memory.",
             Self::Pingpong => "pingpong.",
             Self::Small => "small.",
+            Self::Medium => "medium.",
             Self::Large => "large.",
             Self::Connections => "connections.",
             Self::Down => "down",
             Self::Up => "up",
+            Self::Lasting => "lasting.",
+            Self::HandOver => "handover.",
             Self::Reload => "reload.",
             Self::Kill => "kill.",
             Self::Silent => "silent.",
@@ -86,7 +95,8 @@ impl Measure {
             Self::Start => 0.5,
             Self::Memory => 15.0,
             Self::Pingpong => sample + 0.4,
-            Self::Small | Self::Large | Self::Connections => sample + 0.7,
+            Self::Small | Self::Medium | Self::Large | Self::Connections => sample + 0.7,
+            Self::Lasting | Self::HandOver => sample + 1.5,
             Self::Down | Self::Up => 2.0 * (sample + 0.7),
             Self::Reload => 7.0,
             Self::Kill => 7.0,
@@ -153,6 +163,11 @@ pub const FIGURES: &[Figure] = &[
     figure("small.p99", "- p99", "us", 0, Lower),
     figure("small.cpu", "- process CPU per 100k requests", "s", 2, Lower),
     figure("small.machine", "- whole machine CPU per 100k requests", "s", 2, Lower),
+    figure("medium.rate", "64 connections, 16 KiB answers", "thousand/s", 1, Higher),
+    figure("medium.p50", "- p50", "us", 0, Lower),
+    figure("medium.p99", "- p99", "us", 0, Lower),
+    figure("medium.cpu", "- process CPU per 100k requests", "s", 2, Lower),
+    figure("medium.machine", "- whole machine CPU per 100k requests", "s", 2, Lower),
     figure("large.rate", "64 connections, 64 KiB answers", "thousand/s", 1, Higher),
     figure("large.p50", "- p50", "us", 0, Lower),
     figure("large.p99", "- p99", "us", 0, Lower),
@@ -184,6 +199,15 @@ pub const FIGURES: &[Figure] = &[
     figure("up8.rate", "bulk up, 8 streams", "Gbit/s", 1, Higher),
     figure("up8.cpu", "- process CPU per GB", "s", 3, Lower),
     figure("up8.machine", "- whole machine CPU per GB", "s", 3, Lower),
+    figure("lasting.rate", "bulk down behind questions, 1 stream", "Gbit/s", 1, Higher),
+    figure("lasting.cpu", "- process CPU per GB", "s", 3, Lower),
+    figure("lasting.machine", "- whole machine CPU per GB", "s", 3, Lower),
+    figure("handover.rate", "connections of 400 requests, one at a time", "thousand/s", 2, Higher),
+    figure("handover.share", "- handed over", "%", 0, Higher),
+    goal(
+        figure("handover.took", "- processor time of a hand-over, tries in vain included", "us", 1, Lower),
+        30.0,
+    ),
     figure("same.rate", "same host: 64 connections, 100 B answers", "thousand/s", 1, Higher),
     figure("same.p50", "- p50", "us", 0, Lower),
     figure("same.p99", "- p99", "us", 0, Lower),
@@ -208,6 +232,8 @@ pub const FIGURES: &[Figure] = &[
 /// How busy the generator was, in percent of a core, by the words of its row: not rows of their own.
 pub const GENERATOR: &[(&str, &str)] = &[
     ("small.generator", "100 B requests"),
+    ("medium.generator", "16 KiB requests"),
+    ("lasting.generator", "bulk down behind questions"),
     ("large.generator", "64 KiB requests"),
     ("same.generator", "same host"),
     ("connections.generator", "connections"),

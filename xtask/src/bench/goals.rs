@@ -30,6 +30,12 @@ const fn sockmap(figure: &'static str, ratio: f64) -> Goal {
     Goal { ours: Peer::Sockmap, figure, against: &[Peer::Lemonade], ratio }
 }
 
+const ALL: &[Peer] = &[Peer::Lemonade, Peer::Haproxy, Peer::Nginx, Peer::Envoy];
+
+const fn splice(figure: &'static str, against: &'static [Peer], ratio: f64) -> Goal {
+    Goal { ours: Peer::Splice, figure, against, ratio }
+}
+
 /// At most the ratio where less is better, at least it where more is.
 const GOALS: &[Goal] = &[
     forward("small.machine", &[Peer::Direct], 1.10),
@@ -45,6 +51,15 @@ const GOALS: &[Goal] = &[
     same_host("same.machine", 0.5),
     sockmap("pingpong.p50", 0.85),
     sockmap("down1.rate", 0.9),
+    splice("small.rate", &[Peer::Direct], 0.9),
+    splice("medium.rate", &[Peer::Direct], 0.9),
+    splice("small.rate", ALL, 1.5),
+    splice("medium.rate", ALL, 1.25),
+    splice("small.machine", ALL, 0.65),
+    splice("medium.machine", ALL, 0.65),
+    splice("lasting.rate", &[Peer::Lemonade], 1.3),
+    splice("lasting.rate", &[Peer::Envoy], 1.0),
+    splice("connections.rate", &[Peer::Lemonade], 0.97),
 ];
 
 /// Writes a table of what was measured of it; nothing if nothing was.

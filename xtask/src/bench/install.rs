@@ -90,7 +90,7 @@ pub fn peers(folders: &Folders, wanted: &[Peer]) -> Installed {
             Peer::Haproxy => on_path("haproxy").context("haproxy is not installed"),
             Peer::Nginx => on_path("nginx").context("nginx is not installed"),
             Peer::Envoy => envoy(folders),
-            Peer::Lemonade | Peer::Sockmap | Peer::SkMsg | Peer::Forward => lemonade(folders),
+            Peer::Lemonade | Peer::Sockmap | Peer::SkMsg | Peer::Splice | Peer::Forward => lemonade(folders),
         };
         match found.and_then(|binary| Ok((version(peer, &binary)?, binary))) {
             Ok((version, binary)) => {

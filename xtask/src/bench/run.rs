@@ -20,16 +20,19 @@ use super::table::Setting;
 use super::world::{Background, Instance, World};
 
 /// Rows in the order in which one instance meets them: memory while it is fresh, failures last.
-const ORDER: [Measure; 13] = [
+const ORDER: [Measure; 16] = [
     Measure::Memory,
     Measure::Pingpong,
     Measure::Syscalls,
     Measure::Small,
+    Measure::Medium,
     Measure::Large,
     Measure::Connections,
     Measure::Cost,
     Measure::Down,
     Measure::Up,
+    Measure::Lasting,
+    Measure::HandOver,
     Measure::Reload,
     Measure::Kill,
     Measure::Silent,

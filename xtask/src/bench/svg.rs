@@ -112,6 +112,7 @@ fn colour(peer: Peer) -> &'static str {
         Peer::Lemonade => "#f2c029",
         Peer::Sockmap => "#d98e04",
         Peer::SkMsg => "#b56a00",
+        Peer::Splice => "#f08a4b",
         Peer::Forward => "#e0561b",
     }
 }

@@ -222,7 +222,7 @@ impl Instance {
         let first: First = prober.report()?;
         let at = first.at_ns.with_context(|| instance.why_silent())?;
         match peer {
-            Peer::Sockmap => instance.await_kernel("relay_usable")?,
+            Peer::Sockmap | Peer::Splice => instance.await_kernel("relay_usable")?,
             Peer::SkMsg => instance.await_short_way()?,
             Peer::Forward => instance.await_kernel("frontend_forwarded")?,
             _ => {}

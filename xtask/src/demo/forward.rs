@@ -25,7 +25,7 @@ const BACKENDS: [(&str, &str); 3] =
     [("a", "10.0.0.11:8080"), ("b", "10.0.0.12:8080"), ("six", "[fd00::11]:8080")];
 
 /// Time that something started gets to be there, or to end.
-const PATIENCE: Duration = Duration::from_secs(15);
+pub(super) const PATIENCE: Duration = Duration::from_secs(15);
 
 /// Builds, makes the namespaces, runs the example in them, shows that it serves, and takes everything away again.
 pub fn main(objects: Option<&bpf::Objects>) -> Result<()> {
@@ -64,10 +64,10 @@ pub fn main(objects: Option<&bpf::Objects>) -> Result<()> {
 }
 
 /// A network namespace, deleted by name when dropped.
-struct Namespace(String);
+pub(super) struct Namespace(String);
 
 impl Namespace {
-    fn make(role: &str) -> Result<Self> {
+    pub(super) fn make(role: &str) -> Result<Self> {
         let namespace = Self(format!("lemonade-demo-{}-{role}", std::process::id()));
         workspace::run(Command::new("ip").args(["netns", "add", &namespace.0]))?;
         namespace.ip("link set lo up")?;
@@ -79,7 +79,7 @@ impl Namespace {
     }
 
     /// A command that runs in it.
-    fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
+    pub(super) fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
         // `ip netns exec` would hide the cgroups.
         let mut command = Command::new("nsenter");
         command.arg(format!("--net=/var/run/netns/{}", self.0)).arg(program).stdin(Stdio::null());
@@ -173,7 +173,7 @@ impl Drop for Stage {
 }
 
 /// Joins the namespaces by two links and gives them the addresses of the example.
-fn join(client: &Namespace, middle: &Namespace, far: &Namespace) -> Result<()> {
+pub(super) fn join(client: &Namespace, middle: &Namespace, far: &Namespace) -> Result<()> {
     for (end, name) in [(client, "clients"), (far, "backends")] {
         end.ip(&format!("link add uplink type veth peer name {name} netns {}", middle.0))?;
         end.ip("link set uplink up")?;

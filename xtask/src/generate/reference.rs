@@ -22,7 +22,7 @@ const HEAD: &str = "\
 
 Every key, made from `config/schema.json` by `cargo xtask schema`. How the file is read, reloaded and overridden is in
 [configuration](configuration.md); the same keys with their defaults to copy from are in
-[`config/lemonade.toml`](../../config/lemonade.toml).
+`config/lemonade.toml`.
 ";
 
 /// Names of what has keys and no section in the page.

@@ -24,10 +24,11 @@ const KERNEL: &str = "bpf";
 /// Feature that the test targets of the page tier require.
 const PAGE: &str = "page";
 
-/// The tests, and where they note what they skipped.
+/// The tests, and where they note what they skipped and which known faults of the kernel they met.
 pub struct Suite {
     full: bool,
     skips: PathBuf,
+    known: PathBuf,
     objects: Option<Objects>,
 }
 
@@ -36,7 +37,7 @@ impl Suite {
     pub fn new(full: bool, objects: Option<Objects>) -> anyhow::Result<Self> {
         let folder = workspace::target().join("xtask");
         fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
-        Ok(Self { full, skips: folder.join("skips"), objects })
+        Ok(Self { full, skips: folder.join("skips"), known: folder.join("known"), objects })
     }
 
     /// What needs nothing: no root, no network.
@@ -96,10 +97,13 @@ impl Suite {
 
     fn run(&self, args: &[&str]) -> anyhow::Result<Tally> {
         let lemonade = generate::build_with(self.objects.as_ref())?;
-        fs::write(&self.skips, "").with_context(|| format!("cannot write {}", self.skips.display()))?;
+        for notes in [&self.skips, &self.known] {
+            fs::write(notes, "").with_context(|| format!("cannot write {}", notes.display()))?;
+        }
         let mut cargo = workspace::cargo(&["test", "--no-fail-fast"]);
         bpf::equip(&mut cargo, self.objects.as_ref());
-        cargo.args(args).env("LEMONADE_SKIPS", &self.skips).env("LEMONADE_BIN", &lemonade);
+        cargo.args(args).env("LEMONADE_BIN", &lemonade);
+        cargo.env("LEMONADE_SKIPS", &self.skips).env("LEMONADE_KNOWN", &self.known);
         if let Some(checker) = dashboard::checker() {
             cargo.env("LEMONADE_AXE", checker);
         }
@@ -117,6 +121,7 @@ impl Suite {
         }
         let status = child.wait()?;
         tally.read_skips(&fs::read_to_string(&self.skips)?);
+        tally.known.extend(fs::read_to_string(&self.known)?.lines().map(str::to_owned));
         if !status.success() && tally.failed == 0 {
             tally.add(Tally::failure(format!("cargo test {}: {status}", args.join(" "))));
         }

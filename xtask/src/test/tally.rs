@@ -12,6 +12,8 @@ pub struct Tally {
     pub failures: Vec<String>,
     /// `test: reason` of what was skipped.
     pub skips: Vec<String>,
+    /// Known faults that the kernel showed; no test failed of them.
+    pub known: Vec<String>,
 }
 
 impl Tally {
@@ -73,6 +75,7 @@ impl Tally {
         self.skipped += other.skipped;
         self.failures.extend(other.failures);
         self.skips.extend(other.skips);
+        self.known.extend(other.known);
     }
 
     /// The line that a run ends with.
@@ -80,11 +83,14 @@ impl Tally {
         format!("{} passed, {} failed, {} skipped", self.passed, self.failed, self.skipped)
     }
 
-    /// Each skip and failure on a line, then the counts on the last.
+    /// Each skip, known fault and failure on a line, then the counts on the last.
     pub fn summary(&self) -> String {
         let mut text = String::new();
         for skip in &self.skips {
             let _ = writeln!(text, "SKIP {skip}");
+        }
+        for known in &self.known {
+            let _ = writeln!(text, "KNOWN {known}");
         }
         for failure in &self.failures {
             let _ = writeln!(text, "FAIL {failure}");
@@ -120,15 +126,17 @@ stray words test result: ok. 12 passed; 0 failed; 0 ignored; 0 measured; 3 filte
     }
 
     #[test]
-    fn each_skip_and_each_failure_is_named_before_the_counts() {
+    fn each_skip_fault_and_failure_is_named_before_the_counts() {
         let mut tally = tally();
         tally.read_skips("netns::nat: needs root\n\n");
+        tally.add(Tally { known: vec!["a fault of the kernel".to_owned()], ..Tally::default() });
         tally.add(Tally::failure("format: cargo fmt: exit status: 1\nmore".to_owned()));
         assert_eq!(
             tally.summary(),
             "SKIP reload::hours - should panic: runs for hours\n\
              SKIP odd: no reason given\n\
              SKIP netns::nat: needs root\n\
+             KNOWN a fault of the kernel\n\
              FAIL drain::waits\n\
              FAIL format: cargo fmt: exit status: 1\n\
              12 passed, 2 failed, 3 skipped\n"

@@ -18,6 +18,7 @@ fn connection(id: u64, bytes: u64) -> Connection {
         relay: "copy",
         route: record(id).route,
         decision: Some(Decision { basis: Basis::Turn(id), rival: None }),
+        failed: Box::default(),
         bytes_up: bytes,
         bytes_down: 1,
         idle_seconds: 0,

@@ -97,6 +97,7 @@ impl Served {
     /// Binds in a new folder and on a port of the kernel's choice; the frontend `web` has counted already.
     pub(super) fn bind() -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder");
+        std::fs::create_dir(folder.path().join("run")).expect("a folder for the socket");
         let admin = Admin {
             socket: Some(folder.path().join("run/admin.sock")),
             listen: Some("127.0.0.1:0".parse().expect("a literal address")),

@@ -11,8 +11,14 @@ use crate::control::overrides::Change;
 /// Columns that connections are sorted by, in the order of the key.
 const SORTS: [&str; 5] = ["-bytes", "-age", "-idle", "-connect", "-id"];
 
+/// Rows that PageUp and PageDown go.
+const PAGE: usize = 10;
+
 /// Longest text that is typed in.
 const LONGEST: usize = 40;
+
+/// Looks, one a second, for which a message stays.
+const STAYS: u8 = 10;
 
 /// One look at the running Lemonade.
 #[derive(Clone, Debug)]
@@ -32,6 +38,8 @@ pub(super) enum View {
     Connections,
     /// Refusals by frontend and reason.
     Refusals,
+    /// Every frontend.
+    Frontends,
 }
 
 /// What is being asked of the operator.
@@ -61,7 +69,8 @@ pub(super) struct State {
     pub(super) view: View,
     pub(super) selected: usize,
     pub(super) prompt: Option<Prompt>,
-    pub(super) message: String,
+    message: String,
+    stays: u8,
     sort: usize,
     filter: String,
 }
@@ -75,7 +84,26 @@ impl State {
     /// Takes in another look.
     pub(super) fn see(&mut self, seen: Seen) {
         self.seen = Some(seen);
+        self.stays = self.stays.saturating_sub(1);
+        if self.stays == 0 {
+            self.message.clear();
+        }
         self.selected = self.selected.min(self.rows().saturating_sub(1));
+    }
+
+    /// Tells what came of a key, until the next key or for some seconds.
+    pub(super) fn tell(&mut self, message: String) {
+        (self.message, self.stays) = (message, STAYS);
+    }
+
+    /// Tells why a look failed, until one does not.
+    pub(super) fn fail(&mut self, why: String) {
+        (self.message, self.stays) = (why, 0);
+    }
+
+    /// What is to be told now.
+    pub(super) fn message(&self) -> &str {
+        &self.message
     }
 
     /// Column that connections are sorted by.
@@ -113,6 +141,7 @@ impl State {
             View::Backends => self.backends().len(),
             View::Connections => self.seen.as_ref().map_or(0, |seen| seen.page.connections.len()),
             View::Refusals => self.refusals().len(),
+            View::Frontends => self.seen.as_ref().map_or(0, |seen| seen.status.frontends.len()),
         }
     }
 
@@ -121,6 +150,7 @@ impl State {
         if modifiers.contains(KeyModifiers::CONTROL) && code == KeyCode::Char('c') {
             return Act::Leave;
         }
+        self.message.clear();
         match self.prompt.take() {
             Some(prompt) => self.answer(prompt, code),
             None => self.command(code),
@@ -134,15 +164,19 @@ impl State {
             KeyCode::Tab => self.turn_to(match self.view {
                 View::Backends => View::Connections,
                 View::Connections => View::Refusals,
-                View::Refusals => View::Backends,
+                View::Refusals => View::Frontends,
+                View::Frontends => View::Backends,
             }),
             KeyCode::Char('1') => self.turn_to(View::Backends),
             KeyCode::Char('2') => self.turn_to(View::Connections),
             KeyCode::Char('3') => self.turn_to(View::Refusals),
-            KeyCode::Up | KeyCode::Char('k') => self.selected = self.selected.saturating_sub(1),
-            KeyCode::Down | KeyCode::Char('j') => {
-                self.selected = (self.selected + 1).min(self.rows().saturating_sub(1));
-            }
+            KeyCode::Char('4') => self.turn_to(View::Frontends),
+            KeyCode::Up | KeyCode::Char('k') => self.select(self.selected.saturating_sub(1)),
+            KeyCode::Down | KeyCode::Char('j') => self.select(self.selected + 1),
+            KeyCode::PageUp => self.select(self.selected.saturating_sub(PAGE)),
+            KeyCode::PageDown => self.select(self.selected + PAGE),
+            KeyCode::Home => self.select(0),
+            KeyCode::End => self.select(usize::MAX),
             KeyCode::Char('s') => {
                 self.sort = (self.sort + 1) % SORTS.len();
                 return Act::LookAgain;
@@ -150,7 +184,6 @@ impl State {
             KeyCode::Char('/') => self.prompt = Some(Prompt::Filter(self.filter.clone())),
             KeyCode::Esc => {
                 self.filter.clear();
-                self.message.clear();
                 return Act::LookAgain;
             }
             KeyCode::Char('d') => self.ask(Change::Drain),
@@ -162,6 +195,10 @@ impl State {
             _ => {}
         }
         Act::Nothing
+    }
+
+    fn select(&mut self, row: usize) {
+        self.selected = row.min(self.rows().saturating_sub(1));
     }
 
     fn turn_to(&mut self, view: View) {
@@ -208,7 +245,7 @@ impl State {
                     if_version: self.version(),
                 }),
                 Err(_) => {
-                    self.message = format!("`{text}` is no weight; write a whole number");
+                    self.tell(format!("`{text}` is no weight; write a whole number"));
                     Act::Nothing
                 }
             },

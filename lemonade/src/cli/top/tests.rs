@@ -5,12 +5,13 @@ use serde_json::{Value, json};
 
 use super::state::{Act, Seen, State, View};
 use super::view::draw;
+use crate::admin::status::{BackendStatus, FrontendStatus};
 use crate::control::overrides::Change;
 
 fn seen() -> Seen {
     let rates = json!({"opened_per_second": 12.5, "refused_per_second": 0.5, "bytes_up_per_second": 2048.0, "bytes_down_per_second": 0.0});
     let backend = |name: &str, status: &str, weight: u32| {
-        json!({"name": name, "address": format!("192.0.2.1:{weight}"), "status": status, "why": "", "since": null,
+        json!({"name": name, "address": format!("192.0.2.1:{weight}"), "status": status, "why": format!("3 failed in a row: {name} refused"), "since": "2026-01-02T03:04:05.678Z",
             "weight": weight, "enabled": true, "changed": null, "live": 3, "connecting": 0, "picks": 9, "failures": 1,
             "resets": 0, "connect_ms": 0.2, "first_byte_ms": 4.5, "tcp": null, "outcomes": []})
     };
@@ -80,7 +81,7 @@ fn eighty_columns_and_twenty_four_lines_hold_what_matters() {
         "web/a",
         "4.5ms",
         "DOWN",
-        "drain",
+        "draining",
         "▁▄█",
         "proxy/copy",
         "q quit",
@@ -99,9 +100,107 @@ fn eighty_columns_and_twenty_four_lines_hold_what_matters() {
 }
 
 #[test]
+fn headings_times_and_states_are_whole_on_eighty_columns() {
+    let mut seen = seen();
+    seen.status.pools[0].backends[0].first_byte_ms = Some(405.1);
+    seen.status.pools[0].backends[1].first_byte_ms = Some(0.06);
+    seen.status.pools[0].backends[1].enabled = false;
+    let lines = screen(&State::new(seen), 80, 24);
+    let text = lines.join("\n");
+    let head = lines.iter().find(|line| line.starts_with("BACKEND 1/3")).expect("the head of the backends");
+    assert!(head.contains(" 1ST BYTE ") && head.ends_with("PICKS/S"), "{head}");
+    for words in [" 405ms ", " 60us ", " disabled ", " draining ", "CONNECTIONS/S"] {
+        assert!(text.contains(words), "{words} is missing in\n{text}");
+    }
+}
+
+#[test]
+fn long_names_keep_both_ends_and_the_rows_that_do_not_fit_are_told() {
+    let mut seen = seen();
+    let backend = seen.status.pools[0].backends[0].clone();
+    let frontend = seen.status.frontends[0].clone();
+    seen.status.pools[0].backends = (10..50)
+        .map(|at| BackendStatus {
+            name: format!("a-name-that-is-longer-than-it-should-be-{at}"),
+            ..backend.clone()
+        })
+        .collect();
+    seen.status.frontends =
+        (10..42).map(|at| FrontendStatus { name: format!("web-{at}"), ..frontend.clone() }).collect();
+    let mut state = State::new(seen);
+    let text = screen(&state, 80, 24).join("\n");
+    assert!(text.contains("web/a-name-t…should-be-10 "), "{text}");
+    assert!(text.contains("web-14") && !text.contains("web-15"), "{text}");
+    assert!(text.contains("+27 more") && text.contains("press 4"), "{text}");
+    assert!(text.contains("BACKEND 1/40"), "{text}");
+    state.key(KeyCode::End, KeyModifiers::NONE);
+    let text = screen(&state, 80, 24).join("\n");
+    assert!(text.contains("BACKEND 40/40") && text.contains("-49"), "{text}");
+    press(&mut state, "4");
+    let text = screen(&state, 80, 24).join("\n");
+    assert!(text.contains("web-10") && text.contains("web-25") && !text.contains("web-41"), "{text}");
+    for _ in 0..4 {
+        state.key(KeyCode::PageDown, KeyModifiers::NONE);
+    }
+    let text = screen(&state, 80, 24).join("\n");
+    assert!(text.contains("web-41") && !text.contains("web-10"), "{text}");
+}
+
+#[test]
+fn a_connection_keeps_its_port_its_names_ends_and_its_bytes() {
+    let mut seen = seen();
+    let own = &mut seen.page.connections[0];
+    own.client = "[2001:db8:1111:2222:3333:4444:5555:6666]:50312".parse().expect("an address");
+    own.frontend = "a-frontend-of-zone-b".to_owned();
+    own.relay = "sk_msg".to_owned();
+    own.bytes_down = 1_047_500_000_000;
+    let mut state = State::new(seen);
+    press(&mut state, "2");
+    let lines = screen(&state, 80, 24);
+    let row = lines.iter().find(|line| line.contains(":50312")).expect("the port is there");
+    for words in ["[2001", "a-fr…one-b", "proxy/sk_msg", "975.6GiB"] {
+        assert!(row.contains(words), "{words} is missing in {row}");
+    }
+}
+
+#[test]
+fn a_backend_that_is_down_says_since_when_and_why() {
+    let mut state = State::new(seen());
+    let down = "web/b (192.0.2.1:2) DOWN since 2026-01-02T03:04:05Z: 3 failed in a row: b refused";
+    let told = |state: &State| screen(state, 80, 24)[20..].join(" ");
+    assert!(told(&state).contains(down), "of another than the selected one: {}", told(&state));
+    press(&mut state, "jj");
+    assert!(told(&state).contains("draining: 3 failed in a row: c"), "{}", told(&state));
+}
+
+#[test]
+fn a_message_is_whole_and_goes_with_the_next_key_or_after_seconds() {
+    let mut state = State::new(seen());
+    let outcome = "web/a: weight 1 -> 0; backend web/a gets no new connections and has none; \
+                   pool web: 1 of 2 backends may be picked; not in the file: lasts until the next start, \
+                   or until the file says something new of it";
+    let told = |state: &State| screen(state, 80, 24)[20..].join(" ");
+    state.tell(outcome.to_owned());
+    assert!(told(&state).contains(outcome), "{}", told(&state));
+    press(&mut state, "j");
+    assert!(!told(&state).contains("weight 1 -> 0"), "{}", told(&state));
+    state.tell(outcome.to_owned());
+    for _ in 0..9 {
+        state.see(seen());
+    }
+    assert!(told(&state).contains(outcome), "{}", told(&state));
+    state.see(seen());
+    assert!(!told(&state).contains("weight 1 -> 0"), "{}", told(&state));
+    state.fail("nobody answers".to_owned());
+    assert!(told(&state).contains("nobody answers"));
+    state.see(seen());
+    assert!(!told(&state).contains("nobody answers"), "an answer ends it");
+}
+
+#[test]
 fn a_screen_of_any_size_is_drawn() {
     let mut state = State::new(seen());
-    for view in ["1", "2", "3"] {
+    for view in ["1", "2", "3", "4"] {
         press(&mut state, view);
         for (width, height) in [(1, 1), (20, 5), (80, 24), (300, 100)] {
             screen(&state, width, height);
@@ -124,7 +223,7 @@ fn a_change_is_confirmed_and_tied_to_the_version_on_the_screen() {
     let Act::Change(change) = press(&mut state, "kw12<5\n") else { panic!("a weight") };
     assert_eq!((change.backend.as_str(), change.change), ("web/a", Change::Weight(15)));
     assert!(matches!(press(&mut state, "wx\n"), Act::Nothing));
-    assert!(state.message.contains("no weight"));
+    assert!(state.message().contains("no weight"));
     press(&mut state, "2d");
     assert_eq!(state.prompt, None, "only a backend that is seen is changed");
 }

@@ -31,7 +31,7 @@ pub(in crate::config) enum Fallback {
 #[serde(default, deny_unknown_fields)]
 #[schemars(rename = "Forward")]
 pub(in crate::config) struct RawForward {
-    /// Where the program looks at packets; "auto" is tc in this build.
+    /// Where the program looks at packets; "auto" suits the devices.
     pub(in crate::config) hook: Hook,
     /// What becomes of addresses.
     pub(in crate::config) mode: Mode,
@@ -63,20 +63,32 @@ impl Default for RawForward {
 
 /// Where the program looks at packets.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
+#[serde(rename_all = "kebab-case")]
 pub(in crate::config) enum Hook {
-    /// The one that suits the device.
+    /// xdp where the drivers of all interfaces redirect and transmit natively, else tc.
     Auto,
     /// What arrives, behind the driver (tcx).
     Tc,
+    /// What arrives, in the driver, before the kernel has made anything of it; tc has the rest.
+    Xdp,
+    /// As xdp, behind the driver: slower than tc, for trials where a driver has no native XDP.
+    XdpGeneric,
+    /// No packets: sockets of clients on this host, in accelerate_cgroup, get a backend when they connect.
+    Connect,
 }
 
 /// What becomes of addresses.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
+#[serde(rename_all = "kebab-case")]
 pub(in crate::config) enum Mode {
     /// Source and destination are rewritten; works with any backend.
     Nat,
+    /// The destination is rewritten; backends see the client and route their answers by way of the balancer.
+    NatGateway,
+    /// Packets go as they are to backends on the same link, which have the address too and answer the client themselves.
+    DsrL2,
+    /// As dsr-l2 beyond routers: in another IP header, which `lemonade decap` or a tunnel takes off.
+    DsrIpip,
 }
 
 /// What becomes of fragments.
@@ -103,6 +115,9 @@ impl From<Hook> for model::forward::Hook {
         match hook {
             Hook::Auto => Self::Auto,
             Hook::Tc => Self::Tc,
+            Hook::Xdp => Self::Xdp,
+            Hook::XdpGeneric => Self::XdpGeneric,
+            Hook::Connect => Self::Connect,
         }
     }
 }
@@ -111,6 +126,9 @@ impl From<Mode> for model::forward::Mode {
     fn from(mode: Mode) -> Self {
         match mode {
             Mode::Nat => Self::Nat,
+            Mode::NatGateway => Self::NatGateway,
+            Mode::DsrL2 => Self::DsrL2,
+            Mode::DsrIpip => Self::DsrIpip,
         }
     }
 }

@@ -3,17 +3,17 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
+use std::sync::Arc;
 
 use crate::config::raw::{Fallback, RawForward};
 use crate::config::report::{Report, Spot};
 use crate::config::value::Texts;
-use crate::model::forward::Forwarding;
-use crate::model::{Frontend, Name};
+use crate::model::forward::{Forwarding, Hook, Mode};
+use crate::model::{Frontend, Name, Pool};
 
 /// Keys of a frontend that say nothing where packets pass through the kernel, each with the reason.
-pub(in crate::config) const KEYS_OF_PROXY: [(&str, &str); 6] = [
+pub(in crate::config) const KEYS_OF_PROXY: [(&str, &str); 5] = [
     ("relay", "there are no two connections to relay between"),
-    ("accelerate_cgroup", "there are no two connections to relay between"),
     ("connect_timeout", "the client's own connect reaches the backend"),
     ("hedge_after", "the kernel picks at the first packet and races no second connect"),
     ("keepalive", "client and backend keep their one connection alive themselves"),
@@ -46,10 +46,33 @@ pub(super) fn forwarding(raw: RawForward, fallback: Fallback, spot: &mut Spot<'_
         let message = format!("is not from {} to {}", ROOM.start(), ROOM.end());
         spot.wrong("connection_table", message, "write the flows that there may be at once, such as 262144");
     }
+    let mode = Mode::from(raw.mode);
+    let rewritten = [
+        ("snat_addresses", snat_addresses.is_some(), matches!(mode, Mode::Nat | Mode::DsrIpip)),
+        ("snat_ports", snat_ports.is_some(), mode == Mode::Nat),
+    ];
+    for (key, said, fits) in rewritten {
+        if said && !fits {
+            let message =
+                format!("{key} means nothing with mode = {:?}: packets keep the client's", mode.as_str());
+            spot.wrong(key, message, "remove it, or write mode = \"nat\"");
+        }
+    }
+    let hook = Hook::from(raw.hook);
+    let of_packets = [
+        ("mode", mode != Mode::Nat),
+        ("interfaces", interfaces.is_some()),
+        ("snat_addresses", snat_addresses.is_some()),
+        ("snat_ports", snat_ports.is_some()),
+    ];
+    for (key, _) in of_packets.into_iter().filter(|(_, said)| *said && hook == Hook::Connect) {
+        let message = format!("{key} means nothing with hook = \"connect\": it is about packets");
+        spot.wrong(key, message, "remove it, or write hook = \"auto\"");
+    }
     Forwarding {
         fallback: fallback.into(),
-        hook: raw.hook.into(),
-        mode: raw.mode.into(),
+        hook,
+        mode,
         interfaces,
         snat_addresses,
         snat_ports,
@@ -93,8 +116,22 @@ fn ports(text: &str, spot: &mut Spot<'_, '_>) -> Option<RangeInclusive<u16>> {
     Some(range)
 }
 
-/// Refuses what forward cannot do for a frontend, as far as it was said.
-pub(super) fn refuse(listen: &[SocketAddr], spot: &mut Spot<'_, '_>) {
+/// Refuses what forward cannot do for a frontend, as far as it was said; `local`: it names a cgroup.
+pub(super) fn refuse(listen: &[SocketAddr], asked: &Forwarding, local: bool, spot: &mut Spot<'_, '_>) {
+    let connect = asked.hook == Hook::Connect;
+    if connect && !local {
+        spot.under("forward").wrong(
+            "hook",
+            "\"connect\" reaches the sockets of clients on this host only in a cgroup that you name",
+            "write accelerate_cgroup = \"/sys/fs/cgroup/...\" in the frontend, the folder of their cgroup",
+        );
+    }
+    if local && asked.mode.keeps_port() {
+        let mode = asked.mode.as_str();
+        let message =
+            format!("means nothing with mode = {mode:?}: sockets would connect to a backend's own address");
+        spot.wrong("accelerate_cgroup", message, "remove it, or write mode = \"nat\"");
+    }
     for (key, why) in KEYS_OF_PROXY {
         if spot.says(key) {
             let message = format!("{key} means nothing with data_plane = \"forward\": {why}");
@@ -107,7 +144,7 @@ pub(super) fn refuse(listen: &[SocketAddr], spot: &mut Spot<'_, '_>) {
                 format!("{address} is every address, and packets are matched by one"),
                 "write the addresses that clients use, or data_plane = \"proxy\"",
             ),
-            ip if ip.is_loopback() => (
+            ip if ip.is_loopback() && !connect => (
                 format!("{address} is reached from this host only, whose packets pass no interface"),
                 "write an address that other hosts use, or data_plane = \"proxy\"",
             ),
@@ -134,12 +171,17 @@ pub(super) fn refuse_in_pool(spot: &mut Spot<'_, '_>) {
 }
 
 /// Frontends of one pool share how its backends are reached.
-pub(super) fn agree(frontends: &BTreeMap<Name, std::sync::Arc<Frontend>>, report: &mut Report<'_>) {
+pub(super) fn agree(frontends: &BTreeMap<Name, Arc<Frontend>>, report: &mut Report<'_>) {
     let mut first: BTreeMap<&Name, (&Name, &Forwarding)> = BTreeMap::new();
     for frontend in frontends.values() {
         let Some(own) = &frontend.forward else { continue };
         let (other, said) = *first.entry(&frontend.pool).or_insert((&frontend.name, own));
-        let differs = if said.snat_addresses != own.snat_addresses {
+        let connects = |of: &Forwarding| of.hook == Hook::Connect;
+        let differs = if connects(said) != connects(own) {
+            "hook"
+        } else if said.mode != own.mode {
+            "mode"
+        } else if said.snat_addresses != own.snat_addresses {
             "snat_addresses"
         } else if said.snat_ports != own.snat_ports {
             "snat_ports"
@@ -153,6 +195,34 @@ pub(super) fn agree(frontends: &BTreeMap<Name, std::sync::Arc<Frontend>>, report
                 other = other.as_str()
             ),
             "write the same in both, or give one of them a pool of its own",
+        );
+    }
+}
+
+/// Where packets keep their port, backends listen on it too.
+pub(super) fn keep_ports(
+    frontends: &BTreeMap<Name, Arc<Frontend>>,
+    pools: &BTreeMap<Name, Arc<Pool>>,
+    report: &mut Report<'_>,
+) {
+    for frontend in frontends.values() {
+        let Some(mode) = frontend.forward.as_ref().map(|own| own.mode).filter(|mode| mode.keeps_port())
+        else {
+            continue;
+        };
+        let Some(pool) = pools.get(&frontend.pool) else { continue };
+        let ports = pool.backends.iter().filter_map(|backend| Some((&backend.name, backend.target.port()?)));
+        let other =
+            ports.flat_map(|(name, port)| frontend.listen.iter().map(move |own| (name, port, own.port())));
+        let Some((name, port, own)) = other.into_iter().find(|(_, port, own)| port != own) else { continue };
+        report.at(&["frontend", frontend.name.as_str(), "forward"]).wrong(
+            "mode",
+            format!(
+                "with {:?} packets keep port {own}, and backend {:?} has {port}",
+                mode.as_str(),
+                name.as_str()
+            ),
+            format!("write port {own} there or none, or mode = \"nat\""),
         );
     }
 }

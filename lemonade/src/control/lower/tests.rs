@@ -30,6 +30,11 @@ fn forwarded(name: &str, port: u16, pool: &str) -> Frontend {
     }
 }
 
+fn in_mode(mode: Mode, frontend: Frontend) -> Frontend {
+    let forward = frontend.forward.map(|own| Forwarding { mode, ..own });
+    Frontend { forward, ..frontend }
+}
+
 fn way() -> Way {
     Way { interface: 7, snat: Ipv4Addr::new(10, 0, 0, 254).into(), first_port: 1_024, ports: 1_000 }
 }
@@ -75,8 +80,9 @@ impl Maps {
     fn take(&mut self, op: Op) {
         match op {
             Op::PutTarget(ix, target) => drop(self.targets.insert(ix, target)),
-            Op::FillRing(number, slots) => {
-                let named = self.services.values().any(|service| service.ring == number);
+            Op::FillRing(number, slots, _) => {
+                let names = |service: &Service| service.ring == number || service.previous == number + 1;
+                let named = self.services.values().any(names);
                 assert!(!named, "ring {number} is filled under the eyes of packets");
                 self.rings.insert(number, slots);
             }
@@ -90,7 +96,9 @@ impl Maps {
     fn answer(&self, key: &ServiceKey, slot: usize) -> Option<Target> {
         let service = self.services.get(key)?;
         let ix = *self.rings.get(&service.ring)?.get(slot)?;
-        (ix != maglev::EMPTY).then(|| self.targets.get(&ix).copied()).flatten()
+        // What a backend weighs is no place: it may be new while the ring is the one before.
+        let place = |target: &Target| Target { weight: 0, ..*target };
+        (ix != maglev::EMPTY).then(|| self.targets.get(&ix).map(place)).flatten()
     }
 }
 
@@ -131,6 +139,35 @@ fn weights_and_sources_are_lowered_as_the_strategy_means_them() {
     // Nothing is measured, so weights alone speak.
     assert_eq!(share(StrategyKind::FastestResponseTime), (75.0, 0));
     assert_eq!(share(StrategyKind::Adaptive), (75.0, 0));
+    assert_eq!(share(StrategyKind::LeastConnections), (75.0, LEAST_CONNECTIONS));
+}
+
+#[test]
+fn connections_are_compared_with_those_elsewhere_and_weights_and_what_is_not_seen_is_said() {
+    let two = || [Backend { weight: 3, ..backend("a", 1) }, backend("b", 2)];
+    let least = Pool { strategy: StrategyKind::LeastConnections, ..pool("web", two()) };
+    let other = pool("other", [backend("c", 3)]);
+    let table = first([least, other], [forwarded("f", 80, "web"), forwarded("g", 81, "other")]);
+    let mut local = ground(&table);
+    local.local = table.frontends.keys().copied().collect();
+    let Lowered { image, carried, .. } = lower(&table, &local, &Image::with_room(8));
+    assert!(carried.values().all(String::is_empty), "{carried:?}");
+    let [a, b] = [0, 1].map(|at| table.pools["web"].backends[at].ix.0);
+    let compared = image.counting(|ix| if ix == b { 7 } else { 0 });
+    let [(_, choices)] = &compared.into_iter().collect::<Vec<_>>()[..] else {
+        panic!("one ring is compared")
+    };
+    let own: Vec<_> = choices.own[..choices.count as usize].iter().collect();
+    let told: Vec<_> = own.iter().map(|own| (own.backend, own.weight, own.elsewhere)).collect();
+    assert_eq!(told, [(a, 3, 0), (b, 1, 7)]);
+    assert_eq!(image.targets[&a].weight, 3);
+    // Sockets of this host go by a ring, which does not know what ends.
+    let at_connect = |port| service_key(Protocol::Tcp, SocketAddr::from(([192, 0, 2, 1], port))).at_connect();
+    assert_eq!([80, 81].map(|port| image.services.contains_key(&at_connect(port))), [false, true]);
+    let passing = [in_mode(Mode::DsrIpip, forwarded("f", 80, "web"))];
+    let table = first([Pool { strategy: StrategyKind::LeastConnections, ..pool("web", two()) }], passing);
+    let said = lowered(&table).carried.into_values().next().expect("it is carried");
+    assert!(said.contains("does not see backends' FIN"), "{said}");
 }
 
 #[test]
@@ -152,6 +189,28 @@ fn a_slower_backend_has_a_smaller_share() {
 }
 
 #[test]
+fn a_ring_of_measured_weights_stays_until_one_is_more_than_a_step_away() {
+    let strategy = StrategyKind::FastestResponseTime;
+    let fast = Pool { strategy, ..pool("web", [backend("a", 1), backend("b", 2)]) };
+    let table = first([fast], [in_mode(Mode::NatGateway, forwarded("f", 80, "web"))]);
+    let entries = &table.pools["web"].backends;
+    let number = |image: &Image| image.ring_of(&Name::new("web"), false).expect("a ring").0;
+    let measured = |before: &Image, micros: [u64; 2]| {
+        for (entry, micros) in entries.iter().zip(micros) {
+            entry.cell.connect.restart(std::time::Duration::from_micros(micros), Moment(1));
+        }
+        lower(&table, &ground(&table), before).image
+    };
+    let image = measured(&Image::with_room(8), [1_000, 1_000]);
+    let nearly = measured(&image, [1_000, 1_450]);
+    assert_eq!(number(&nearly), number(&image), "half an octave");
+    let slower = measured(&nearly, [1_000, 2_100]);
+    assert_ne!(number(&slower), number(&image));
+    let back = measured(&slower, [1_000, 1_500]);
+    assert_eq!(number(&back), number(&slower), "half an octave back");
+}
+
+#[test]
 fn what_cannot_be_lowered_stays_with_the_proxy_and_says_why() {
     let says = |pool: Pool, frontend: Frontend, expected: &str| {
         let table = first([pool], [frontend]);
@@ -160,7 +219,9 @@ fn what_cannot_be_lowered_stays_with_the_proxy_and_says_why() {
     };
     let web = || pool("web", [backend("a", 1)]);
     let f = || forwarded("f", 80, "web");
-    says(Pool { strategy: StrategyKind::LeastConnections, ..web() }, f(), "least_connections");
+    let sockets = f().forward.map(|own| Forwarding { hook: Hook::Connect, ..own });
+    let least = Pool { strategy: StrategyKind::LeastConnections, ..web() };
+    says(least, Frontend { forward: sockets, ..f() }, "of those that hook connect makes the end is not seen");
     says(web(), Frontend { max_connections: 5, ..f() }, "max_connections of the frontend");
     let full = Backend { max_connections: 5, ..backend("a", 1) };
     says(pool("web", [full]), f(), "max_connections of backend web/a");
@@ -220,22 +281,62 @@ fn pools_that_do_not_change_keep_their_ring_and_nothing_is_written() {
     assert_eq!(steps(&image, &again), []);
 }
 
-/// Tables that follow each other: strategies, weights, backends, health and frontends change.
-fn any_table() -> impl Strategy<Value = (Vec<(u8, u32, bool)>, bool, u8)> {
-    (prop::collection::vec((1_u8..6, 0_u32..4, any::<bool>()), 0..5), any::<bool>(), 0_u8..3)
+#[test]
+fn a_flow_that_began_before_a_change_finds_its_backend_by_the_ring_before() {
+    let of = |mode, weight| {
+        let two = [backend("a", 1), Backend { weight, ..backend("b", 2) }];
+        let web = Pool { strategy: StrategyKind::WeightedRoundRobin, ..pool("web", two) };
+        first([web], [in_mode(mode, forwarded("f", 80, "web"))])
+    };
+    let table = of(Mode::DsrIpip, 1);
+    let image = lowered(&table).image;
+    let service = *image.services.values().next().unwrap();
+    assert_eq!((service.mode, service.previous), (Mode::DsrIpip.number(), 0), "there was none before");
+    let changed = of(Mode::DsrIpip, 3);
+    let after = lower(&changed, &ground(&changed), &image).image;
+    let flipped = *after.services.values().next().unwrap();
+    assert_eq!((flipped.previous, flipped.ring != service.ring), (service.ring + 1, true));
+    assert!(!after.free.contains(&service.ring), "nobody fills it");
+    let again = of(Mode::DsrIpip, 5);
+    let third = lower(&again, &ground(&again), &after).image;
+    assert!(third.free.contains(&service.ring), "one is enough");
+    let nat = of(Mode::Nat, 7);
+    let fourth = lower(&nat, &ground(&nat), &third).image;
+    assert_eq!(fourth.services.values().next().unwrap().previous, 0);
+    assert_eq!(fourth.free.len() + fourth.held().len(), 8);
 }
 
-fn table_of(
-    (backends, by_source, frontends): &(Vec<(u8, u32, bool)>, bool, u8),
-    previous: &DispatchTable,
-) -> DispatchTable {
+#[test]
+fn wrapped_ipv4_goes_to_backends_of_either_version() {
+    let six = Backend { target: Place::Address("fd00::9".parse().unwrap(), Some(80)), ..backend("six", 9) };
+    let both = Frontend {
+        listen: vec!["192.0.2.1:80".parse().unwrap(), "[2001:db8::1]:80".parse().unwrap()],
+        ..in_mode(Mode::DsrIpip, forwarded("f", 80, "web"))
+    };
+    let table = first([pool("web", [backend("four", 1), six])], [both]);
+    let image = lowered(&table).image;
+    let sharing: Vec<usize> =
+        image.services.values().map(|own| image.rings[&own.ring].shares.len()).collect();
+    assert_eq!(sharing.iter().sum::<usize>(), 3, "{sharing:?}: two for IPv4, one for IPv6");
+}
+
+/// Backends by host with weight and whether they are down, whether the source decides, frontends, and their mode.
+type Shape = (Vec<(u8, u32, bool)>, bool, u8, usize);
+
+/// Tables that follow each other: strategies, weights, backends, health, frontends and modes change.
+fn any_table() -> impl Strategy<Value = Shape> {
+    (prop::collection::vec((1_u8..6, 0_u32..4, any::<bool>()), 0..5), any::<bool>(), 0_u8..3, 0_usize..4)
+}
+
+fn table_of((backends, by_source, frontends, mode): &Shape, previous: &DispatchTable) -> DispatchTable {
     let mut own: BTreeMap<u8, Backend> = BTreeMap::new();
     for (host, weight, _) in backends {
         own.insert(*host, Backend { weight: *weight, ..backend(&format!("b{host}"), *host) });
     }
     let strategy = if *by_source { StrategyKind::SourceHash } else { StrategyKind::WeightedRoundRobin };
     let web = Pool { strategy, ..pool("web", own.into_values()) };
-    let frontends = (0..*frontends).map(|n| forwarded(&format!("f{n}"), 80 + u16::from(n), "web"));
+    let frontends = (0..*frontends)
+        .map(|n| in_mode(Mode::ALL[*mode], forwarded(&format!("f{n}"), 80 + u16::from(n), "web")));
     let config = config([web], frontends);
     let table = compile(&config, 1, &HealthView::default(), &Resolution::default(), previous);
     let down: Vec<Name> =
@@ -257,12 +358,13 @@ proptest! {
         tables in prop::collection::vec(any_table(), 2..6),
     ) {
         let (mut table, mut image) = (DispatchTable::default(), Image::with_room(4));
+        let (mut maps, mut filled) = (Maps::default(), BTreeMap::new());
         let mut seen: BTreeMap<u32, [u8; 16]> = BTreeMap::new();
         for shape in &tables {
             let next = table_of(shape, &table);
             let after = lower(&next, &ground(&next), &image).image;
-            let mut maps = Maps::of(&image);
             let (from, to) = (Maps::of(&image), Maps::of(&after));
+            filled.extend(image.rings.iter().map(|(number, ring)| (*number, ring.slots.clone())));
             let keys: BTreeSet<ServiceKey> =
                 image.services.keys().chain(after.services.keys()).copied().collect();
             let slots = (0..maglev::SLOTS as usize).step_by(997);
@@ -282,13 +384,47 @@ proptest! {
             for (number, ring) in &after.rings {
                 prop_assert_eq!(&maps.rings[number], &ring.slots);
             }
+            for before in after.services.values().filter_map(|service| service.previous.checked_sub(1)) {
+                prop_assert_eq!(&maps.rings[&before], &filled[&before], "the ring before is as it was");
+            }
             for (ix, target) in &after.targets {
                 let known = seen.entry(*ix).or_insert(target.address);
                 prop_assert_eq!(*known, target.address, "an index means the same backend for ever");
             }
-            let numbers: BTreeSet<u32> = after.free.iter().chain(after.rings.keys()).copied().collect();
+            let numbers: BTreeSet<u32> = after.free.iter().copied().chain(after.held()).collect();
+            prop_assert_eq!(after.free.len() + after.held().len(), 4, "none is free and held");
             prop_assert_eq!(numbers, (0..4).collect(), "no ring gets lost");
             (table, image) = (next, after);
         }
     }
+}
+
+#[test]
+fn what_is_for_sockets_has_keys_that_packets_have_not_and_backends_on_this_host() {
+    let hooked = |hook| {
+        let asks = forwarded("f", 80, "web");
+        let forward = asks.forward.map(|own| Forwarding { hook, ..own });
+        first([pool("web", [backend("a", 1), backend("b", 2)])], [Frontend { forward, ..asks }])
+    };
+    let key = service_key(Protocol::Tcp, "192.0.2.1:80".parse().unwrap());
+    let table = hooked(Hook::Connect);
+    let ix = *table.frontends.keys().next().unwrap();
+    let own = table.pools["web"].backends.iter().map(|own| own.ix);
+    // Both backends are on this host, which forbids packets alone.
+    let ways = own.map(|ix| (ix, Err(NoWay::Local))).collect();
+    let local = Ground { ways, local: [ix].into(), ..Ground::default() };
+    let Lowered { image, carried, .. } = lower(&table, &local, &Image::with_room(8));
+    assert_eq!(carried.len(), 1);
+    assert_eq!(image.services.keys().collect::<Vec<_>>(), [&key.at_connect()]);
+    assert_eq!(image.targets.len(), 2);
+    let slots = &image.rings[&image.services[&key.at_connect()].ring].slots;
+    assert_eq!(slots.iter().copied().collect::<BTreeSet<u32>>().len(), 2);
+    // With another hook both are served, by one ring.
+    let table = hooked(Hook::Auto);
+    let both = Ground { local: [*table.frontends.keys().next().unwrap()].into(), ..ground(&table) };
+    let image = lower(&table, &both, &Image::with_room(8)).image;
+    assert_eq!(image.services.len(), 2);
+    assert_eq!(image.services[&key], image.services[&key.at_connect()]);
+    let alone = lower(&table, &ground(&table), &Image::with_room(8)).image;
+    assert_eq!(alone.services.keys().collect::<Vec<_>>(), [&key], "nobody names a cgroup");
 }

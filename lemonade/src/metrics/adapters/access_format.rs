@@ -10,7 +10,7 @@ use schemars::generate::SchemaSettings;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::Serialize;
 
-use crate::metrics::port::{AccessRecord, Datagrams, End, Route};
+use crate::metrics::port::{AccessRecord, Datagrams, Decision, End, Fault, Route};
 use crate::model::config::StrategyKind;
 
 /// Access record of Lemonade: one JSON object a line for each connection, written when it ends.
@@ -33,6 +33,9 @@ struct Line<'a> {
     local: SocketAddr,
     #[serde(flatten)]
     route: Option<RouteFields<'a>>,
+    /// Backends that were tried in vain, in order; absent when there was none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    failed: Vec<FailedFields<'a>>,
     /// Bytes from client to backend.
     bytes_up: u64,
     /// Bytes from backend to client.
@@ -45,6 +48,16 @@ struct Line<'a> {
     /// How it ended: a word for an end, or the reason of a refusal.
     #[schemars(schema_with = "ends")]
     end: &'static str,
+}
+
+/// A backend that was tried in vain.
+#[derive(Serialize, JsonSchema)]
+struct FailedFields<'a> {
+    /// Name of the backend.
+    backend: &'a str,
+    /// What went wrong.
+    #[schemars(schema_with = "faults")]
+    fault: &'static str,
 }
 
 /// Absent, together, unless it was a session of datagrams.
@@ -68,6 +81,8 @@ struct RouteFields<'a> {
     /// Strategy that picked it.
     #[schemars(schema_with = "strategies")]
     strategy: &'static str,
+    /// Why this backend, in words.
+    why: String,
     /// Backends it was picked from.
     candidates: u32,
     /// Connects made, the successful one included.
@@ -98,13 +113,18 @@ fn ends(_: &mut SchemaGenerator) -> Schema {
     json_schema!({"type": "string", "enum": End::SERVED.into_iter().chain(reasons).map(End::as_str).collect::<Vec<_>>()})
 }
 
+fn faults(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({"type": "string", "enum": Fault::ALL.map(Fault::as_str)})
+}
+
 fn strategies(_: &mut SchemaGenerator) -> Schema {
     json_schema!({"type": "string", "enum": StrategyKind::ALL.map(StrategyKind::as_str)})
 }
 
 impl<'a> RouteFields<'a> {
-    fn of(route: &'a Route) -> Self {
+    fn of(route: &'a Route, decision: Option<&Decision>) -> Self {
         Self {
+            why: decision.map(ToString::to_string).unwrap_or_default(),
             pool: route.pool.as_str(),
             backend: route.backend.as_str(),
             address: route.address,
@@ -127,7 +147,12 @@ pub fn json_line(record: &AccessRecord, out: &mut Vec<u8>) {
         frontend: record.frontend.as_str(),
         client: record.client,
         local: record.local,
-        route: record.route.as_ref().map(RouteFields::of),
+        route: record.route.as_ref().map(|route| RouteFields::of(route, record.decision.as_ref())),
+        failed: record
+            .failed
+            .iter()
+            .map(|own| FailedFields { backend: own.backend.as_str(), fault: own.fault.as_str() })
+            .collect(),
         bytes_up: record.bytes_up,
         bytes_down: record.bytes_down,
         datagrams: record
@@ -145,8 +170,17 @@ pub fn pretty_line(record: &AccessRecord, out: &mut Vec<u8>) {
     let time = humantime::format_rfc3339_millis(record.started);
     let AccessRecord { frontend, client, end, .. } = record;
     let duration = millis(record.duration);
+    let tried: Vec<String> =
+        record.failed.iter().map(|own| format!("{} ({})", own.backend, own.fault.as_str())).collect();
+    let failed = if tried.is_empty() { String::new() } else { format!(", in vain: {}", tried.join(", ")) };
     let result = match &record.route {
-        None => writeln!(out, "{time} ACCESS {frontend} {client} refused: {}, {duration} ms", end.as_str()),
+        None => {
+            writeln!(
+                out,
+                "{time} ACCESS {frontend} {client} refused: {}{failed}, {duration} ms",
+                end.as_str()
+            )
+        }
         Some(route) => {
             let Route { pool, backend, address, candidates, .. } = route;
             let strategy = route.strategy.as_str();
@@ -160,7 +194,7 @@ pub fn pretty_line(record: &AccessRecord, out: &mut Vec<u8>) {
             writeln!(
                 out,
                 "{time} ACCESS {frontend} {client} -> {pool}/{backend} {address} ({strategy} of {candidates}{attempts}\
-                 {hedged}), {up} up, {down} down{datagrams}, {duration} ms, {}",
+                 {hedged}{failed}), {up} up, {down} down{datagrams}, {duration} ms, {}",
                 end.as_str()
             )
         }
@@ -189,7 +223,9 @@ mod tests {
         assert_eq!((&line["id"], &line["backend"]), (&41.into(), &"a".into()));
         assert_eq!((&line["connect_ms"], &line["duration_ms"]), (&0.25.into(), &1500.0.into()));
         assert_eq!(line["time"], "1970-01-01T00:00:00.000Z");
-        assert_eq!(line.as_object().unwrap().len(), 19);
+        assert_eq!(line["why"], "its turn (number 5)");
+        assert_eq!(line["failed"], serde_json::json!([{ "backend": "b", "fault": "refused" }]));
+        assert_eq!(line.as_object().unwrap().len(), 21);
         let guide = include_str!("../../../../docs/guide/metrics.md");
         let mut session = record(42);
         session.datagrams = Some(Datagrams { up: 3, down: 4 });
@@ -214,9 +250,9 @@ mod tests {
         pretty_line(&refused, &mut out);
         assert_eq!(
             String::from_utf8(out).unwrap(),
-            "1970-01-01T00:00:00.000Z ACCESS web 192.0.2.9:5000 -> web/a 192.0.2.1:80 (round_robin of 3, attempt 2), \
+            "1970-01-01T00:00:00.000Z ACCESS web 192.0.2.9:5000 -> web/a 192.0.2.1:80 (round_robin of 3, attempt 2, in vain: b (refused)), \
              10 B up, 2.0 KiB down, 1500 ms, closed\n\
-             1970-01-01T00:00:01.000Z ACCESS db 192.0.2.9:5000 refused: no_backend_up, 1500 ms\n"
+             1970-01-01T00:00:01.000Z ACCESS db 192.0.2.9:5000 refused: no_backend_up, in vain: b (refused), 1500 ms\n"
         );
     }
 }

@@ -272,6 +272,7 @@ fn forward_counters(cell: &ForwardCell) -> ForwardCounters {
         opened: load(&cell.opened),
         entries: load(&cell.entries),
         room: load(&cell.room),
+        replaced: load(&cell.replaced),
         packets: std::array::from_fn(|reason| load(&cell.packets[reason])),
         words: cell.words(),
     }
@@ -279,7 +280,8 @@ fn forward_counters(cell: &ForwardCell) -> ForwardCounters {
 
 fn relay_snapshot(cell: &ProcessCell, relay: KernelRelay) -> RelaySnapshot {
     let state = &cell.relays[relay.index()];
-    RelaySnapshot { relay, usable: state.usable(), failed: state.failed(), findings: state.findings() }
+    let (usable, findings) = state.read();
+    RelaySnapshot { relay, usable, failed: state.failed(), findings }
 }
 
 fn frontend_counters(entry: &FrontendEntry) -> FrontendCounters {

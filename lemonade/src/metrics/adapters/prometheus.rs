@@ -160,6 +160,8 @@ impl<'a> Reader<'a> {
         out.gauge("forward_table_entries", entries, own.entries);
         let room = "Directions of flows that the connection table has room for";
         out.gauge("forward_table_room", room, own.room);
+        let replaced = "Handshakes that were not complete and had to make room for others since the start";
+        out.counter("forward_half_open_replaced", replaced, own.replaced);
         let packets = PacketReason::ALL.map(|why| ([("reason", why.as_str())], own.packets[why.index()]));
         let came = "Packets that the program saw, by what they came to";
         out.counters("forward_packets", came, packets.into_iter());

@@ -18,6 +18,8 @@ use crate::metrics::port::Recorder;
 use crate::model::config::Protocol;
 use crate::model::{Moment, Name, ProcessCell};
 use crate::proxy::clock::Clock;
+#[cfg(target_os = "linux")]
+use crate::proxy::conn::resume::resume;
 use crate::proxy::error::{ApplyError, ListenError};
 use crate::proxy::flow::{Flow, Flows};
 use crate::proxy::port::{Capabilities, Connection, DrainScope, PlaneCounters, ProxyService, Which};
@@ -25,6 +27,8 @@ use crate::proxy::port::{Capabilities, Connection, DrainScope, PlaneCounters, Pr
 use crate::proxy::relay::sk_msg::ShortWay;
 #[cfg(target_os = "linux")]
 use crate::proxy::relay::sockmap::Relay;
+#[cfg(target_os = "linux")]
+use crate::proxy::relay::splice;
 use crate::proxy::sample::Sampler;
 use crate::proxy::seat::Workers;
 use crate::proxy::shared::{Accepting, Outlets, Shared};
@@ -67,6 +71,7 @@ pub struct PlaneSettings {
 pub struct TokioProxy {
     shared: Arc<Shared>,
     workers: Vec<Worker>,
+    together: Arc<Workers>,
     listeners: Mutex<Listeners>,
     default_limit: u32,
     ended: CancellationToken,
@@ -188,7 +193,7 @@ impl TokioProxy {
         let workers = (0..settings.workers).map(start).collect::<io::Result<Vec<_>>>()?;
         together.seat(workers.iter().map(|worker| worker.seat.clone()).collect());
         let default_limit = settings.default_limit;
-        Ok(Self { shared, workers, listeners: Mutex::default(), default_limit, ended })
+        Ok(Self { shared, workers, together, listeners: Mutex::default(), default_limit, ended })
     }
 
     /// Cancelled when a worker has ended.
@@ -209,14 +214,38 @@ impl TokioProxy {
         let _ = self.shared.sk_msg.set(relay);
     }
 
+    /// Takes relay `splice`; it is used while its state says so.
+    #[cfg(target_os = "linux")]
+    pub fn take_splice(&self, relay: Arc<splice::Relay>) {
+        let _ = self.shared.splice.set(relay);
+    }
+
+    /// Goes on with flows of relay `splice` that a killed process has left; tells how many.
+    #[cfg(target_os = "linux")]
+    pub fn resume(&self, left: Vec<splice::Left>) -> usize {
+        let table = self.shared.table();
+        let count = left.len();
+        for own in left {
+            resume(&self.shared, &self.together, &table, own);
+        }
+        count
+    }
+
     /// Stops the workers and waits for their threads.
     pub fn stop(self: Arc<Self>) {
         for worker in &self.workers {
             let _ = worker.commands.send(Command::Exit);
         }
-        let Ok(plane) = Arc::try_unwrap(self) else { return };
-        for worker in plane.workers {
-            let _ = worker.thread.join();
+        #[cfg(target_os = "linux")]
+        let splice = self.shared.splice.get().cloned();
+        if let Ok(plane) = Arc::try_unwrap(self) {
+            for worker in plane.workers {
+                let _ = worker.thread.join();
+            }
+        }
+        #[cfg(target_os = "linux")]
+        if let Some(splice) = splice {
+            splice.close();
         }
     }
 

@@ -23,11 +23,24 @@ pub(super) async fn carry(context: Arc<Context>, client: TcpStream, held: Establ
     let shared = &*context.shared;
     let flow = member.flow();
     let settings = &flow.frontend.frontend;
-    let (backend, held) = held.replace(());
+    let (backend, mut held) = held.replace(());
     // Out of tokio's set of sockets, which would wake the worker for each packet.
     let (Ok(client), Ok(backend)) = (client.into_std(), backend.into_std()) else {
         return finish(shared, member.flows(), flow, End::BackendReset);
     };
+    if let Some(spliced) = held.spliced.take()
+        && let Some(relay) = shared.splice.get()
+    {
+        let cell = &flow.frontend.cell.relays[KernelRelay::Splice.index()];
+        let meter = |direction: Direction, bytes: u64| flow.moved(direction, bytes, shared.clock.now());
+        flow.relayed_by(Some(KernelRelay::Splice));
+        let end = relay.carry(*spliced, [client, backend], &meter, cell, flow.ordered()).await;
+        finish(shared, member.flows(), flow, end);
+        // The backend's place is given back before the connection stops counting.
+        drop(held);
+        drop(member);
+        return;
+    }
     if let Some(relay) = shared.sockmap.get() {
         if !flow.lasts() {
             let _ = set_liveness(&backend, Liveness::from(&**settings));
@@ -56,6 +69,7 @@ pub(super) async fn carry(context: Arc<Context>, client: TcpStream, held: Establ
             Stop::HandOver => End::Closed,
         },
     };
+    drop(meter);
     conclude(&context, end, client, held, member).await;
 }
 

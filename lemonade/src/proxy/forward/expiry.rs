@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use lemonade_common::flow::TCP;
-use lemonade_common::forward::{ANSWERED, Flow, RESET, ended};
+use lemonade_common::forward::{FIN_UP, Flow, RESET, answers_pass_by, ended};
+use lemonade_common::half_open::is_half_open;
 
 /// A flow that was reset: nothing comes after it but what was on its way.
 const AFTER_RESET: Duration = Duration::from_secs(2);
@@ -11,22 +11,23 @@ const AFTER_RESET: Duration = Duration::from_secs(2);
 /// A flow that both sides have closed: the last acknowledgement may be lost and asked for again.
 const AFTER_CLOSE: Duration = Duration::from_secs(10);
 
-/// A connection that the backend has not answered: six SYNs of Linux come within 63 seconds, most clients give up before.
-const UNANSWERED: Duration = Duration::from_secs(30);
+/// A connection whose handshake is not complete: six SYNs of Linux come within 63 seconds, most clients give up before.
+const HALF_OPEN: Duration = Duration::from_secs(30);
 
 /// The same three where the table is nearly full.
 const SCARCE: [Duration; 3] = [Duration::from_secs(1), Duration::from_secs(1), Duration::from_secs(5)];
 
 /// Time without a packet after which a flow is forgotten; `idle` is its frontend's, `scarce`: the table is nearly full.
 pub(super) fn patience(flow: &Flow, idle: Duration, scarce: bool) -> Duration {
-    let [reset, closed, unanswered] = if scarce { SCARCE } else { [AFTER_RESET, AFTER_CLOSE, UNANSWERED] };
+    let [reset, closed, half_open] = if scarce { SCARCE } else { [AFTER_RESET, AFTER_CLOSE, HALF_OPEN] };
     let state = flow.state();
     if state & RESET != 0 {
         reset
-    } else if ended(state) {
+    } else if ended(state) || answers_pass_by(flow.mode) && state & FIN_UP != 0 {
+        // Where answers pass by, the backend's FIN is not seen. What comes later finds its backend by the ring.
         closed
-    } else if flow.protocol == TCP && state & ANSWERED == 0 {
-        unanswered.min(idle)
+    } else if is_half_open(flow) {
+        half_open.min(idle)
     } else {
         idle
     }
@@ -36,7 +37,8 @@ pub(super) fn patience(flow: &Flow, idle: Duration, scarce: bool) -> Duration {
 mod tests {
     use std::cell::Cell;
 
-    use lemonade_common::forward::{DOWN, FIN_DOWN, FIN_UP};
+    use lemonade_common::flow::TCP;
+    use lemonade_common::forward::{ANSWERED, DOWN, DSR_L2, ESTABLISHED, FIN_DOWN};
 
     use super::*;
 
@@ -50,13 +52,17 @@ mod tests {
             ..Flow::default()
         };
         let kept = |flow: Flow| patience(&flow, idle, false);
-        assert_eq!(kept(flow(TCP, 0, 0)), UNANSWERED);
-        assert_eq!(kept(flow(TCP, 0, ANSWERED)), idle);
-        assert_eq!(kept(flow(TCP, DOWN | ANSWERED | FIN_DOWN, 0)), idle, "half-closed");
+        assert_eq!(kept(flow(TCP, 0, 0)), HALF_OPEN);
+        assert_eq!(kept(flow(TCP, 0, ANSWERED)), HALF_OPEN, "the client has not acknowledged");
+        assert_eq!(kept(flow(TCP, ESTABLISHED, ANSWERED)), idle);
+        assert_eq!(kept(flow(TCP, DOWN | ANSWERED | FIN_DOWN, ESTABLISHED)), idle, "half-closed");
         assert_eq!(kept(flow(TCP, FIN_UP, ANSWERED | FIN_DOWN)), AFTER_CLOSE, "each side told one");
         assert_eq!(kept(flow(TCP, RESET, 0)), AFTER_RESET);
         assert_eq!(kept(flow(17, 0, 0)), idle, "one-way datagrams");
+        let passing = |state| Flow { mode: DSR_L2, ..flow(TCP, state, 0) };
+        assert_eq!(kept(passing(ANSWERED | FIN_UP)), AFTER_CLOSE);
+        assert_eq!(kept(passing(ANSWERED | ESTABLISHED)), idle);
         assert!(patience(&flow(TCP, FIN_UP | FIN_DOWN, 0), idle, true) < AFTER_CLOSE);
-        assert_eq!(patience(&flow(TCP, 0, ANSWERED), idle, true), idle, "live flows stay");
+        assert_eq!(patience(&flow(TCP, ESTABLISHED, ANSWERED), idle, true), idle, "live flows stay");
     }
 }

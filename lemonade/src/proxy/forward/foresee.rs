@@ -4,15 +4,24 @@ use std::collections::BTreeMap;
 
 use lemonade_common::FrontendIx;
 
-use super::ground::look;
+use super::ground::{Site, look};
 use super::trial;
 use crate::control::image::Image;
 use crate::control::lower::lower;
 use crate::control::table::DispatchTable;
 use crate::model::Moment;
+use crate::proxy::adapters::bpf::Forward;
 
 /// Rings enough for any configuration.
 const RINGS: u32 = 1 << 16;
+
+/// Whether programs could be at a place, as far as that is seen without attaching them.
+fn foreseen(site: Site<'_>) -> Result<(), String> {
+    match site {
+        Site::Interface(..) => Ok(()),
+        Site::Cgroup(path) => Forward::sees(path).map_err(|error| error.to_string()),
+    }
+}
 
 /// For each frontend that asks for it, what is to be said of it where it would be carried, or why the proxy would serve.
 ///
@@ -26,7 +35,7 @@ pub fn foresee(table: &DispatchTable) -> BTreeMap<FrontendIx, Result<String, Str
         Ok(proven) => proven,
         Err(why) => return all(&why),
     };
-    let ground = match look(table, &proven, Moment(0), &mut |_| Ok(())) {
+    let ground = match look(table, &proven, Moment(0), &mut foreseen) {
         Ok((ground, _)) => ground,
         Err(error) => return all(&format!("routes and interfaces cannot be read: {error}")),
     };

@@ -5,11 +5,11 @@
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::ops::RangeInclusive;
-use std::os::fd::OwnedFd;
-use std::time::Duration;
+use std::os::fd::{AsFd, AsRawFd as _};
 
-use rustix::net::sockopt::{Timeout, set_socket_timeout};
-use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socket_with};
+use rustix::net::AddressFamily;
+
+use super::netlink::{NLM_F_DUMP, Netlink, attribute, attributes, half, word};
 
 /// `linux/rtnetlink.h`
 const RTM_NEWLINK: u16 = 16;
@@ -20,27 +20,29 @@ const RTM_NEWROUTE: u16 = 24;
 const RTM_GETROUTE: u16 = 26;
 const RTA_DST: u16 = 1;
 const RTA_OIF: u16 = 4;
+const RTA_GATEWAY: u16 = 5;
 const RTA_PREFSRC: u16 = 7;
+const RTA_VIA: u16 = 18;
+const RTM_GETNSID: u16 = 90;
+const NETNSA_NSID: u16 = 1;
+const NETNSA_FD: u16 = 3;
 const RTN_UNICAST: u8 = 1;
 const RTN_LOCAL: u8 = 2;
-
-/// `linux/netlink.h`
-const NLMSG_ERROR: u16 = 2;
-const NLMSG_DONE: u16 = 3;
-const NLM_F_REQUEST: u16 = 1;
-const NLM_F_DUMP: u16 = 0x300;
 
 /// `linux/if_addr.h`, `linux/if_link.h`, `linux/if.h`, `linux/if_arp.h`
 const IFA_ADDRESS: u16 = 1;
 const IFA_LOCAL: u16 = 2;
 const IFLA_IFNAME: u16 = 3;
+const IFLA_MTU: u16 = 4;
+const IFLA_LINK: u16 = 5;
 const IFLA_LINKINFO: u16 = 18;
 const IFLA_INFO_KIND: u16 = 1;
+const IFLA_LINK_NETNSID: u16 = 37;
+const IFLA_XDP: u16 = 43;
+const IFLA_XDP_ATTACHED: u16 = 2;
+const IFLA_PARENT_DEV_BUS_NAME: u16 = 57;
 const IFF_UP: u32 = 1;
 const ARPHRD_ETHER: u16 = 1;
-
-/// Bytes of a netlink header.
-const HEADER: usize = 16;
 
 /// Where packets to an address go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,11 +55,13 @@ pub enum Next {
         interface: u32,
         /// Own address that the host would take.
         source: IpAddr,
+        /// Next hop, where it is not the address itself.
+        router: Option<IpAddr>,
     },
 }
 
 /// An interface.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Link {
     /// Index.
     pub index: u32,
@@ -69,13 +73,22 @@ pub struct Link {
     pub carries: bool,
     /// Whether it is up.
     pub up: bool,
+    /// Kind of a virtual one, such as `veth`.
+    pub kind: Option<String>,
+    /// Bus of the device that it is of, such as `pci` or `virtio`.
+    pub bus: Option<String>,
+    /// Bytes of the largest IP packet.
+    pub mtu: u32,
+    /// Index of the interface at its other end, and number of the network namespace where that is if it is another.
+    pub peer: Option<(u32, Option<u32>)>,
+    /// Whether a program at XDP is attached.
+    pub program: bool,
 }
 
 /// The kernel's answers for the network namespace of this process.
 #[derive(Debug)]
 pub struct Host {
-    socket: OwnedFd,
-    sequence: u32,
+    netlink: Netlink,
 }
 
 impl Host {
@@ -84,10 +97,7 @@ impl Host {
     /// # Errors
     /// As socket(2).
     pub fn open() -> io::Result<Self> {
-        let socket = socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, None)?;
-        // The kernel answers within the call; the limit is for one that does not.
-        set_socket_timeout(&socket, Timeout::Recv, Some(Duration::from_secs(1)))?;
-        Ok(Self { socket, sequence: 0 })
+        Ok(Self { netlink: Netlink::routes()? })
     }
 
     /// Where packets to an address go; `None`: nowhere.
@@ -98,7 +108,7 @@ impl Host {
         let octets = octets(to);
         let mut body = vec![family(to), octets.len() as u8 * 8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
         body.extend(attribute(RTA_DST, &octets));
-        let answers = match self.ask(RTM_GETROUTE, 0, &body) {
+        let answers = match self.netlink.ask(RTM_GETROUTE, 0, &body) {
             Ok(answers) => answers,
             // Unreachable and the like are answers too.
             Err(error) if error.raw_os_error().is_some_and(|code| code != libc::EAGAIN) => return Ok(None),
@@ -106,17 +116,20 @@ impl Host {
         };
         let route = answers.iter().find(|(kind, body)| *kind == RTM_NEWROUTE && body.len() >= 12);
         let Some((_, route)) = route else { return Ok(None) };
-        let (mut interface, mut source) = (None, None);
+        let (mut interface, mut source, mut router) = (None, None, None);
         for (kind, value) in attributes(&route[12..]) {
             match kind {
                 RTA_OIF => interface = word(value, 0),
                 RTA_PREFSRC => source = address(value),
+                RTA_GATEWAY => router = address(value),
+                // Its family, 16 bits, comes first.
+                RTA_VIA => router = value.get(2..).and_then(address),
                 _ => {}
             }
         }
         Ok(match (route[7], interface.zip(source)) {
             (RTN_LOCAL, _) => Some(Next::Local),
-            (RTN_UNICAST, Some((interface, source))) => Some(Next::Out { interface, source }),
+            (RTN_UNICAST, Some((interface, source))) => Some(Next::Out { interface, source, router }),
             _ => None,
         })
     }
@@ -126,7 +139,7 @@ impl Host {
     /// # Errors
     /// The kernel does not answer.
     pub fn addresses(&mut self) -> io::Result<Vec<(IpAddr, u32)>> {
-        let answers = self.ask(RTM_GETADDR, NLM_F_DUMP, &[0; 8])?;
+        let answers = self.netlink.ask(RTM_GETADDR, NLM_F_DUMP, &[0; 8])?;
         let own = answers.iter().filter(|(kind, body)| *kind == RTM_NEWADDR && body.len() >= 8);
         let read = own.filter_map(|(_, body)| {
             let find = |wanted| attributes(&body[8..]).find(|(kind, _)| *kind == wanted);
@@ -142,62 +155,46 @@ impl Host {
     /// # Errors
     /// The kernel does not answer.
     pub fn links(&mut self) -> io::Result<Vec<Link>> {
-        let answers = self.ask(RTM_GETLINK, NLM_F_DUMP, &[0; 16])?;
+        let answers = self.netlink.ask(RTM_GETLINK, NLM_F_DUMP, &[0; 16])?;
         let own = answers.iter().filter(|(kind, body)| *kind == RTM_NEWLINK && body.len() >= 16);
         let read = own.filter_map(|(_, body)| {
-            let (_, name) = attributes(&body[16..]).find(|(kind, _)| *kind == IFLA_IFNAME)?;
-            let name = name.split(|byte| *byte == 0).next()?;
-            let info = attributes(&body[16..]).find(|(kind, _)| *kind == IFLA_LINKINFO);
-            let mut nested = info.into_iter().flat_map(|(_, info)| attributes(info));
-            let kind = nested.find(|(kind, _)| *kind == IFLA_INFO_KIND).map(|(_, kind)| kind);
+            let find = |wanted| attributes(&body[16..]).find(|(kind, _)| *kind == wanted);
+            let inside = |outer, wanted| attributes(find(outer)?.1).find(|(kind, _)| *kind == wanted);
+            let kind = inside(IFLA_LINKINFO, IFLA_INFO_KIND).map(|(_, kind)| text(kind));
+            let number = |wanted| word(find(wanted)?.1, 0);
             let ethernet = half(body, 2)? == ARPHRD_ETHER;
             Some(Link {
                 index: word(body, 4)?,
-                name: String::from_utf8_lossy(name).into_owned(),
+                name: text(find(IFLA_IFNAME)?.1),
                 ethernet,
-                carries: ethernet && kind.is_none_or(|kind| !kind.starts_with(b"dummy")),
+                carries: ethernet && kind.as_ref().is_none_or(|kind| kind != "dummy"),
                 up: word(body, 8)? & IFF_UP != 0,
+                bus: find(IFLA_PARENT_DEV_BUS_NAME).map(|(_, bus)| text(bus)),
+                mtu: number(IFLA_MTU)?,
+                peer: number(IFLA_LINK).map(|index| (index, number(IFLA_LINK_NETNSID))),
+                program: inside(IFLA_XDP, IFLA_XDP_ATTACHED).is_some_and(|(_, how)| *how != [0]),
+                kind,
             })
         });
         Ok(read.collect())
     }
 
-    /// Sends one request and reads its answers: kinds with what follows the netlink header.
-    fn ask(&mut self, kind: u16, flags: u16, body: &[u8]) -> io::Result<Vec<(u16, Vec<u8>)>> {
-        self.sequence += 1;
-        let mut request = Vec::with_capacity(HEADER + body.len());
-        request.extend(((HEADER + body.len()) as u32).to_ne_bytes());
-        request.extend(kind.to_ne_bytes());
-        request.extend((NLM_F_REQUEST | flags).to_ne_bytes());
-        request.extend(self.sequence.to_ne_bytes());
-        request.extend([0; 4]);
-        request.extend(body);
-        send(&self.socket, &request, SendFlags::empty())?;
-        let (mut answers, mut buffer) = (Vec::new(), vec![0; 64 * 1024]);
-        loop {
-            let (length, _) = recv(&self.socket, &mut buffer[..], RecvFlags::empty())?;
-            let mut rest = buffer.get(..length).unwrap_or_default();
-            while let Some((size, kind)) = word(rest, 0).zip(half(rest, 4)) {
-                let Some(message) = rest.get(HEADER..size as usize) else { break };
-                let ours = word(rest, 8) == Some(self.sequence);
-                match kind {
-                    _ if !ours => {}
-                    NLMSG_DONE => return Ok(answers),
-                    NLMSG_ERROR => {
-                        let code = word(message, 0).unwrap_or(0) as i32;
-                        return Err(io::Error::from_raw_os_error(-code));
-                    }
-                    kind => {
-                        answers.push((kind, message.to_vec()));
-                        if flags & NLM_F_DUMP == 0 {
-                            return Ok(answers);
-                        }
-                    }
-                }
-                rest = rest.get(aligned(size as usize)..).unwrap_or_default();
-            }
-        }
+    /// Number that the namespace of this thread has for another one; `None`: none.
+    pub fn number_of(&mut self, namespace: impl AsFd) -> Option<u32> {
+        let descriptor = namespace.as_fd().as_raw_fd().to_ne_bytes();
+        let body = [&[0; 4][..], &attribute(NETNSA_FD, &descriptor)].concat();
+        let answers = self.netlink.ask(RTM_GETNSID, 0, &body).ok()?;
+        let (_, body) = answers.first()?;
+        let (_, number) = attributes(body.get(4..)?).find(|(kind, _)| *kind == NETNSA_NSID)?;
+        // -1 is none.
+        word(number, 0).filter(|number| *number != u32::MAX)
     }
+}
+
+/// Text that ends with a zero.
+fn text(bytes: &[u8]) -> String {
+    let text = bytes.split(|byte| *byte == 0).next().unwrap_or_default();
+    String::from_utf8_lossy(text).into_owned()
 }
 
 /// Ports that the host gives to sockets that ask for any; the kernel's default where it does not tell.
@@ -205,37 +202,6 @@ pub fn ephemeral_ports() -> RangeInclusive<u16> {
     let text = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap_or_default();
     let mut ports = text.split_whitespace().filter_map(|word| word.parse().ok());
     ports.next().zip(ports.next()).map_or(32_768..=60_999, |(from, to)| from..=to)
-}
-
-const fn aligned(size: usize) -> usize {
-    (size + 3) & !3
-}
-
-fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
-    let mut bytes = ((4 + value.len()) as u16).to_ne_bytes().to_vec();
-    bytes.extend(kind.to_ne_bytes());
-    bytes.extend(value);
-    bytes.resize(aligned(bytes.len()), 0);
-    bytes
-}
-
-fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
-    std::iter::from_fn(move || {
-        let size = usize::from(half(bytes, 0)?);
-        let value = bytes.get(4..size)?;
-        let kind = half(bytes, 2)?;
-        bytes = bytes.get(aligned(size)..).unwrap_or_default();
-        // The upper two bits say how the value is to be read.
-        Some((kind & 0x3fff, value))
-    })
-}
-
-fn word(bytes: &[u8], at: usize) -> Option<u32> {
-    Some(u32::from_ne_bytes(bytes.get(at..at + 4)?.try_into().ok()?))
-}
-
-fn half(bytes: &[u8], at: usize) -> Option<u16> {
-    Some(u16::from_ne_bytes(bytes.get(at..at + 2)?.try_into().ok()?))
 }
 
 fn address(bytes: &[u8]) -> Option<IpAddr> {
@@ -271,14 +237,5 @@ mod tests {
         // A sandbox may have no address at all.
         let lo = addresses.iter().find(|(ip, _)| ip.is_loopback());
         assert!(addresses.is_empty() || lo.is_none_or(|(_, index)| *index == link.index), "{addresses:?}");
-    }
-
-    #[test]
-    fn attributes_end_where_the_bytes_do() {
-        let mut bytes = attribute(RTA_OIF, &7_u32.to_ne_bytes());
-        bytes.extend(attribute(RTA_DST, &[1, 2, 3]));
-        bytes.extend([9, 0, 1]);
-        let read: Vec<_> = attributes(&bytes).collect();
-        assert_eq!(read, [(RTA_OIF, &7_u32.to_ne_bytes()[..]), (RTA_DST, &[1, 2, 3][..])]);
     }
 }

@@ -6,24 +6,30 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use lemonade_common::flow::UDP;
-use lemonade_common::forward::{DOWN, Flow, ended};
+use lemonade_common::forward::{DOWN, Flow, Forgotten, ended};
+use lemonade_common::least::Choices;
 use lemonade_common::notice::Notice;
 use lemonade_common::{BackendIx, FlowKey, FrontendIx};
 
+use super::answers::Answers;
 use super::expiry::patience;
-use super::ground::look;
+use super::ground::{Site, Sites, look};
+use super::keeping::Keeping;
 use super::tally::{Lane, Tally};
 use super::trial::{self, Proven};
 use crate::control::image::{Image, Op, steps};
 use crate::control::lower::{Ground, Lowered, lower};
 use crate::control::table::DispatchTable;
 use crate::model::Moment;
-use crate::model::forward::ForwardCell;
+use crate::model::forward::{ForwardCell, Point};
 use crate::proxy::adapters::bpf::{Forward, Unavailable};
 use crate::proxy::clock::kernel_nanos;
 
 /// Rings at least, 512 KiB each: so many pools may come by reloads, while each change of one takes another for a moment.
 const RINGS: u32 = 16;
+
+/// Rings of a pool: one for each IP version, the one before it, and another while it changes.
+const RINGS_OF_POOL: u32 = 6;
 
 /// Rings at most.
 const MOST_RINGS: u32 = 1_024;
@@ -43,6 +49,9 @@ const NOTICES: usize = 1_024;
 /// Share of the table above which flows that have ended are forgotten sooner.
 const SCARCE: f64 = 0.75;
 
+/// Time from one reading of how fast backends answer to the next.
+const LEARN: Duration = Duration::from_secs(1);
+
 /// Time without a packet after which a flow of no frontend is forgotten.
 const ORPHANED: Duration = Duration::from_secs(60);
 
@@ -50,12 +59,20 @@ const ORPHANED: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub(super) struct Kernel {
     forward: Forward,
+    /// Why it ends with the process if that is killed; empty: it does not.
+    ends: String,
     proven: Proven,
     image: Image,
-    /// Interfaces of the image, and those that were prepared for the next.
-    interfaces: BTreeSet<String>,
-    wanted: BTreeSet<String>,
+    /// Where programs are to be for the image, and what were prepared for the next.
+    sites: Sites,
+    wanted: Sites,
+    /// How the self-test of programs for sockets went, once somebody has asked for them.
+    sockets: Option<Result<(), String>>,
     tally: Tally,
+    /// What backends have answered, and when that was read.
+    answers: (Answers, Moment),
+    /// Backends of rings that are compared, as the kernel was told last.
+    compared: BTreeMap<u32, Choices>,
     /// Entries that the table has room for.
     room: u32,
     scarce: bool,
@@ -72,26 +89,42 @@ impl Kernel {
     ///
     /// # Errors
     /// Why that is not possible, and what would change it.
-    pub(super) fn load(table: &DispatchTable, seed: u64) -> Result<Self, String> {
+    pub(super) fn load(table: &DispatchTable, seed: u64, keeping: &mut Keeping) -> Result<Self, String> {
         let asking = table.frontends.values().filter_map(|entry| entry.frontend.forward.as_ref());
         let flows: u32 = asking.map(|own| own.connection_table).fold(0, u32::saturating_add);
         let room = flows.saturating_mul(2);
-        let rings = (table.pools.len() as u32 * 4).clamp(RINGS, MOST_RINGS);
+        let rings = (table.pools.len() as u32 * RINGS_OF_POOL).clamp(RINGS, MOST_RINGS);
         let words = |error: Unavailable| error.to_string();
         let proven = trial::run()?;
-        for (version, test) in [("IPv4", &proven.v4), ("IPv6", &proven.v6)] {
-            if let Err(why) = test {
-                tracing::error!("{version} packets cannot be forwarded on this kernel: {why}");
-            }
+        for ((v6, mode), why) in proven.failed() {
+            let version = if v6 { "IPv6" } else { "IPv4" };
+            tracing::error!(
+                "{version} packets cannot be forwarded by {} on this kernel: {why}",
+                mode.as_str()
+            );
         }
-        let forward = Forward::load(room, rings, seed).map_err(words)?;
+        if let Err(why) = proven.xdp() {
+            tracing::warn!("no program of the forward plane can be at XDP on this kernel: {why}");
+        }
+        let (forward, taken_over, ends) = match keeping.pins(room, seed) {
+            Ok((pins, there)) => {
+                (Forward::load_pinned(pins, room, rings, seed).map_err(words)?, there, String::new())
+            }
+            Err(why) => (Forward::load(room, rings, seed).map_err(words)?, false, why),
+        };
+        let image =
+            if taken_over { found(&forward, table)? } else { Image::with_room(forward.room_for_rings()) };
         Ok(Self {
             forward,
+            ends,
             proven,
-            image: Image::with_room(rings),
-            interfaces: BTreeSet::new(),
-            wanted: BTreeSet::new(),
-            tally: Tally::default(),
+            image,
+            sites: Sites::default(),
+            wanted: Sites::default(),
+            sockets: None,
+            tally: if taken_over { Tally::of_another() } else { Tally::default() },
+            answers: (Answers::default(), Moment(0)),
+            compared: BTreeMap::new(),
             room,
             scarce: false,
             heard: false,
@@ -103,14 +136,26 @@ impl Kernel {
     /// Attaches to the interfaces that `table` needs, and says what is to be kept for it.
     pub(super) fn prepare(&mut self, table: &DispatchTable, now: Moment) -> Lowered {
         let forward = &mut self.forward;
-        let mut attach = |name: &str| forward.attach(name).map_err(|error| error.to_string());
+        let sockets = &mut self.sockets;
+        let mut attach = |site: Site<'_>| {
+            let attached = match site {
+                Site::Interface(name, Point::Tc) => forward.attach(name),
+                Site::Interface(name, point) => forward.attach_xdp(name, point == Point::Native),
+                Site::Cgroup(path) => {
+                    let tested = sockets.get_or_insert_with(trial::connect).clone();
+                    tested.map_err(|why| format!("its self-test failed on this kernel: {why}"))?;
+                    forward.attach_cgroup(path)
+                }
+            };
+            attached.map_err(|error| error.to_string())
+        };
         let looked = look(table, &self.proven, now, &mut attach);
-        let (ground, interfaces) = looked.unwrap_or_else(|error| {
+        let (ground, sites) = looked.unwrap_or_else(|error| {
             let why = format!("routes and interfaces cannot be read: {error}");
             let blocked = table.frontends.keys().map(|ix| (*ix, why.clone())).collect();
-            (Ground { blocked, now, ..Ground::default() }, BTreeSet::new())
+            (Ground { blocked, now, ..Ground::default() }, Sites::default())
         });
-        self.wanted = interfaces;
+        self.wanted = sites;
         let lowered = lower(table, &ground, &self.image);
         if lowered.image.services.len() <= SERVICES && lowered.image.targets.len() <= TARGETS {
             return lowered;
@@ -122,10 +167,8 @@ impl Kernel {
 
     /// The image without anything that is served, for which no interface is needed.
     pub(super) fn emptied(&mut self) -> Image {
-        self.wanted.clear();
-        let mut image = Image { free: self.image.free.clone(), ..Image::default() };
-        image.free.extend(self.image.rings.keys());
-        image
+        self.wanted = Sites::default();
+        self.image.emptied()
     }
 
     /// Brings the kernel from the image that it has to `next`.
@@ -151,15 +194,24 @@ impl Kernel {
             return Err(why.to_string());
         }
         self.image = next;
+        self.compared.clear();
+        let others = self.forward.own();
+        if others > 0 {
+            tracing::info!(others, "took away what processes before this one left of the forward plane");
+        }
         for (name, entry) in &table.pools {
             for v6 in [false, true] {
                 let ring = self.image.ring_of(name, v6).map(|(_, ring)| Arc::clone(&ring.slots));
                 entry.cell.rings.set(v6, ring);
             }
         }
-        let interfaces = std::mem::take(&mut self.wanted);
-        if interfaces != self.interfaces {
-            (self.interfaces, self.rounds) = (interfaces, 0);
+        let sites = std::mem::take(&mut self.wanted);
+        if sites != self.sites {
+            (self.sites, self.rounds) = (sites, 0);
+            // At once, since their flows go on at tc.
+            for (name, _) in self.sites.interfaces.iter().filter(|(_, point)| **point == Point::Tc) {
+                self.forward.detach_xdp(name);
+            }
         }
         Ok(())
     }
@@ -173,6 +225,7 @@ impl Kernel {
             let Some(entry) = table.frontends.get(ix) else { continue };
             for backend in &entry.pool.backends {
                 self.forward.count_opened(ix.0, backend.ix.0)?;
+                self.forward.count_live(backend.ix.0)?;
                 self.tally.follow((*ix, backend.ix));
             }
         }
@@ -182,9 +235,9 @@ impl Kernel {
     fn step(&mut self, op: Op) -> Result<(), Unavailable> {
         match op {
             Op::PutTarget(ix, target) => self.forward.put_target(ix, target),
-            Op::FillRing(number, slots) => {
+            Op::FillRing(number, slots, choices) => {
                 self.forward.fill_ring(number, &slots);
-                Ok(())
+                self.forward.put_choices(number, &choices)
             }
             Op::PutService(key, service) => self.forward.put_service(key, service),
             Op::RemoveService(key) => {
@@ -203,18 +256,48 @@ impl Kernel {
         // The first round may have begun before the change.
         self.rounds = self.rounds.saturating_add(1);
         if entries == 0 && self.rounds > 1 {
-            let kept: Vec<String> = self.interfaces.iter().cloned().collect();
+            let kept: Vec<String> = self.sites.interfaces.keys().cloned().collect();
             self.forward.detach_others(&kept);
+            self.forward.leave_cgroups(&self.sites.cgroups);
         }
     }
 
     /// Where the program is attached, for people.
     pub(super) fn words(&self) -> String {
-        let interfaces = self.forward.interfaces();
-        if interfaces.is_empty() {
+        let (interfaces, cgroups) = (self.forward.interfaces(), self.forward.cgroups());
+        if interfaces.is_empty() && cgroups.is_empty() {
             return "loaded, attached nowhere".to_owned();
         }
-        format!("tc on {}", interfaces.join(", "))
+        let at = |native: Option<bool>| match native {
+            None => Point::Tc,
+            Some(false) => Point::Generic,
+            Some(true) => Point::Native,
+        };
+        let groups = Point::ALL.into_iter().filter_map(|point| {
+            let own = interfaces.iter().filter(|(_, native)| at(*native) == point);
+            let names: Vec<&str> = own.map(|(name, _)| name.as_str()).collect();
+            (!names.is_empty()).then(|| format!("{} on {}", point.as_str(), names.join(", ")))
+        });
+        let local = (!cgroups.is_empty()).then(|| format!("connect on {}", cgroups.join(", ")));
+        let interfaces = groups.chain(local).collect::<Vec<_>>().join(", ");
+        if self.ends.is_empty() {
+            format!("{interfaces}; goes on if the process is killed")
+        } else {
+            format!("{interfaces}; ends if the process is killed: {}", self.ends)
+        }
+    }
+
+    /// Writes down what the next process needs of a table to take over.
+    pub(super) fn keep(&mut self, keeping: &mut Keeping, table: &DispatchTable) {
+        if !self.forward.outlives() {
+            return;
+        }
+        if let Err(error) = keeping.write(table) {
+            self.ends = format!("the state folder cannot be written: {error}");
+            tracing::warn!("the forward plane {}", self.words());
+            // Whoever took it over would take indices for others.
+            self.forward.forsake();
+        }
     }
 
     /// What has become of single packets since the last call, while somebody hears it, and how many were left out.
@@ -236,6 +319,34 @@ impl Kernel {
         (self.forward.notices(NOTICES), untold.saturating_sub(before))
     }
 
+    /// Notes how fast backends have answered, once in [`LEARN`].
+    pub(super) fn learn(&mut self, table: &DispatchTable, now: Moment) {
+        let (answers, read) = &mut self.answers;
+        if now.since(*read) >= LEARN {
+            *read = now;
+            answers.note(table, |ix| self.forward.load_of(ix.0), now);
+        }
+    }
+
+    /// Tells the kernel what the proxy has at backends that are compared by their connections.
+    pub(super) fn compare(&mut self, table: &DispatchTable) {
+        let cells = || table.pools.values().flat_map(|pool| &pool.backends);
+        let elsewhere = |ix: u32| {
+            let live =
+                cells().find(|own| own.ix.0 == ix).map_or(0, |own| own.cell.live.load(Ordering::Relaxed));
+            let own = self.tally.live(|lane| lane.1.0 == ix);
+            live.saturating_sub(u32::try_from(own).unwrap_or(u32::MAX))
+        };
+        let compared = self.image.counting(elsewhere);
+        let changed = compared.iter().filter(|(ring, choices)| self.compared.get(ring) != Some(choices));
+        let told: Result<(), Unavailable> =
+            changed.into_iter().try_for_each(|(ring, choices)| self.forward.put_choices(*ring, choices));
+        match told {
+            Ok(()) => self.compared = compared,
+            Err(error) => tracing::warn!("connections of the proxy are not compared: {error}"),
+        }
+    }
+
     /// Flows of such lanes that have not ended.
     pub(super) fn live(&self, such: impl Fn(Lane) -> bool) -> u64 {
         self.tally.live(such)
@@ -254,10 +365,14 @@ impl Kernel {
                     return true;
                 }
             };
-            for (key, flow) in &flows {
-                let over = self.is_over(key, flow, table, &down, now) && self.forget_one(key, flow);
-                self.tally.see(flow, over);
-            }
+            let over = |(key, flow): &&(FlowKey, Flow)| self.is_over(key, flow, table, &down, now);
+            let (over, stay): (Vec<_>, Vec<_>) = flows.iter().partition(over);
+            // A packet may come meanwhile: of a new flow with the same ports, say.
+            let asked: Vec<Forgotten> =
+                over.iter().map(|(key, flow)| Forgotten { key: *key, seen: flow.seen.get() }).collect();
+            let gone = self.forward.forget_unless_seen(&asked);
+            over.iter().zip(gone).for_each(|((_, flow), gone)| self.tally.see(flow, gone));
+            stay.iter().for_each(|(_, flow)| self.tally.see(flow, false));
             if last {
                 self.settle(table, cell);
                 return true;
@@ -294,21 +409,15 @@ impl Kernel {
                 .is_none_or(|other| silent(&other) || other.leaves().reversed() != *key)
     }
 
-    /// Forgets a direction of a flow, unless a packet has come meanwhile: of a new flow with the same ports, say.
-    fn forget_one(&mut self, key: &FlowKey, flow: &Flow) -> bool {
-        let same = self.forward.flow(key).is_some_and(|now| now.seen.get() == flow.seen.get());
-        if same {
-            self.forward.forget(std::slice::from_ref(key));
-        }
-        same
-    }
-
     fn settle(&mut self, table: &DispatchTable, cell: &ForwardCell) {
         let forward = &self.forward;
         let (total, left) =
             self.tally.settle(table, |(frontend, backend)| forward.opened(frontend.0, backend.0));
         for (frontend, backend) in left {
             self.forward.forget_opened(frontend.0, backend.0);
+            if !self.tally.has(backend) {
+                self.forward.forget_live(backend.0);
+            }
         }
         self.scarce = total.entries as f64 > f64::from(self.room) * SCARCE;
         cell.opened.fetch_add(total.opened, Ordering::AcqRel);
@@ -316,6 +425,7 @@ impl Kernel {
         cell.live.store(total.live, Ordering::Release);
         cell.entries.store(total.entries, Ordering::Relaxed);
         cell.room.store(self.room.into(), Ordering::Relaxed);
+        cell.replaced.store(self.forward.replaced(), Ordering::Relaxed);
         for (packets, counted) in cell.packets.iter().zip(self.forward.reasons()) {
             packets.store(counted, Ordering::Relaxed);
         }
@@ -347,6 +457,18 @@ impl Kernel {
         self.forward.forget(&gone.iter().map(|(key, _)| *key).collect::<Vec<_>>());
         live as u64
     }
+}
+
+/// What another process has left in the maps.
+fn found(forward: &Forward, table: &DispatchTable) -> Result<Image, String> {
+    let found = forward.found().map_err(|error| format!("what was left cannot be read: {error}"))?;
+    tracing::info!(
+        services = found.services.len(),
+        "takes over what a killed process left of the forward plane"
+    );
+    let pool = |ix| table.frontends.get(&FrontendIx(ix)).map(|entry| entry.pool.pool.name.clone());
+    let slots = |ring| forward.ring(ring);
+    Ok(Image::found(found.services, found.targets, forward.room_for_rings(), slots, pool))
 }
 
 /// Backends that are down and not to be tried either.

@@ -7,6 +7,7 @@ use lemonade_common::{BackendIx, FlowKey, FrontendIx};
 use super::overhear::{decision, end, route};
 use crate::control::table::DispatchTable;
 use crate::metrics::port::End;
+use crate::model::forward::Mode;
 use crate::model::{Moment, Name};
 use crate::proxy::clock::kernel_nanos;
 use crate::proxy::port::{Connection, Which};
@@ -71,12 +72,13 @@ impl<'a> Listing<'a> {
             frontend: entry.map_or_else(nobody, |entry| entry.frontend.name.clone()),
             pool: entry.map_or_else(nobody, |entry| entry.pool.pool.name.clone()),
             plane: "forward",
-            relay: "nat",
+            relay: Mode::word(flow.mode),
             route: self
                 .tables
                 .iter()
                 .find_map(|table| route(table.frontends.get(&ix)?, BackendIx(flow.backend), key.dport, 0)),
             decision: entry.map(|entry| decision(entry, key, self.seed)),
+            failed: Box::default(),
             bytes_up: flow.bytes.get(),
             bytes_down: 0,
             idle_seconds: 0,

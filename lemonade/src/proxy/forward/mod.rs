@@ -4,17 +4,23 @@
 //! what the kernel hands over: flows that began on the proxy, and new ones while no backend is up. So a frontend changes
 //! its plane by one entry of a map, and what cannot be forwarded is served all the same.
 
+mod answers;
+mod device;
 mod expiry;
 mod foresee;
 mod ground;
+mod hook;
 pub mod host;
+mod keeping;
 mod kernel;
 mod listing;
+mod netlink;
 mod overhear;
 mod tally;
 mod trial;
 
 pub use foresee::foresee;
+pub use keeping::Keeping;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -57,6 +63,7 @@ struct State {
     clock: Clock,
     seed: u64,
     stage: Stage,
+    keeping: Keeping,
     table: Arc<DispatchTable>,
     previous: Arc<DispatchTable>,
     looked: Moment,
@@ -76,12 +83,13 @@ enum Stage {
 
 impl ForwardPlane {
     /// A plane with nothing in the kernel, which tells readers of `tap` what the kernel does once there is something.
-    pub fn new(process: Arc<ProcessCell>, clock: Clock, seed: u64, tap: Tap) -> Self {
+    pub fn new(process: Arc<ProcessCell>, clock: Clock, seed: u64, tap: Tap, keeping: Keeping) -> Self {
         let state = State {
             process,
             clock,
             seed,
             stage: Stage::Untried,
+            keeping,
             table: Arc::default(),
             previous: Arc::default(),
             looked: Moment(0),
@@ -147,6 +155,11 @@ impl ForwardPlane {
             covers.spare(&state.table);
             state.forget(&covers)
         }
+    }
+
+    /// Takes everything out of the kernel, which a killed process leaves to the next.
+    pub fn close(&self) {
+        self.state().stage = Stage::Impossible("the process has stopped".to_owned());
     }
 
     /// Flows that have not ended.
@@ -222,9 +235,12 @@ impl State {
         }
         self.looked = self.clock.now();
         if matches!(self.stage, Stage::Untried) {
-            self.stage = match Kernel::load(table, self.seed) {
+            self.stage = match Kernel::load(table, self.seed, &mut self.keeping) {
                 Ok(kernel) => Stage::Loaded(Box::new(kernel)),
-                Err(why) => Stage::Impossible(why),
+                Err(why) => {
+                    self.keeping.discard();
+                    Stage::Impossible(why)
+                }
             };
         }
         match &mut self.stage {
@@ -248,6 +264,10 @@ impl State {
     fn commit(&mut self, lowered: Lowered) {
         let Lowered { image, carried, mut kept } = lowered;
         let mut carried = carried;
+        match &mut self.stage {
+            Stage::Loaded(kernel) => kernel.keep(&mut self.keeping, &self.table),
+            Stage::Untried | Stage::Impossible(_) => self.keeping.discard(),
+        }
         if let Stage::Loaded(kernel) = &mut self.stage
             && let Err(why) = kernel.commit(image, &carried, &self.table)
         {
@@ -340,6 +360,8 @@ impl State {
     fn tick(&mut self) {
         let Stage::Loaded(kernel) = &mut self.stage else { return };
         kernel.sweep(&self.table, &self.process.forward);
+        kernel.compare(&self.table);
+        kernel.learn(&self.table, self.clock.now());
         if self.draining || self.clock.now().since(self.looked) < LOOK {
             return;
         }

@@ -38,11 +38,12 @@ pub(super) fn event(
         frontend: entry.map_or_else(nobody, |entry| entry.frontend.name.clone()),
         pool: entry.map_or_else(nobody, |entry| entry.pool.pool.name.clone()),
         plane: "forward",
-        relay: "nat",
+        relay: entry.and_then(|entry| entry.frontend.forward.as_ref()).map_or("-", |own| own.mode.as_str()),
         route: entry
             .filter(|_| opened)
             .and_then(|entry| route(entry, BackendIx(notice.backend), notice.key.dport, table.version)),
         decision: entry.filter(|_| opened).map(|entry| decision(entry, &notice.key, seed)),
+        failed: Box::default(),
         bytes_up: 0,
         bytes_down: 0,
         idle_seconds: 0,
@@ -90,11 +91,18 @@ pub(super) fn route(
     })
 }
 
-/// The slot of the ring that the kernel went by.
+/// What the kernel went by: the slot of the ring, unless it counts.
 pub(super) fn decision(entry: &FrontendEntry, key: &FlowKey, seed: u64) -> Decision {
-    let by_source = entry.pool.pool.strategy == StrategyKind::SourceHash;
-    let hash = if by_source { source_hash(key, seed) } else { flow_hash(key, seed) };
-    Decision { basis: Basis::Slot(maglev::slot(hash)), rival: None }
+    let slot = |hash| Basis::Slot(maglev::slot(hash));
+    let basis = match entry.pool.pool.strategy {
+        StrategyKind::LeastConnections => Basis::Counted,
+        StrategyKind::SourceHash => slot(source_hash(key, seed)),
+        StrategyKind::RoundRobin
+        | StrategyKind::WeightedRoundRobin
+        | StrategyKind::FastestResponseTime
+        | StrategyKind::Adaptive => slot(flow_hash(key, seed)),
+    };
+    Decision { basis, rival: None }
 }
 
 /// An address as maps have it.

@@ -40,6 +40,8 @@ impl Carried {
 struct Lined {
     /// In this round so far.
     counting: Round,
+    /// Flows that a process before this one opened, and that have ended.
+    base: u64,
     /// Of flows that were forgotten in rounds before.
     gone: [Carried; 2],
     /// As noted at the cells.
@@ -72,6 +74,8 @@ impl Noted {
 pub(super) struct Tally {
     lanes: BTreeMap<Lane, Lined>,
     entries: u64,
+    /// Whether the table was there before this process, and has not been counted yet.
+    taken_over: bool,
 }
 
 /// What a whole round over the table came to.
@@ -88,9 +92,20 @@ pub(super) struct Total {
 }
 
 impl Tally {
+    /// Of a table that another process has filled: flows that live count as opened by this one, and what they have carried
+    /// so far as nobody's.
+    pub(super) fn of_another() -> Self {
+        Self { taken_over: true, ..Self::default() }
+    }
+
     /// Begins to count a lane.
     pub(super) fn follow(&mut self, lane: Lane) {
         self.lanes.entry(lane).or_default();
+    }
+
+    /// Whether any lane leads to a backend.
+    pub(super) fn has(&self, backend: BackendIx) -> bool {
+        self.lanes.keys().any(|lane| lane.1 == backend)
     }
 
     /// Takes one direction of a flow in, and whether it was forgotten just now.
@@ -127,9 +142,14 @@ impl Tally {
             backends.map(|backend| (backend.ix, &*backend.cell)).collect();
         let mut left = Vec::new();
         for (lane, lined) in &mut self.lanes {
-            let before = lined.noted;
             let round = std::mem::take(&mut lined.counting);
-            let opened = opened(*lane).max(before.opened);
+            let counted = opened(*lane);
+            if self.taken_over {
+                lined.base = counted.saturating_sub(round.live);
+                lined.noted.carried = round.carried;
+            }
+            let before = lined.noted;
+            let opened = counted.saturating_sub(lined.base).max(before.opened);
             // A flow that opens while the table is read may be missed, and one that ends be seen: what was noted stands.
             let closed = opened.saturating_sub(round.live).max(before.closed);
             let sum = |way: usize| lined.gone[way].plus(round.carried[way]).at_least(before.carried[way]);
@@ -156,6 +176,7 @@ impl Tally {
         for lane in &left {
             self.lanes.remove(lane);
         }
+        self.taken_over = false;
         (total, left)
     }
 }
@@ -254,6 +275,25 @@ mod tests {
         tally.see(&flow(own, 0, 60), false);
         tally.settle(&table, |_| 3);
         assert_eq!(cells(), [3, 2, 170, 2_100], "what the forgotten flow carried still counts");
+    }
+
+    #[test]
+    fn of_a_table_that_was_there_before_live_flows_count_and_what_they_carried_does_not() {
+        let table = table();
+        let own = lane(&table);
+        let mut tally = Tally::of_another();
+        tally.follow(own);
+        tally.see(&flow(own, 0, 1_000), false);
+        tally.see(&flow(own, FIN_UP | FIN_DOWN, 500), true);
+        // Seven were opened in all, of which the process before has forgotten five.
+        let (total, _) = tally.settle(&table, |_| 7);
+        assert_eq!((total.live, total.opened, total.closed), (1, 1, 0));
+        let cell = &table.frontends[&own.0].cell;
+        assert_eq!(cell.bytes_up.load(Ordering::Relaxed), 0);
+        tally.see(&flow(own, 0, 1_030), false);
+        let (total, _) = tally.settle(&table, |_| 8);
+        assert_eq!((total.live, total.opened, total.closed), (1, 1, 1));
+        assert_eq!(cell.bytes_up.load(Ordering::Relaxed), 30);
     }
 
     #[test]

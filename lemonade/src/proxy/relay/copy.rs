@@ -59,7 +59,12 @@ pub trait Meter {
         false
     }
 
-    /// Whether another relay is to go on with the connection, once nothing of it is held here.
+    /// Whether the source of `direction` may hold more than a short read has brought, where the kernel does not say.
+    fn more(&self, _direction: Direction) -> bool {
+        true
+    }
+
+    /// Whether another relay goes on with the connection, of which nothing is held here.
     fn hands_over(&self) -> bool {
         false
     }
@@ -166,12 +171,13 @@ fn poll<'a>(
             cx.waker().wake_by_ref();
         }
     }
-    // A socket that is not ready said so in its last read: nothing of it is left half-read.
-    if meter.hands_over()
-        && up.reading()
+    // A socket that is not ready said so in its last read: nothing of it is left half-read. The meter is asked last: what it
+    // says holds for a moment at which nothing is held here.
+    if up.reading()
         && down.reading()
         && client.poll_read_ready(cx).is_pending()
         && backend.poll_read_ready(cx).is_pending()
+        && meter.hands_over()
     {
         return Poll::Ready(Stop::HandOver);
     }
@@ -234,7 +240,7 @@ fn transfer(
         }
         let mut scratch = buffer::take(size);
         let most = (FIRST << half.doubled).min(size);
-        match poll_read(cx, source, &mut scratch[..most]) {
+        match poll_read(cx, source, &mut scratch[..most], || meter.more(direction)) {
             Poll::Pending => {
                 buffer::put(scratch);
                 return Poll::Pending;
@@ -313,8 +319,17 @@ impl Half {
     }
 }
 
-fn poll_read(cx: &mut Context<'_>, stream: &TcpStream, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
-    poll_io(cx, stream, Interest::READABLE, || read(stream, buffer))
+/// Reads once; `more` is asked of a short read where the kernel does not say whether that was all.
+fn poll_read(
+    cx: &mut Context<'_>,
+    stream: &TcpStream,
+    buffer: &mut [u8],
+    more: impl Fn() -> bool,
+) -> Poll<io::Result<usize>> {
+    poll_io(cx, stream, Interest::READABLE, || {
+        let (count, told) = read(stream, buffer)?;
+        Ok((count, told.unwrap_or_else(|| count == buffer.len() || more())))
+    })
 }
 
 fn poll_write(cx: &mut Context<'_>, stream: &TcpStream, bytes: &[u8]) -> Poll<io::Result<usize>> {

@@ -11,6 +11,8 @@ pub mod sk_msg;
 #[cfg(target_os = "linux")]
 pub mod sockmap;
 #[cfg(target_os = "linux")]
+pub mod splice;
+#[cfg(target_os = "linux")]
 pub mod trial;
 
 #[cfg(test)]

@@ -35,7 +35,8 @@ const IDLE: Duration = Duration::from_secs(60);
 
 /// Why no frontend gets the relay, whatever its self-tests say: seen on Linux 6.18.
 pub const UNPROVEN: &str = "beside threads that keep every core busy, connections that it carries stood still for 20 \
-    seconds; connections stay with copy";
+    seconds, because the worker of the kernel that sends for it got no turn; and the kernel loses count of the memory of \
+    sockets whose readers are slow both ways (docs/adr/0012); connections stay with copy";
 
 /// Variable that puts the relay in use all the same, for those who look for the cause; its value is `sockmap`.
 const DESPITE: &str = "LEMONADE_UNPROVEN_RELAYS";

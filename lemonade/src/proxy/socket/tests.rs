@@ -8,7 +8,7 @@ async fn a_refused_connect_tells_so() {
     let free = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
     let error = connect(connector(free, None).unwrap(), free).await.unwrap_err();
     assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
-    assert_eq!(connect_fault(&error), ConnectFault::Failed);
+    assert_eq!(fault(&error), Fault::Refused);
 }
 
 #[cfg(target_os = "linux")]

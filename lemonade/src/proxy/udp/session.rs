@@ -16,14 +16,14 @@ use super::sessions::{Exchange, Key};
 use super::socket::{Received, Sent, connect};
 use crate::control::table::FrontendEntry;
 use crate::health::port::SignalKind;
-use crate::metrics::port::{Datagrams, End};
+use crate::metrics::port::{Datagrams, End, Fault};
 use crate::model::Moment;
 use crate::proxy::admit::Slot;
 use crate::proxy::conn;
 use crate::proxy::establish::{Dial, Pick, Tried};
 use crate::proxy::flow::{Direction, Flow, Flows, Routed};
 use crate::proxy::shared::Shared;
-use crate::proxy::socket::{ConnectFault, connect_fault};
+use crate::proxy::socket::fault;
 use crate::proxy::tap::EventKind;
 use crate::strategy::port::Basis;
 
@@ -205,7 +205,7 @@ impl Session {
         let local = self.flow.local;
         let dial = Dial { shared, entry, key: FlowKey::udp(self.flow.client, local), port: local.port() };
         let mut tried = Tried { backends: avoid.into_iter().collect(), picks: 0 };
-        let mut fault = Reason::NoBackendUp;
+        let mut reason = Reason::NoBackendUp;
         for _ in 0..TRIES {
             let mut pick = dial.pick(&mut tried);
             if !matches!(pick, Pick::Found(_)) && avoid.take().is_some() {
@@ -222,18 +222,26 @@ impl Session {
             let source = entry.pool.pool.source.filter(|source| source.is_ipv4() == address.is_ipv4());
             match connect(address, source) {
                 Ok(socket) => return Ok(Upstream { socket, address, slot, basis }),
-                Err(error) => match socket_fault(&error) {
-                    ConnectFault::NoDescriptors => return Err(Reason::NoDescriptors),
-                    ConnectFault::NoPorts => return Err(Reason::NoPorts),
-                    ConnectFault::Failed | ConnectFault::TimedOut => {
-                        blame(shared, &slot);
-                        fault = Reason::ConnectFailed;
-                        tried.backends.push(backend.ix);
+                Err(error) => {
+                    let fault = socket_fault(&error);
+                    self.flow.failed(&backend.id.name, fault);
+                    match fault {
+                        Fault::NoDescriptors => return Err(Reason::NoDescriptors),
+                        Fault::NoPorts => return Err(Reason::NoPorts),
+                        Fault::Refused
+                        | Fault::Reset
+                        | Fault::Unreachable
+                        | Fault::TimedOut
+                        | Fault::Other => {
+                            blame(shared, &slot);
+                            reason = Reason::ConnectFailed;
+                            tried.backends.push(backend.ix);
+                        }
                     }
-                },
+                }
             }
         }
-        Err(fault)
+        Err(reason)
     }
 
     /// Leaves a backend that cannot be reached; the next datagram goes to another one.
@@ -313,9 +321,9 @@ fn blame(shared: &Shared, slot: &Slot) {
 }
 
 /// Sorts an error of a connect of datagrams, which says in its own way that no port is left.
-fn socket_fault(error: &io::Error) -> ConnectFault {
+fn socket_fault(error: &io::Error) -> Fault {
     let no_ports = error.kind() == io::ErrorKind::WouldBlock;
-    if no_ports { ConnectFault::NoPorts } else { connect_fault(error) }
+    if no_ports { Fault::NoPorts } else { fault(error) }
 }
 
 /// An own address that an answer can come from; a group's address is no sender.

@@ -7,6 +7,9 @@ use std::os::fd::AsFd;
 use quinn_udp::{EcnCodepoint, RecvMeta, Transmit, UdpSocketState};
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
+#[cfg(target_os = "linux")]
+use crate::proxy::socket::set_int;
+
 /// Bytes that a listener's socket may hold before the kernel drops; without CAP_NET_ADMIN it caps them at
 /// `net.core.rmem_max` and `net.core.wmem_max`.
 const BUFFER: i32 = 4 << 20;
@@ -51,7 +54,7 @@ pub(super) fn connect(target: SocketAddr, source: Option<IpAddr>) -> io::Result<
     socket.connect(&target.into())?;
     #[cfg(target_os = "linux")]
     // Older kernels have no such option and deliver one by one.
-    let _ = set(&socket, libc::SOL_UDP, libc::UDP_GRO, 1);
+    let _ = set_int(&socket, libc::SOL_UDP, libc::UDP_GRO, 1);
     tokio::net::UdpSocket::from_std(socket.into())
 }
 
@@ -61,7 +64,7 @@ fn enlarge(socket: &Socket) {
     let _ = socket.set_send_buffer_size(BUFFER as usize);
     #[cfg(target_os = "linux")]
     for option in [libc::SO_RCVBUFFORCE, libc::SO_SNDBUFFORCE] {
-        let _ = set(socket, libc::SOL_SOCKET, option, BUFFER);
+        let _ = set_int(socket, libc::SOL_SOCKET, option, BUFFER);
     }
 }
 
@@ -73,23 +76,6 @@ fn new(address: SocketAddr) -> io::Result<Socket> {
     }
     socket.set_nonblocking(true)?;
     Ok(socket)
-}
-
-#[cfg(target_os = "linux")]
-fn set(socket: &impl AsFd, level: libc::c_int, option: libc::c_int, value: libc::c_int) -> io::Result<()> {
-    use std::os::fd::AsRawFd;
-
-    // SAFETY: the option value is one int, valid for the call, and its size is passed with it.
-    let result = unsafe {
-        libc::setsockopt(
-            socket.as_fd().as_raw_fd(),
-            level,
-            option,
-            (&raw const value).cast(),
-            size_of_val(&value) as libc::socklen_t,
-        )
-    };
-    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 /// What came in one receive: one datagram, or several of one sender and one size, the last of which may be shorter.
@@ -182,12 +168,12 @@ impl Wire {
         {
             // The library is made for QUIC, which forbids fragments; a long datagram needs them. And nobody reads when
             // a datagram came, which would cost every packet of the host its time.
-            let _ = set(socket, libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_WANT);
-            let _ = set(socket, libc::SOL_SOCKET, libc::SO_TIMESTAMPNS, 0);
+            let _ = set_int(socket, libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_WANT);
+            let _ = set_int(socket, libc::SOL_SOCKET, libc::SO_TIMESTAMPNS, 0);
             let fd = socket.as_fd();
             if SockRef::from(&fd).domain()? == Domain::IPV6 {
-                set(socket, libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, libc::IPV6_PMTUDISC_WANT)?;
-                set(socket, libc::IPPROTO_IPV6, libc::IPV6_DONTFRAG, 0)?;
+                set_int(socket, libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, libc::IPV6_PMTUDISC_WANT)?;
+                set_int(socket, libc::IPPROTO_IPV6, libc::IPV6_DONTFRAG, 0)?;
             }
         }
         Ok(wire)

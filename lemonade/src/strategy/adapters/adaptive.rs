@@ -3,7 +3,7 @@
 use lemonade_common::FlowKey;
 
 use crate::model::{Moment, StrategyKind};
-use crate::strategy::port::{Candidate, Lowering, Pick, PoolView, StrategyService};
+use crate::strategy::port::{By, Candidate, Lowering, Pick, PoolView, StrategyService};
 
 use super::two_choices::{self, Standing};
 
@@ -41,7 +41,7 @@ impl StrategyService for Adaptive {
             let success = 1.0 - failures(candidate, view.now).min(WORST);
             success * success / own.latency(own).sqrt()
         });
-        Lowering::Ring { weights, by_source: false }
+        Lowering::Ring { weights, by: By::Flow, measured: true }
     }
 }
 

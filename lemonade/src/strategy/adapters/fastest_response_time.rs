@@ -3,7 +3,7 @@
 use lemonade_common::FlowKey;
 
 use crate::model::{Moment, StrategyKind};
-use crate::strategy::port::{Candidate, Lowering, Pick, PoolView, StrategyService};
+use crate::strategy::port::{By, Candidate, Lowering, Pick, PoolView, StrategyService};
 
 use super::two_choices::{self, Standing};
 
@@ -34,7 +34,7 @@ impl StrategyService for FastestResponseTime {
 
     fn lower(&self, view: &PoolView<'_>) -> Lowering {
         let weights = two_choices::weights(view, |_, own| 1.0 / own.latency(own));
-        Lowering::Ring { weights, by_source: false }
+        Lowering::Ring { weights, by: By::Flow, measured: true }
     }
 }
 

@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use lemonade_common::FlowKey;
 
 use crate::model::StrategyKind;
-use crate::strategy::port::{Basis, Lowering, Pick, PoolView, StrategyService};
+use crate::strategy::port::{Basis, By, Lowering, Pick, PoolView, StrategyService};
 
 /// Gives every candidate the same number of turns, whatever its weight.
 ///
@@ -46,6 +46,6 @@ impl StrategyService for RoundRobin {
     }
 
     fn lower(&self, view: &PoolView<'_>) -> Lowering {
-        Lowering::Ring { weights: vec![1; view.candidates.len()], by_source: false }
+        Lowering::Ring { weights: vec![1; view.candidates.len()], by: By::Flow, measured: false }
     }
 }

@@ -5,7 +5,7 @@ use lemonade_common::{FlowKey, maglev};
 
 use crate::model::StrategyKind;
 use crate::strategy::maglev::{Share, ring};
-use crate::strategy::port::{Basis, Candidate, Lowering, Pick, PoolView, StrategyService};
+use crate::strategy::port::{Basis, By, Candidate, Lowering, Pick, PoolView, StrategyService};
 
 /// Gives all connections of a client's address to one backend, shares in proportion to weight.
 ///
@@ -50,6 +50,6 @@ impl StrategyService for SourceHash {
 
     fn lower(&self, view: &PoolView<'_>) -> Lowering {
         let weights = view.candidates.iter().map(|candidate| candidate.weight).collect();
-        Lowering::Ring { weights, by_source: true }
+        Lowering::Ring { weights, by: By::Source, measured: false }
     }
 }

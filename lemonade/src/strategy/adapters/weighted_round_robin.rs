@@ -8,7 +8,7 @@ use lemonade_common::FlowKey;
 use lemonade_common::hash::mix;
 
 use crate::model::StrategyKind;
-use crate::strategy::port::{Basis, Candidate, Lowering, Pick, PoolView, StrategyService};
+use crate::strategy::port::{Basis, By, Candidate, Lowering, Pick, PoolView, StrategyService};
 
 /// Turns in a cycle above which weights are scaled down.
 const LONGEST_CYCLE: u64 = 65_536;
@@ -84,7 +84,7 @@ impl StrategyService for WeightedRoundRobin {
 
     fn lower(&self, view: &PoolView<'_>) -> Lowering {
         let weights = view.candidates.iter().map(|candidate| candidate.weight).collect();
-        Lowering::Ring { weights, by_source: false }
+        Lowering::Ring { weights, by: By::Flow, measured: false }
     }
 }
 

@@ -1,10 +1,11 @@
 //! Streams that move bytes one way as fast as they go.
 
-use std::net::SocketAddrV4;
+use std::io::{Read as _, Write as _};
+use std::net::{SocketAddrV4, TcpStream};
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use clap::Args;
 
 use super::poll::{Poll, Ready};
@@ -27,6 +28,9 @@ pub struct Plan {
     /// Which way the bytes go.
     #[arg(long)]
     direction: Direction,
+    /// Questions that are asked on each stream before the bytes, a millisecond apart.
+    #[arg(long, default_value_t = 0)]
+    questions: u32,
     /// Seconds measured.
     #[arg(long)]
     seconds: f64,
@@ -71,7 +75,8 @@ pub(super) fn run(plan: &Plan) -> Result<Bulk> {
         errors: 0,
     };
     for index in 0..plan.conns {
-        let sock = dial(plan.target[index % plan.target.len()])?;
+        let target = plan.target[index % plan.target.len()];
+        let sock = if plan.questions > 0 { lasting(target, plan.questions)? } else { dial(target)? };
         client.poll.add(&sock, index)?;
         client.streams.push(Stream { sock: Some(sock), asked: false });
     }
@@ -83,6 +88,21 @@ pub(super) fn run(plan: &Plan) -> Result<Bulk> {
     let seconds = start.elapsed().as_secs_f64();
     let (watched, machine, own) = Usage::read(&plan.watch).since(&before);
     Ok(Bulk { seconds, bytes: client.bytes, errors: client.errors, watched, machine, own })
+}
+
+/// A connection on which questions were asked.
+fn lasting(target: SocketAddrV4, questions: u32) -> Result<OwnedFd> {
+    let mut stream = TcpStream::connect(target).context("cannot connect")?;
+    stream.set_nodelay(true)?;
+    stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+    let (question, mut answer) = (request(u32::try_from(HEADER)?, 100), [0; 100]);
+    for _ in 0..questions {
+        stream.write_all(&question)?;
+        stream.read_exact(&mut answer).context("the answer did not come")?;
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    stream.set_nonblocking(true)?;
+    Ok(stream.into())
 }
 
 impl Client {

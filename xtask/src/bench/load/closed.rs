@@ -29,9 +29,12 @@ pub struct Plan {
     /// Bytes of an answer.
     #[arg(long)]
     answer: u64,
-    /// Closes after each answer and connects anew.
+    /// Closes after its answers and connects anew.
     #[arg(long)]
     reconnect: bool,
+    /// Answers of a connection that is closed behind them.
+    #[arg(long, default_value_t = 1)]
+    requests: u32,
     /// Seconds measured.
     #[arg(long)]
     seconds: f64,
@@ -47,6 +50,7 @@ struct Conn {
     sock: Option<OwnedFd>,
     asked: bool,
     got: u64,
+    answered: u32,
     began: Instant,
 }
 
@@ -65,7 +69,8 @@ struct Client<'a> {
 /// Runs the load.
 pub(super) fn run(plan: &Plan) -> Result<Closed> {
     let began = Instant::now();
-    let conns = (0..plan.conns).map(|_| Conn { sock: None, asked: false, got: 0, began }).collect();
+    let conns =
+        (0..plan.conns).map(|_| Conn { sock: None, asked: false, got: 0, answered: 0, began }).collect();
     let mut client = Client {
         plan,
         poll: Poll::new()?,
@@ -130,6 +135,7 @@ impl Client<'_> {
         let conn = &mut self.conns[index];
         conn.asked = false;
         conn.got = 0;
+        conn.answered = 0;
         conn.began = Instant::now();
         match dial(target) {
             Ok(sock) if self.poll.add(&sock, index).is_ok() => conn.sock = Some(sock),
@@ -167,7 +173,8 @@ impl Client<'_> {
         }
         let now = Instant::now();
         self.latencies.push(tenths(now - conn.began));
-        if self.plan.reconnect {
+        conn.answered += 1;
+        if self.plan.reconnect && conn.answered >= self.plan.requests {
             conn.sock = None;
             self.dial(event.token);
             return Ok(());

@@ -25,6 +25,7 @@ pub(super) fn config(place: &Place, backends: &[u8], relay: Relay) -> String {
     let carried = match (relay, &place.cgroup) {
         (Relay::SkMsg, Some(cgroup)) => format!("relay = \"sk_msg\"\naccelerate_cgroup = {cgroup:?}"),
         (Relay::Forward, _) => "data_plane = \"forward\"\nfallback = \"refuse\"".to_owned(),
+        (Relay::Splice, _) => "relay = \"splice\"".to_owned(),
         (Relay::Sockmap, _) => "relay = \"sockmap\"".to_owned(),
         (Relay::Copy | Relay::SkMsg, _) => "relay = \"copy\"".to_owned(),
     };
@@ -136,6 +137,22 @@ impl Admin {
             }
         }
         Ok(sum)
+    }
+
+    /// Reads what relay `splice` tells of its hand-overs: how many, and microseconds of each.
+    pub fn hand_overs(&self) -> Result<(f64, f64)> {
+        let status: serde_json::Value = {
+            let answer = self.read("/api/v1/status")?;
+            serde_json::from_str(&answer[answer.find('{').context("no JSON")?..])?
+        };
+        let relays = status["relays"].as_array().context("no relays")?;
+        let own = relays.iter().find(|own| own["relay"] == "splice").context("no relay splice")?;
+        let words = own["findings"]["why"].as_str().unwrap_or_default();
+        let before = |word: &str| {
+            let front = words.split_once(word).map(|(front, _)| front)?;
+            front.rsplit(' ').next()?.parse().ok()
+        };
+        before(" hand-overs").zip(before(" us each")).with_context(|| format!("no hand-overs in: {words}"))
     }
 
     /// Lists what was refused and what was tried again, to say why a connection failed.

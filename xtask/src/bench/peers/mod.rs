@@ -42,6 +42,8 @@ pub enum Peer {
     #[value(name = "sk_msg")]
     #[serde(rename = "sk_msg")]
     SkMsg,
+    /// This project with relay `splice`.
+    Splice,
     /// This project with its forward plane.
     Forward,
 }
@@ -52,12 +54,13 @@ pub(super) enum Relay {
     Copy,
     Sockmap,
     SkMsg,
+    Splice,
     Forward,
 }
 
 impl Peer {
     /// All, in the order of the table.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Direct,
         Self::Nft,
         Self::Haproxy,
@@ -66,6 +69,7 @@ impl Peer {
         Self::Lemonade,
         Self::Sockmap,
         Self::SkMsg,
+        Self::Splice,
         Self::Forward,
     ];
 
@@ -80,6 +84,7 @@ impl Peer {
             Self::Lemonade => "lemonade",
             Self::Sockmap => "lemonade-sockmap",
             Self::SkMsg => "lemonade-sk_msg",
+            Self::Splice => "lemonade-splice",
             Self::Forward => "lemonade-forward",
         }
     }
@@ -101,17 +106,21 @@ impl Peer {
             Self::Lemonade => Some(Relay::Copy),
             Self::Sockmap => Some(Relay::Sockmap),
             Self::SkMsg => Some(Relay::SkMsg),
+            Self::Splice => Some(Relay::Splice),
             Self::Forward => Some(Relay::Forward),
         }
     }
 
     /// Says whether a measure means something for it.
     pub fn takes(self, measure: Measure) -> bool {
+        if measure == Measure::HandOver {
+            return self == Self::Splice;
+        }
         match self {
             Self::Direct | Self::Haproxy | Self::Nginx | Self::Envoy | Self::Lemonade => true,
             Self::Nft | Self::Sockmap => measure != Measure::SameHost,
             Self::SkMsg => measure == Measure::SameHost,
-            Self::Forward => !matches!(measure, Measure::SameHost | Measure::Syscalls),
+            Self::Splice | Self::Forward => !matches!(measure, Measure::SameHost | Measure::Syscalls),
         }
     }
 
@@ -135,6 +144,7 @@ impl Peer {
             | Self::Lemonade
             | Self::Sockmap
             | Self::SkMsg
+            | Self::Splice
             | Self::Forward => None,
         }
     }
@@ -159,6 +169,7 @@ impl Peer {
             Self::Lemonade => lemonade::config(place, backends, Relay::Copy),
             Self::Sockmap => lemonade::config(place, backends, Relay::Sockmap),
             Self::SkMsg => lemonade::config(place, backends, Relay::SkMsg),
+            Self::Splice => lemonade::config(place, backends, Relay::Splice),
             Self::Forward => lemonade::config(place, backends, Relay::Forward),
         };
         write(&self.file(place), &text)
@@ -172,7 +183,7 @@ impl Peer {
             Self::Haproxy => "haproxy.cfg",
             Self::Nginx => "nginx.conf",
             Self::Envoy => envoy::ENDPOINTS,
-            Self::Lemonade | Self::Sockmap | Self::SkMsg | Self::Forward => lemonade::FILE,
+            Self::Lemonade | Self::Sockmap | Self::SkMsg | Self::Splice | Self::Forward => lemonade::FILE,
         })
     }
 
@@ -189,7 +200,9 @@ impl Peer {
             Self::Envoy => {
                 vec!["-c", &bootstrap, "--concurrency", &workers, "--disable-hot-restart", "-l", "error"]
             }
-            Self::Lemonade | Self::Sockmap | Self::SkMsg | Self::Forward => vec!["run", "--config", &file],
+            Self::Lemonade | Self::Sockmap | Self::SkMsg | Self::Splice | Self::Forward => {
+                vec!["run", "--config", &file]
+            }
         };
         words.into_iter().map(str::to_owned).collect()
     }

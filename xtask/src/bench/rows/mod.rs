@@ -5,6 +5,7 @@ mod failure;
 mod memory;
 mod reload;
 mod scale;
+mod splice;
 mod syscalls;
 mod traffic;
 
@@ -39,12 +40,15 @@ impl Trial<'_> {
     pub fn run(&mut self, measure: Measure) -> Result<Readings> {
         match measure {
             Measure::Memory => memory::memory(self),
-            Measure::Pingpong => traffic::pingpong(self),
-            Measure::Small => traffic::small(self),
-            Measure::Large => traffic::large(self),
+            Measure::Pingpong => splice::proven(self, 1.0, traffic::pingpong),
+            Measure::Small => splice::proven(self, 32.0, traffic::small),
+            Measure::Medium => splice::proven(self, 32.0, traffic::medium),
+            Measure::Large => splice::proven(self, 32.0, traffic::large),
             Measure::Connections => traffic::connections(self),
             Measure::Down => traffic::bulk(self, Direction::Down),
             Measure::Up => traffic::bulk(self, Direction::Up),
+            Measure::Lasting => splice::proven(self, 1.0, traffic::lasting),
+            Measure::HandOver => splice::hand_over(self),
             Measure::Reload => reload::reload(self),
             Measure::Kill => failure::kill(self),
             Measure::Silent => failure::silent(self),

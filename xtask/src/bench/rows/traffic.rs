@@ -16,6 +16,14 @@ pub(super) fn small(trial: &Trial<'_>) -> Result<Readings> {
     Ok(readings)
 }
 
+pub(super) fn medium(trial: &Trial<'_>) -> Result<Readings> {
+    let sample = closed(trial, &["--conns", "64", "--answer", "16384"])?;
+    let mut readings = requests(&sample, ["medium.rate", "medium.p50", "medium.p99", "medium.generator"]);
+    readings.push(("medium.machine", sample.machine / sample.done as f64 * PER));
+    push_cpu(trial, &mut readings, "medium.cpu", sample.watched / sample.done as f64 * PER);
+    Ok(readings)
+}
+
 pub(super) fn large(trial: &Trial<'_>) -> Result<Readings> {
     let sample = closed(trial, &["--conns", "64", "--answer", "65536"])?;
     let mut readings = requests(&sample, ["large.rate", "large.p50", "large.p99", "large.generator"]);
@@ -71,19 +79,39 @@ pub(super) fn bulk(trial: &Trial<'_>, direction: Direction) -> Result<Readings> 
         ),
     };
     let mut readings = Vec::new();
-    for (conns, [rate, cpu, machine, generator]) in ["1", "8"].into_iter().zip(keys) {
-        let seconds = trial.sample.as_secs_f64().to_string();
-        let watch = trial.watch();
-        let words = ["--conns", conns, "--direction", word, "--seconds", &seconds, "--watch", &watch];
-        let words = if watch.is_empty() { &words[..6] } else { &words[..] };
-        let bulk: Bulk = sample(&mut trial.world.load("bulk", &trial.instance.targets(), words))?;
-        ensure!(bulk.errors == 0, "{} of {conns} streams closed early", bulk.errors);
-        ensure!(bulk.bytes > 0, "no byte moved");
-        readings.push((rate, bulk.bytes as f64 * 8.0 / bulk.seconds / 1e9));
-        readings.push((generator, bulk.own / bulk.seconds * 100.0));
-        readings.push((machine, bulk.machine / (bulk.bytes as f64 / 1e9)));
-        push_cpu(trial, &mut readings, cpu, bulk.watched / (bulk.bytes as f64 / 1e9));
+    for (conns, keys) in ["1", "8"].into_iter().zip(keys) {
+        readings.extend(streams(trial, &["--conns", conns, "--direction", word], keys)?);
     }
+    Ok(readings)
+}
+
+/// A stream on a connection on which questions were asked before, with pauses.
+pub(super) fn lasting(trial: &Trial<'_>) -> Result<Readings> {
+    let keys = ["lasting.rate", "lasting.cpu", "lasting.machine", "lasting.generator"];
+    streams(trial, &["--conns", "1", "--direction", "down", "--questions", "200"], keys)
+}
+
+fn streams(
+    trial: &Trial<'_>,
+    rest: &[&str],
+    [rate, cpu, machine, generator]: [&'static str; 4],
+) -> Result<Readings> {
+    let seconds = trial.sample.as_secs_f64().to_string();
+    let watch = trial.watch();
+    let mut words = rest.to_vec();
+    words.extend(["--seconds", &seconds]);
+    if !watch.is_empty() {
+        words.extend(["--watch", &watch]);
+    }
+    let bulk: Bulk = sample(&mut trial.world.load("bulk", &trial.instance.targets(), &words))?;
+    ensure!(bulk.errors == 0, "{} streams closed early", bulk.errors);
+    ensure!(bulk.bytes > 0, "no byte moved");
+    let mut readings = vec![
+        (rate, bulk.bytes as f64 * 8.0 / bulk.seconds / 1e9),
+        (generator, bulk.own / bulk.seconds * 100.0),
+        (machine, bulk.machine / (bulk.bytes as f64 / 1e9)),
+    ];
+    push_cpu(trial, &mut readings, cpu, bulk.watched / (bulk.bytes as f64 / 1e9));
     Ok(readings)
 }
 

@@ -90,7 +90,7 @@ prop_compose! {
 prop_compose! {
     fn relays()(n in prop::array::uniform6(0..MAX)) -> RelayCounters {
         let [live, promoted, kept, demoted, resumed, bytes] = n;
-        RelayCounters { live, promoted, kept, demoted, resumed, bytes }
+        RelayCounters { live, promoted, kept, demoted, resumed, bytes, ..RelayCounters::default() }
     }
 }
 
@@ -159,20 +159,21 @@ prop_compose! {
 
 prop_compose! {
     fn forward()(
-        n in prop::array::uniform5(0..MAX), counts in prop::collection::vec(0..MAX, PacketReason::COUNT),
+        n in prop::array::uniform6(0..MAX), counts in prop::collection::vec(0..MAX, PacketReason::COUNT),
     ) -> ForwardCounters {
-        let [live, opened, closed, entries, room] = n;
+        let [live, opened, closed, entries, room, replaced] = n;
         let packets = std::array::from_fn(|at| counts[at]);
-        ForwardCounters { live, opened, closed, entries, room, packets, words: String::new() }
+        ForwardCounters { live, opened, closed, entries, room, replaced, packets, words: String::new() }
     }
 }
 
-const FORWARD: [Read<ForwardCounters>; 5] = [
+const FORWARD: [Read<ForwardCounters>; 6] = [
     ("forward_flows_live", |f| f.live),
     ("forward_flows_opened_total", |f| f.opened),
     ("forward_flows_closed_total", |f| f.closed),
     ("forward_table_entries", |f| f.entries),
     ("forward_table_room", |f| f.room),
+    ("forward_half_open_replaced_total", |f| f.replaced),
 ];
 
 type Read<T> = (&'static str, fn(&T) -> u64);

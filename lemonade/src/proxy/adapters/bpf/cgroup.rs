@@ -9,6 +9,9 @@ use super::Unavailable;
 /// What the names of Lemonade's cgroups begin with; the process id follows.
 const TAG: &str = "lemonade-";
 
+/// Tries to remove a cgroup that is not empty yet, 10 ms apart.
+const GOODBYE: u32 = 50;
+
 /// Membership in a child of the cgroup that the process was started in. Dropping it moves back and removes the child.
 #[derive(Debug)]
 pub(super) struct OwnCgroup {
@@ -55,11 +58,25 @@ impl OwnCgroup {
 
 impl Drop for OwnCgroup {
     fn drop(&mut self) {
-        let left = enter(&self.parent).and_then(|()| fs::remove_dir(&self.child));
+        let left = enter(&self.parent).and_then(|()| remove_once_empty(&self.child));
         if let Err(error) = left {
             tracing::warn!(%error, cgroup = %self.child.display(), "the cgroup could not be removed; the next start does it");
         }
     }
+}
+
+/// Removes a cgroup that threads may still be leaving: those that end are in it until they are gone, as after a start
+/// that failed.
+fn remove_once_empty(cgroup: &Path) -> io::Result<()> {
+    for _ in 0..GOODBYE {
+        match fs::remove_dir(cgroup) {
+            Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {
+                std::thread::sleep(std::time::Duration::from_millis(10));
+            }
+            done => return done,
+        }
+    }
+    fs::remove_dir(cgroup)
 }
 
 fn enter(cgroup: &Path) -> io::Result<()> {
@@ -74,7 +91,7 @@ fn refused(cgroup: &Path, error: &io::Error) -> Unavailable {
 }
 
 /// The cgroup that this process is in.
-fn own() -> Result<PathBuf, Unavailable> {
+pub(super) fn own() -> Result<PathBuf, Unavailable> {
     let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
     current(&read("/proc/self/mountinfo"), &read("/proc/self/cgroup")).ok_or_else(|| {
         let why = "cgroup v2 is not mounted where this process sees it".to_owned();
@@ -82,12 +99,15 @@ fn own() -> Result<PathBuf, Unavailable> {
     })
 }
 
-/// Removes the cgroups that killed processes left below the one that this process is in; tells which.
+/// Removes the cgroups that killed processes left below the one that this process is in, and what of the forward plane
+/// outlived them; tells which.
 ///
 /// # Errors
 /// There is no cgroup v2 here.
 pub fn cleanup() -> Result<Vec<PathBuf>, Unavailable> {
-    Ok(sweep(&own()?))
+    let mut removed = super::pins::sweep();
+    removed.extend(sweep(&own()?));
+    Ok(removed)
 }
 
 /// Removes the cgroups of processes that are gone, and those inside them: a process that joins twice leaves one in the

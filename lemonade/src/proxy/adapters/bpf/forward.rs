@@ -2,25 +2,37 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::os::fd::{AsFd as _, AsRawFd as _};
-use std::ptr::NonNull;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray, PerCpuHashMap, PerCpuValues, RingBuf};
 use aya::programs::tc::SchedClassifierLinkId;
 use aya::programs::xdp::XdpLinkId;
-use aya::programs::{LinkOrder, SchedClassifier, TcAttachType, TestRun as _, TestRunOptions, Xdp, XdpMode};
+use aya::programs::{TestRun as _, TestRunOptions};
 use aya::{Ebpf, EbpfLoader};
 use lemonade_common::abi::{ABI_VERSION, ABI_VERSION_AT};
 use lemonade_common::forward::{Flow, Service, ServiceKey, Target, opened_key};
 use lemonade_common::gate::{NEW_FLOWS, NEW_FLOWS_LIMIT, TOLD, TOLD_LIMIT};
+use lemonade_common::half_open::half_open_room;
 use lemonade_common::maglev::SLOTS;
 use lemonade_common::notice::Notice;
 use lemonade_common::{FlowKey, PacketReason};
 
 use super::Unavailable;
 use super::batch;
+use super::held::Held;
 use super::loader::{Verified, corrupt, refused};
+use super::pins::Pins;
+use super::rings::Rings;
+
+mod attach;
+mod kept;
+mod loads;
+mod sockets;
+
+use kept::KEPT;
+
+pub use kept::Found;
 
 /// The programs of the forward plane.
 static FORWARD: &[u8] = aya::include_bytes_aligned!(env!("LEMONADE_BPF_FORWARD"));
@@ -51,10 +63,19 @@ pub struct Forward {
     ebpf: Ebpf,
     rings: Rings,
     notices: Notices,
-    links: BTreeMap<String, SchedClassifierLinkId>,
-    xdp_links: BTreeMap<String, XdpLinkId>,
+    links: BTreeMap<String, Held<SchedClassifierLinkId>>,
+    /// Links at XDP, each with whether it is in the driver.
+    xdp_links: BTreeMap<String, (bool, Held<XdpLinkId>)>,
+    /// Cgroups whose sockets are seen.
+    cgroups: BTreeMap<PathBuf, sockets::Seen>,
+    /// Links to cgroups that a process before this one has left.
+    former: Vec<PathBuf>,
     /// Where [`Forward::sweep`] stands.
     swept: batch::Cursor,
+    /// Where maps and links have names that outlive the process.
+    pins: Option<Pins>,
+    /// Whether a process before this one left it, which this one has not made its own yet.
+    left: bool,
 }
 
 impl Forward {
@@ -63,8 +84,17 @@ impl Forward {
     /// # Errors
     /// Why the kernel refuses, and what would change that.
     pub fn load(flows: u32, rings: u32, seed: u64) -> Result<Self, Unavailable> {
+        Self::load_in(None, flows, rings, seed)
+    }
+
+    fn load_in(pins: Option<Pins>, flows: u32, rings: u32, seed: u64) -> Result<Self, Unavailable> {
         let mut loader = EbpfLoader::new();
         loader.map_max_entries("CONNECTIONS", flows).map_max_entries("RINGS", rings * SLOTS);
+        loader.map_max_entries("CHOICES", rings);
+        loader.map_max_entries("HALF_OPEN", half_open_room(flows));
+        for name in pins.iter().flat_map(|_| KEPT) {
+            loader.map_pin_path(name, pins.as_ref().map(|pins| pins.map(name)).unwrap_or_default());
+        }
         let mut ebpf = loader.load(FORWARD).map_err(|error| refused(&error))?;
         let mut versions: Array<_, u32> = table(&mut ebpf, "ABI")?;
         versions.set(ABI_VERSION_AT, ABI_VERSION, 0).map_err(|error| refused(&error))?;
@@ -75,15 +105,23 @@ impl Forward {
             limits.set(kind, limit, 0).map_err(|error| refused(&error))?;
         }
         let rings = match ebpf.map("RINGS") {
-            Some(Map::Array(map)) => Rings::open(map, rings)
+            Some(Map::Array(map)) => map
+                .info()
+                .map_err(io::Error::other)
+                .and_then(|info| Rings::open(map, info.max_entries() / SLOTS))
                 .map_err(|error| corrupt(&format!("the rings cannot be mapped: {error}")))?,
             _ => return Err(corrupt("no map RINGS")),
         };
         let notices = ebpf.take_map("NOTICES").ok_or_else(|| corrupt("no map NOTICES"))?;
         let notices = Notices(RingBuf::try_from(notices).map_err(|error| refused(&error))?);
         let (links, xdp_links) = (BTreeMap::new(), BTreeMap::new());
-        let mut own = Self { ebpf, rings, notices, links, xdp_links, swept: batch::Cursor::default() };
+        let swept = batch::Cursor::default();
+        let (cgroups, former) = (BTreeMap::new(), Vec::new());
+        let mut own =
+            Self { ebpf, rings, notices, links, xdp_links, cgroups, former, swept, pins, left: false };
         own.program()?.load().map_err(|error| refused(&error))?;
+        own.forgetting()?;
+        own.take_over();
         Ok(own)
     }
 
@@ -97,89 +135,25 @@ impl Forward {
         Verified { name: "forward_tc".to_owned(), verdict: followed() }
     }
 
-    /// As [`Self::verify`], the program for XDP.
-    pub fn verify_xdp() -> Verified {
+    /// As [`Self::verify`], the program that forgets flows.
+    pub fn verify_forget() -> Verified {
         let followed = || -> Result<u32, Unavailable> {
             let mut own = Self::load(1, 1, 0)?;
-            let info = own.xdp()?.info().map_err(|error| refused(&error))?;
+            let info = own.forgetting()?.info().map_err(|error| refused(&error))?;
             Ok(info.verified_instruction_count().unwrap_or(0))
         };
-        Verified { name: "forward_xdp".to_owned(), verdict: followed() }
+        Verified { name: "forward_forget".to_owned(), verdict: followed() }
     }
 
-    /// The program for XDP, which goes through the verifier when it is first asked for.
-    fn xdp(&mut self) -> Result<&mut Xdp, Unavailable> {
-        let program =
-            self.ebpf.program_mut("forward_xdp").ok_or_else(|| corrupt("no program forward_xdp"))?;
-        let program: &mut Xdp =
-            program.try_into().map_err(|error: aya::programs::ProgramError| corrupt(&error.to_string()))?;
-        if program.fd().is_err() {
-            program.load().map_err(|error| refused(&error))?;
-        }
-        Ok(program)
-    }
-
-    fn program(&mut self) -> Result<&mut SchedClassifier, Unavailable> {
-        let program = self.ebpf.program_mut("forward_tc").ok_or_else(|| corrupt("no program forward_tc"))?;
-        program.try_into().map_err(|error: aya::programs::ProgramError| corrupt(&error.to_string()))
-    }
-
-    /// Attaches to what arrives on an interface, ahead of other programs there; once is enough.
-    ///
-    /// # Errors
-    /// Why that is not possible.
-    pub fn attach(&mut self, interface: &str) -> Result<(), Unavailable> {
-        if self.links.contains_key(interface) {
-            return Ok(());
-        }
-        let options = aya::programs::tc::TcAttachOptions::TcxOrder(LinkOrder::first());
-        let attached = self.program()?.attach_with_options(interface, TcAttachType::Ingress, options);
-        let link = attached.map_err(|error| {
-            let refused = refused(&error);
-            Unavailable { why: format!("interface {interface}: {}", refused.why), cure: refused.cure }
-        })?;
-        self.links.insert(interface.to_owned(), link);
-        Ok(())
-    }
-
-    /// Attaches to what arrives on an interface before the kernel has made anything of it, too, and in the driver if
-    /// `native`. What the program leaves goes to the one that [`Self::attach`] attaches, which this does as well.
-    ///
-    /// # Errors
-    /// Why that is not possible.
-    pub fn attach_xdp(&mut self, interface: &str, native: bool) -> Result<(), Unavailable> {
-        self.attach(interface)?;
-        if self.xdp_links.contains_key(interface) {
-            return Ok(());
-        }
-        let mode = if native { XdpMode::Driver } else { XdpMode::Skb };
-        let link = self.xdp()?.attach(interface, mode).map_err(|error| {
-            let refused = refused(&error);
-            Unavailable { why: format!("interface {interface}: XDP: {}", refused.why), cure: refused.cure }
-        })?;
-        self.xdp_links.insert(interface.to_owned(), link);
-        Ok(())
-    }
-
-    /// Detaches from every interface that is not in `kept`.
-    pub fn detach_others(&mut self, kept: &[String]) {
-        let gone: Vec<String> = self.xdp_links.keys().filter(|name| !kept.contains(name)).cloned().collect();
-        for name in gone {
-            let Some(link) = self.xdp_links.remove(&name) else { continue };
-            // As below.
-            let _ = self.xdp().map(|program| program.detach(link));
-        }
-        let gone: Vec<String> = self.links.keys().filter(|name| !kept.contains(name)).cloned().collect();
-        for name in gone {
-            let Some(link) = self.links.remove(&name) else { continue };
-            // An interface that is gone has taken its link with it.
-            let _ = self.program().map(|program| program.detach(link));
-        }
-    }
-
-    /// Interfaces that it is attached to.
-    pub fn interfaces(&self) -> Vec<String> {
-        self.links.keys().cloned().collect()
+    /// As [`Self::verify`], the programs for XDP.
+    pub fn verify_xdp() -> [Verified; 2] {
+        let followed = |native| -> Result<u32, Unavailable> {
+            let mut own = Self::load(1, 1, 0)?;
+            let info = own.xdp(native)?.info().map_err(|error| refused(&error))?;
+            Ok(info.verified_instruction_count().unwrap_or(0))
+        };
+        [("forward_xdp", true), ("forward_generic", false)]
+            .map(|(name, native)| Verified { name: name.to_owned(), verdict: followed(native) })
     }
 
     /// Serves at an address, or serves differently there.
@@ -245,6 +219,13 @@ impl Forward {
             *sum = map.get(&(at as u32), 0).map_or(0, |values| values.iter().sum());
         }
         sums
+    }
+
+    /// Handshakes that had to make room for others since the maps were made.
+    pub fn replaced(&self) -> u64 {
+        let map = self.ebpf.map("REPLACED").map(PerCpuArray::<_, u64>::try_from);
+        let Some(Ok(map)) = map else { return 0 };
+        map.get(&0, 0).map_or(0, |values| values.iter().sum())
     }
 
     /// Has single packets told of from now on, or no longer.
@@ -351,17 +332,6 @@ impl Forward {
         let _ = map.map(|mut map| map.remove(&opened_key(frontend, backend)));
     }
 
-    /// Takes entries out of the connection table.
-    pub fn forget(&mut self, keys: &[FlowKey]) {
-        let map: Result<HashMap<_, [u8; size_of::<FlowKey>()], [u8; size_of::<Flow>()]>, _> =
-            table(&mut self.ebpf, "CONNECTIONS");
-        let Ok(mut map) = map else { return };
-        for key in keys {
-            // The program may have been faster.
-            let _ = map.remove(&key.to_bytes());
-        }
-    }
-
     /// Runs the program on a packet that goes nowhere, `repeat` times.
     ///
     /// # Errors
@@ -396,7 +366,7 @@ impl Forward {
             repeat,
             ..TestRunOptions::default()
         };
-        let result = self.xdp()?.test_run(options).map_err(|error| refused(&error))?;
+        let result = self.xdp(true)?.test_run(options).map_err(|error| refused(&error))?;
         out.truncate(result.data_size_out as usize);
         Ok(Trial { action: result.return_value, packet: out, took: result.duration })
     }
@@ -409,60 +379,4 @@ where
 {
     let map = ebpf.map_mut(name).ok_or_else(|| corrupt(&format!("no map {name}")))?;
     T::try_from(map).map_err(|error| corrupt(&error.to_string()))
-}
-
-/// The memory of the rings, which the kernel reads as it is written.
-#[derive(Debug)]
-struct Rings {
-    first: NonNull<u32>,
-    rings: usize,
-}
-
-/// Words from one slot to the next: the kernel begins each value at a multiple of eight bytes.
-const STRIDE: usize = 2;
-
-// SAFETY: the memory is shared with the kernel, not with other owners here.
-unsafe impl Send for Rings {}
-// SAFETY: it is only written through `&mut self`.
-unsafe impl Sync for Rings {}
-
-impl Rings {
-    fn open(map: &MapData, rings: u32) -> io::Result<Self> {
-        let rings = rings as usize;
-        // SAFETY: a new mapping of a map that was made mappable, of the size that it was made with.
-        let memory = unsafe {
-            libc::mmap(
-                std::ptr::null_mut(),
-                rings * SLOTS as usize * STRIDE * size_of::<u32>(),
-                libc::PROT_READ | libc::PROT_WRITE,
-                libc::MAP_SHARED,
-                map.fd().as_fd().as_raw_fd(),
-                0,
-            )
-        };
-        if memory == libc::MAP_FAILED {
-            return Err(io::Error::last_os_error());
-        }
-        NonNull::new(memory.cast()).map(|first| Self { first, rings }).ok_or_else(io::Error::last_os_error)
-    }
-
-    fn fill(&mut self, ring: u32, slots: &[u32]) {
-        if ring as usize >= self.rings {
-            return;
-        }
-        let from = ring as usize * SLOTS as usize;
-        for (at, slot) in slots.iter().enumerate().take(SLOTS as usize) {
-            // SAFETY: within the mapping; the kernel reads whole words.
-            unsafe { self.first.add((from + at) * STRIDE).write_volatile(*slot) };
-        }
-    }
-}
-
-impl Drop for Rings {
-    fn drop(&mut self) {
-        // SAFETY: the mapping is ours and nobody uses it any more.
-        unsafe {
-            libc::munmap(self.first.as_ptr().cast(), self.rings * SLOTS as usize * STRIDE * size_of::<u32>())
-        };
-    }
 }

@@ -1,13 +1,16 @@
 //! The forward plane's part in the kernel, in a build without kernel programs.
 
+use std::collections::BTreeSet;
 use std::io;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use lemonade_common::forward::{Flow, Service, ServiceKey, Target};
+use lemonade_common::forward::{Flow, Forgotten, Service, ServiceKey, Target};
+use lemonade_common::least::{Choices, Load};
 use lemonade_common::notice::Notice;
 use lemonade_common::{FlowKey, PacketReason};
 
-use super::{Kernel, Unavailable};
+use super::{Kernel, Pins, Unavailable};
 
 /// What one trial run of a program came to.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -18,6 +21,15 @@ pub struct Trial {
     pub packet: Vec<u8>,
     /// Time of one run, on average.
     pub took: Duration,
+}
+
+/// Nothing that was found.
+#[derive(Clone, Debug, Default)]
+pub struct Found {
+    /// Services by address.
+    pub services: Vec<(ServiceKey, Service)>,
+    /// Backends by index.
+    pub targets: Vec<(u32, Target)>,
 }
 
 /// Nothing to forward with.
@@ -32,6 +44,46 @@ impl Forward {
     }
 
     /// Never called.
+    pub fn load_pinned(pins: Pins, _: u32, _: u32, _: u64) -> Result<Self, Unavailable> {
+        match pins {}
+    }
+
+    /// Never called.
+    pub fn fits(pins: &Pins, _: u32, _: u64) -> Option<bool> {
+        match *pins {}
+    }
+
+    /// Never called.
+    pub fn found(&self) -> io::Result<Found> {
+        match *self {}
+    }
+
+    /// Never called.
+    pub fn room_for_rings(&self) -> u32 {
+        match *self {}
+    }
+
+    /// Never called.
+    pub fn ring(&self, _: u32) -> Vec<u32> {
+        match *self {}
+    }
+
+    /// Never called.
+    pub fn own(&mut self) -> usize {
+        match *self {}
+    }
+
+    /// Never called.
+    pub const fn outlives(&self) -> bool {
+        match *self {}
+    }
+
+    /// Never called.
+    pub fn forsake(&mut self) {
+        match *self {}
+    }
+
+    /// Never called.
     pub fn attach(&mut self, _: &str) -> Result<(), Unavailable> {
         match *self {}
     }
@@ -42,7 +94,42 @@ impl Forward {
     }
 
     /// Never called.
-    pub fn interfaces(&self) -> Vec<String> {
+    pub fn attach_xdp(&mut self, _: &str, _: bool) -> Result<(), Unavailable> {
+        match *self {}
+    }
+
+    /// Never called.
+    pub fn detach_xdp(&mut self, _: &str) {
+        match *self {}
+    }
+
+    /// Never called.
+    pub fn interfaces(&self) -> Vec<(String, Option<bool>)> {
+        match *self {}
+    }
+
+    /// Never called.
+    pub fn attach_cgroup(&mut self, _: &Path) -> Result<(), Unavailable> {
+        match *self {}
+    }
+
+    /// Never called.
+    pub fn attach_own_cgroup(&mut self) -> Result<(), Unavailable> {
+        match *self {}
+    }
+
+    /// Says why there is nothing.
+    pub fn sees(_: &Path) -> Result<(), Unavailable> {
+        match Kernel::load()? {}
+    }
+
+    /// Never called.
+    pub fn leave_cgroups(&mut self, _: &BTreeSet<PathBuf>) {
+        match *self {}
+    }
+
+    /// Never called.
+    pub fn cgroups(&self) -> Vec<String> {
         match *self {}
     }
 
@@ -73,6 +160,11 @@ impl Forward {
 
     /// Never called.
     pub fn reasons(&self) -> [u64; PacketReason::COUNT] {
+        match *self {}
+    }
+
+    /// Never called.
+    pub fn replaced(&self) -> u64 {
         match *self {}
     }
 
@@ -127,12 +219,42 @@ impl Forward {
     }
 
     /// Never called.
+    pub fn put_choices(&mut self, _: u32, _: &Choices) -> Result<(), Unavailable> {
+        match *self {}
+    }
+
+    /// Never called.
+    pub fn count_live(&mut self, _: u32) -> Result<(), Unavailable> {
+        match *self {}
+    }
+
+    /// Never called.
+    pub fn load_of(&self, _: u32) -> Option<Load> {
+        match *self {}
+    }
+
+    /// Never called.
+    pub fn forget_live(&mut self, _: u32) {
+        match *self {}
+    }
+
+    /// Never called.
     pub fn forget(&mut self, _: &[FlowKey]) {
         match *self {}
     }
 
     /// Never called.
+    pub fn forget_unless_seen(&mut self, _: &[Forgotten]) -> Vec<bool> {
+        match *self {}
+    }
+
+    /// Never called.
     pub fn trial(&mut self, _: &[u8], _: u32) -> Result<Trial, Unavailable> {
+        match *self {}
+    }
+
+    /// Never called.
+    pub fn trial_xdp(&mut self, _: &[u8], _: u32, _: u32) -> Result<Trial, Unavailable> {
         match *self {}
     }
 }

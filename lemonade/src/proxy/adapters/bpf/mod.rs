@@ -19,12 +19,23 @@ mod forward;
 #[path = "forward_absent.rs"]
 mod forward;
 #[cfg(all(feature = "ebpf", target_os = "linux"))]
+mod held;
+#[cfg(all(feature = "ebpf", target_os = "linux"))]
 mod interfaces;
 #[cfg(all(feature = "ebpf", target_os = "linux"))]
 mod layout;
 #[cfg(all(feature = "ebpf", target_os = "linux"))]
 mod loader;
+#[cfg(all(feature = "ebpf", target_os = "linux"))]
+mod mapped;
+#[cfg(all(feature = "ebpf", target_os = "linux"))]
+mod pins;
+#[cfg(not(all(feature = "ebpf", target_os = "linux")))]
+#[path = "pins_absent.rs"]
+mod pins;
 pub mod probe;
+#[cfg(all(feature = "ebpf", target_os = "linux"))]
+mod rings;
 #[cfg(all(feature = "ebpf", target_os = "linux"))]
 mod sk_msg;
 #[cfg(not(all(feature = "ebpf", target_os = "linux")))]
@@ -34,20 +45,23 @@ mod sk_msg;
 mod sockmap;
 #[cfg(all(feature = "ebpf", target_os = "linux"))]
 mod splice;
+#[cfg(not(all(feature = "ebpf", target_os = "linux")))]
+#[path = "splice_absent.rs"]
+mod splice;
 
 #[cfg(not(all(feature = "ebpf", target_os = "linux")))]
 pub use absent::{Kernel, Sockmap, cleanup};
 #[cfg(all(feature = "ebpf", target_os = "linux"))]
 pub use cgroup::cleanup;
 pub use decap::Decap;
-pub use forward::{Forward, Trial};
+pub use forward::{Forward, Found, Trial};
 #[cfg(all(feature = "ebpf", target_os = "linux"))]
 pub use loader::{Kernel, Verified};
+pub use pins::{Pins, remove_all};
 pub use sk_msg::SkMsg;
 #[cfg(all(feature = "ebpf", target_os = "linux"))]
 pub use sockmap::Sockmap;
-#[cfg(all(feature = "ebpf", target_os = "linux"))]
-pub use splice::{Seen, Splice};
+pub use splice::{Legs, Seen, Splice};
 
 /// Why there is nothing of Lemonade in the kernel, and what would change that.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

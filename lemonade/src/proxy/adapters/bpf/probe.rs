@@ -24,7 +24,9 @@ pub fn programs() -> Result<Verdicts, Unavailable> {
     #[cfg(all(feature = "ebpf", target_os = "linux"))]
     {
         let mut programs = Kernel::load()?.verify();
-        programs.extend([super::Forward::verify(), super::Forward::verify_xdp(), super::Decap::verify()]);
+        programs.extend([super::Forward::verify(), super::Decap::verify()]);
+        programs.extend(super::Forward::verify_xdp());
+        programs.extend(super::Forward::verify_sockets());
         programs.extend(super::SkMsg::verify());
         programs.extend(super::Splice::verify());
         Ok(programs.into_iter().map(|own| (own.name, own.verdict)).collect())

@@ -7,6 +7,7 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd as _};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, SockHash};
@@ -19,6 +20,7 @@ use lemonade_common::sk_msg::{Count, End, Socket};
 use super::Unavailable;
 use super::layout::Types;
 use super::loader::{Verified, corrupt, refused, verify_all};
+use super::mapped::Mapped;
 
 /// The object.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("LEMONADE_BPF_SK_MSG"));
@@ -38,6 +40,7 @@ pub struct SkMsg {
     dials: Mutex<HashMap<MapData, u64, u32>>,
     unread: Mutex<HashMap<MapData, [u8; END], u32>>,
     ends: HashMap<MapData, [u8; END], [u8; SOCKET]>,
+    detours: Mapped<u64>,
 }
 
 struct Inner {
@@ -80,9 +83,13 @@ impl SkMsg {
         let ends = taken(&mut ebpf, "ENDS")?;
         let frontends = taken(&mut ebpf, "FRONTENDS")?;
         let counts = taken(&mut ebpf, "COUNTS")?;
+        let detours = match ebpf.map("DETOURS") {
+            Some(Map::Array(map)) => Mapped::open(map, 1).map_err(|error| refused(&error))?,
+            _ => return Err(corrupt("no map DETOURS")),
+        };
         let (named, cgroups) = (BTreeSet::new(), BTreeMap::new());
         let inner = Mutex::new(Inner { frontends, counts, socks, named, cgroups, ebpf });
-        Ok(Self { inner, dials, unread, ends })
+        Ok(Self { inner, dials, unread, ends, detours })
     }
 
     /// Sends every program through the verifier and lets it go again.
@@ -163,6 +170,12 @@ impl SkMsg {
     pub fn left_unread(&self, local: SocketAddr, remote: SocketAddr) -> bool {
         let end = end(local, remote).to_bytes();
         self.unread.lock().unwrap_or_else(PoisonError::into_inner).remove(&end).is_ok()
+    }
+
+    /// Messages of sockets that take part and that went by TCP all the same.
+    pub fn detours(&self) -> u64 {
+        // SAFETY: an aligned word within the mapping, which lives as long as this; the kernel changes it atomically.
+        unsafe { AtomicU64::from_ptr(self.detours.at(0)) }.load(Ordering::Acquire)
     }
 
     /// The counters, by [`Count`].

@@ -55,6 +55,11 @@ impl SkMsg {
     }
 
     /// Never called.
+    pub fn detours(&self) -> u64 {
+        match *self {}
+    }
+
+    /// Never called.
     pub fn counts(&self) -> [u64; Count::LEN as usize] {
         match *self {}
     }

@@ -2,29 +2,36 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::os::fd::{AsFd as _, AsRawFd as _};
-use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray};
-use aya::programs::tc::{SchedClassifierLinkId, TcAttachOptions};
-use aya::programs::{LinkOrder, SchedClassifier, TcAttachType, TestRun as _, TestRunOptions};
+use aya::maps::{Array, HashMap, Map, MapError, PerCpuArray};
+use aya::programs::tc::SchedClassifierLinkId;
+use aya::programs::{SchedClassifier, TcAttachType, TestRun as _, TestRunOptions};
 use aya::{Ebpf, EbpfLoader};
 use lemonade_common::FlowKey;
 use lemonade_common::abi::{ABI_VERSION, ABI_VERSION_AT};
-use lemonade_common::splice::{Count, FORWARD, HALT, Leg, Side, Slot};
+use lemonade_common::splice::{Count, FORWARD, HALT, Leg, MEMO, Side, Slot};
 
 use super::forward::{Trial, table};
+use super::held::Held;
 use super::loader::{Verified, corrupt, refused};
+use super::mapped::Mapped;
+use super::pins::{Hold, Pins};
 use super::{Unavailable, interfaces};
+
+mod kept;
+
+use kept::KEPT;
+
+pub use kept::Legs;
 
 /// The programs of relay `splice`.
 static SPLICE: &[u8] = aya::include_bytes_aligned!(env!("LEMONADE_BPF_SPLICE"));
 
-/// Programs with where they are attached.
-const PROGRAMS: [(&str, TcAttachType); 2] =
-    [("splice_in", TcAttachType::Ingress), ("splice_out", TcAttachType::Egress)];
+/// Programs with where they are attached, and what their links are.
+const PROGRAMS: [(&str, TcAttachType, Hold); 2] =
+    [("splice_in", TcAttachType::Ingress, Hold::Tc), ("splice_out", TcAttachType::Egress, Hold::Leaves)];
 
 /// `BPF_NOEXIST`
 const NEW: u64 = 1;
@@ -36,13 +43,17 @@ type Value = [u8; size_of::<Leg>()];
 #[derive(Debug)]
 pub struct Splice {
     object: Mutex<Object>,
-    slots: Slots,
+    slots: Mapped<Slot>,
 }
 
 #[derive(Debug)]
 struct Object {
     ebpf: Ebpf,
-    links: BTreeMap<String, [SchedClassifierLinkId; 2]>,
+    /// By interface, in the order of [`PROGRAMS`].
+    links: BTreeMap<String, [Option<Held<SchedClassifierLinkId>>; 2]>,
+    pins: Option<Pins>,
+    /// Whether a killed process has left it, and this one does not serve by it yet.
+    left: bool,
 }
 
 /// What was seen of one side of a flow; see [`Side`].
@@ -56,8 +67,12 @@ pub struct Seen {
     pub fin: u32,
     pub arrives_by: u32,
     pub leaves_by: u32,
+    pub received: u32,
     pub owed: u32,
     pub forwarded: u64,
+    /// Bytes from where the slot began; FIN counts as one.
+    pub bytes: u64,
+    pub seen: u64,
 }
 
 impl Splice {
@@ -66,20 +81,28 @@ impl Splice {
     /// # Errors
     /// Why the kernel refuses, and what would change that.
     pub fn load(flows: u32) -> Result<Self, Unavailable> {
+        Self::load_in(None, flows)
+    }
+
+    fn load_in(pins: Option<Pins>, flows: u32) -> Result<Self, Unavailable> {
         let mut loader = EbpfLoader::new();
+        for name in pins.iter().flat_map(|_| KEPT) {
+            loader.map_pin_path(name, pins.as_ref().map(|pins| pins.map(name)).unwrap_or_default());
+        }
         loader.map_max_entries("LEGS", 2 * flows).map_max_entries("SLOTS", flows);
         let mut ebpf = loader.load(SPLICE).map_err(|error| refused(&error))?;
         let mut versions: Array<_, u32> = table(&mut ebpf, "ABI")?;
         versions.set(ABI_VERSION_AT, ABI_VERSION, 0).map_err(|error| refused(&error))?;
         let slots = match ebpf.map("SLOTS") {
-            Some(Map::Array(map)) => Slots::open(map, flows)
+            Some(Map::Array(map)) => Mapped::open(map, flows)
                 .map_err(|error| corrupt(&format!("the slots cannot be mapped: {error}")))?,
             _ => return Err(corrupt("no map SLOTS")),
         };
-        let mut object = Object { ebpf, links: BTreeMap::new() };
-        for (name, _) in PROGRAMS {
+        let mut object = Object { ebpf, links: BTreeMap::new(), pins, left: false };
+        for (name, ..) in PROGRAMS {
             object.program(name)?.load().map_err(|error| refused(&error))?;
         }
+        object.take_over();
         Ok(Self { object: Mutex::new(object), slots })
     }
 
@@ -91,7 +114,7 @@ impl Splice {
             let info = own.lock().program(name)?.info().map_err(|error| refused(&error))?;
             Ok(info.verified_instruction_count().unwrap_or(0))
         };
-        PROGRAMS.map(|(name, _)| Verified { name: name.to_owned(), verdict: followed(name) }).into()
+        PROGRAMS.map(|(name, ..)| Verified { name: name.to_owned(), verdict: followed(name) }).into()
     }
 
     /// Attaches to every interface that is up, has an address and carries Ethernet, ahead of other programs there;
@@ -102,7 +125,7 @@ impl Splice {
     pub fn attach(&self) -> Result<Vec<String>, Unavailable> {
         let there = interfaces::ethernet().map_err(|error| refused(&error))?;
         let mut object = self.lock();
-        object.links.retain(|name, _| there.contains(name));
+        object.retain(&there);
         for name in &there {
             object.attach(name)?;
         }
@@ -147,6 +170,7 @@ impl Splice {
             for at in 0..2 {
                 let side = &raw mut (*slot).sides[at];
                 (&raw mut (*side).end).cast::<u64>().write_volatile(ends[at].into());
+                (&raw mut (*side).start).cast::<u32>().write_volatile(ends[at]);
                 (&raw mut (*side).owed).cast::<u32>().write_volatile(owed[at]);
             }
         }
@@ -169,27 +193,54 @@ impl Splice {
             // SAFETY: an aligned word of the side.
             unsafe { side.byte_add(offset).cast::<u64>().read_volatile() }
         };
+        let end = long(std::mem::offset_of!(Side, end));
         Seen {
-            end: long(std::mem::offset_of!(Side, end)),
+            end,
             ack: word(std::mem::offset_of!(Side, ack)),
             stamp: word(std::mem::offset_of!(Side, stamp)),
             marks: word(std::mem::offset_of!(Side, marks)),
             fin: word(std::mem::offset_of!(Side, fin)),
             arrives_by: word(std::mem::offset_of!(Side, arrives_by)),
             leaves_by: word(std::mem::offset_of!(Side, leaves_by)),
+            received: word(std::mem::offset_of!(Side, received)),
             owed: word(std::mem::offset_of!(Side, owed)),
             forwarded: long(std::mem::offset_of!(Side, forwarded)),
+            bytes: end.saturating_sub(word(std::mem::offset_of!(Side, start)).into()),
+            seen: long(std::mem::offset_of!(Side, seen)),
         }
     }
 
-    /// Says of side `at` what the proxy's socket has sent up to, and what is added to TSval; before [`Self::hand_over`].
-    pub fn promise(&self, slot: u32, at: usize, owed: u32, stamp_delta: u32) {
+    /// Says of side `at` what the proxy's socket has received and sent up to, and what is added to TSval; before
+    /// [`Self::hand_over`].
+    pub fn promise(&self, slot: u32, at: usize, received: u32, owed: u32, stamp_delta: u32) {
         // SAFETY: within the mapping; programs read whole words.
         unsafe {
             let side = &raw mut (*self.slots.at(slot)).sides[at & 1];
+            (&raw mut (*side).received).cast::<u32>().write_volatile(received);
             (&raw mut (*side).owed).cast::<u32>().write_volatile(owed);
             (&raw mut (*side).stamp_delta).cast::<u32>().write_volatile(stamp_delta);
         }
+    }
+
+    /// Says by which interface packets to the peer of side `at` leave, where the proxy's own ones have not shown it.
+    pub fn set_way(&self, slot: u32, at: usize, interface: u32) {
+        // SAFETY: within the mapping; programs read whole words.
+        unsafe {
+            let side = &raw mut (*self.slots.at(slot)).sides[at & 1];
+            (&raw mut (*side).leaves_by).cast::<u32>().write_volatile(interface);
+        }
+    }
+
+    /// Writes down what the next process needs to know of a slot.
+    pub fn set_memo(&self, slot: u32, memo: [u64; MEMO]) {
+        // SAFETY: within the mapping; no program looks there.
+        unsafe { (&raw mut (*self.slots.at(slot)).memo).cast::<[u64; MEMO]>().write_volatile(memo) };
+    }
+
+    /// What [`Self::set_memo`] has written down; zeros after [`Self::begin`].
+    pub fn memo(&self, slot: u32) -> [u64; MEMO] {
+        // SAFETY: as there.
+        unsafe { (&raw const (*self.slots.at(slot)).memo).cast::<[u64; MEMO]>().read_volatile() }
     }
 
     /// Lets packets pass between the connections from now on, unless one has come since the slot's state was `state`.
@@ -204,7 +255,7 @@ impl Splice {
 
     /// Slots that there are.
     pub const fn slots(&self) -> u32 {
-        self.slots.slots
+        self.slots.values()
     }
 
     /// What the programs counted, by [`Count`].
@@ -253,71 +304,6 @@ impl Object {
     fn program(&mut self, name: &str) -> Result<&mut SchedClassifier, Unavailable> {
         let program = self.ebpf.program_mut(name).ok_or_else(|| corrupt(&format!("no program {name}")))?;
         program.try_into().map_err(|error: aya::programs::ProgramError| corrupt(&error.to_string()))
-    }
-
-    fn attach(&mut self, interface: &str) -> Result<(), Unavailable> {
-        if self.links.contains_key(interface) {
-            return Ok(());
-        }
-        let mut attached = Vec::new();
-        for (name, direction) in PROGRAMS {
-            let options = TcAttachOptions::TcxOrder(LinkOrder::first());
-            let link = self.program(name)?.attach_with_options(interface, direction, options);
-            attached.push(link.map_err(|error| {
-                let refused = refused(&error);
-                Unavailable { why: format!("interface {interface}: {}", refused.why), cure: refused.cure }
-            })?);
-        }
-        if let Ok(links) = <[SchedClassifierLinkId; 2]>::try_from(attached) {
-            self.links.insert(interface.to_owned(), links);
-        }
-        Ok(())
-    }
-}
-
-/// The memory of the slots, which programs and proxy share.
-#[derive(Debug)]
-struct Slots {
-    first: NonNull<Slot>,
-    slots: u32,
-}
-
-// SAFETY: it is only accessed by volatile and atomic operations on whole words.
-unsafe impl Send for Slots {}
-// SAFETY: as above.
-unsafe impl Sync for Slots {}
-
-impl Slots {
-    fn open(map: &MapData, slots: u32) -> io::Result<Self> {
-        // SAFETY: a new mapping of a map that was made mappable, of the size that it was made with.
-        let memory = unsafe {
-            libc::mmap(
-                std::ptr::null_mut(),
-                slots as usize * size_of::<Slot>(),
-                libc::PROT_READ | libc::PROT_WRITE,
-                libc::MAP_SHARED,
-                map.fd().as_fd().as_raw_fd(),
-                0,
-            )
-        };
-        if memory == libc::MAP_FAILED {
-            return Err(io::Error::last_os_error());
-        }
-        NonNull::new(memory.cast()).map(|first| Self { first, slots }).ok_or_else(io::Error::last_os_error)
-    }
-
-    /// Where slot `slot` is; one that is not there is the last.
-    fn at(&self, slot: u32) -> *mut Slot {
-        let slot = slot.min(self.slots - 1) as usize;
-        // SAFETY: within the mapping.
-        unsafe { self.first.as_ptr().add(slot) }
-    }
-}
-
-impl Drop for Slots {
-    fn drop(&mut self) {
-        // SAFETY: the mapping is ours and nobody uses it any more.
-        unsafe { libc::munmap(self.first.as_ptr().cast(), self.slots as usize * size_of::<Slot>()) };
     }
 }
 

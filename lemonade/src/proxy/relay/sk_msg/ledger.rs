@@ -27,6 +27,8 @@ pub(in crate::proxy) struct Ledger {
     live: bool,
     up: Receiver,
     down: Receiver,
+    /// The program's count of messages that went by TCP, as each direction saw it last.
+    detours: [AtomicU64; 2],
     opened: Instant,
 }
 
@@ -72,7 +74,9 @@ impl Ledger {
             return None;
         }
         let (relay, frontend) = (Arc::clone(relay), Arc::clone(frontend));
-        Some(Self { relay, frontend, live, up, down, opened: Instant::now() })
+        // A count that the program never has: each direction looks once.
+        let detours = [const { AtomicU64::new(u64::MAX) }; 2];
+        Some(Self { relay, frontend, live, up, down, detours, opened: Instant::now() })
     }
 
     /// Whether a hop takes the short way.
@@ -129,6 +133,16 @@ impl Ledger {
             Direction::Down => &self.up,
         };
         self.live && self.relay.programs.left_unread(source.own, source.foreign)
+    }
+
+    /// Whether a short read of the source of `direction` may have left something.
+    ///
+    /// What came the short way is read before what came by TCP, by a call of its own, and a message is counted before it
+    /// goes by TCP: while the count stands still, what was read was all, and what comes later is told of later.
+    pub(in crate::proxy) fn more(&self, direction: Direction) -> bool {
+        let seen = &self.detours[direction as usize];
+        let now = self.relay.programs.detours();
+        seen.swap(now, Ordering::Relaxed) != now
     }
 
     /// The connection has ended, `whole` if in good order: only then its sockets may close with FIN.

@@ -1,0 +1,197 @@
+//! System calls on the sockets of a flow that is spliced: where their streams stand, and how they fall silent.
+
+#![cfg(target_os = "linux")]
+
+use std::io;
+use std::net::{SocketAddr, TcpStream};
+use std::os::fd::{AsFd, AsRawFd as _};
+
+use socket2::{Protocol, SockAddr, SockRef, Socket, Type};
+
+use super::check::{INFO, Place, Tcp};
+use crate::proxy::socket::{reset_on_close, set_int, unacknowledged};
+
+/// Queues of `TCP_REPAIR_QUEUE` (linux/tcp.h).
+const RECEIVED: libc::c_int = 1;
+const SENT: libc::c_int = 2;
+
+/// Values of `TCP_REPAIR`; the last turns it off without a packet.
+const ON: libc::c_int = 1;
+const OFF: libc::c_int = -1;
+
+/// Reads `TCP_INFO`.
+///
+/// # Errors
+/// As getsockopt(2).
+pub(super) fn info(socket: &impl AsFd) -> io::Result<Tcp> {
+    get::<INFO>(socket, libc::IPPROTO_TCP, libc::TCP_INFO).map(|info| Tcp::read(&info))
+}
+
+/// Memory that what a socket has received takes, in bytes: 0 if everything was read and nothing has come out of order either,
+/// which nobody can read before what is missing.
+///
+/// # Errors
+/// As getsockopt(2): before Linux 4.12 it is not told.
+pub(super) fn held(socket: &impl AsFd) -> io::Result<u32> {
+    /// `SK_MEMINFO_VARS` (linux/sock_diag.h); the first is `SK_MEMINFO_RMEM_ALLOC`.
+    const WORDS: usize = 9;
+    let words = get::<{ WORDS * 4 }>(socket, libc::SOL_SOCKET, libc::SO_MEMINFO)?;
+    let [a, b, c, d, ..] = words;
+    Ok(u32::from_ne_bytes([a, b, c, d]))
+}
+
+/// Where the streams of a socket stand. Nothing of it may wait to be sent for the first time.
+///
+/// # Errors
+/// As setsockopt(2): the process may not repair sockets, or this one is closed.
+pub(super) fn place(socket: &impl AsFd) -> io::Result<Place> {
+    let tcp = libc::IPPROTO_TCP;
+    let reused = SockRef::from(socket).reuse_address()?;
+    set_int(socket, tcp, libc::TCP_REPAIR, ON)?;
+    let read = || {
+        let queue = |which| {
+            set_int(socket, tcp, libc::TCP_REPAIR_QUEUE, which)?;
+            word(socket, libc::TCP_QUEUE_SEQ)
+        };
+        Ok(Place { received: queue(RECEIVED)?, sent: queue(SENT)? })
+    };
+    let read = read();
+    set_int(socket, tcp, libc::TCP_REPAIR, OFF)?;
+    // Repair has taken it away.
+    SockRef::from(socket).set_reuse_address(reused)?;
+    read
+}
+
+/// The timestamp that a segment sent now would have.
+///
+/// # Errors
+/// As getsockopt(2).
+pub(super) fn stamp(socket: &impl AsFd) -> io::Result<u32> {
+    word(socket, libc::TCP_TIMESTAMP)
+}
+
+/// The socket of a side whose packets no longer reach it: silent, it holds addresses and ports.
+#[derive(Debug)]
+pub(super) struct Holder {
+    /// `None`: what a killed process has left still has them.
+    socket: Option<Socket>,
+    /// Its own address and the peer's, unless its socket has always been there.
+    ends: Option<[SocketAddr; 2]>,
+    silent: bool,
+}
+
+impl Holder {
+    /// One that may still have bytes to send again.
+    pub(super) fn new(socket: TcpStream) -> Self {
+        Self { socket: Some(socket.into()), ends: None, silent: false }
+    }
+
+    /// One without a socket, for its own address and the peer's.
+    pub(super) const fn vacant(ends: [SocketAddr; 2]) -> Self {
+        Self { socket: None, ends: Some(ends), silent: true }
+    }
+
+    /// Takes its addresses and ports, if it has not.
+    ///
+    /// # Errors
+    /// As socket(2), bind(2) and connect(2): a socket that a killed process has left may have bytes to send again.
+    pub(super) fn claim(&mut self) -> io::Result<()> {
+        if let (None, Some([own, peer])) = (&self.socket, self.ends) {
+            let fresh = bound(&own.into())?;
+            hold(&fresh, &peer.into())?;
+            self.socket = Some(fresh);
+        }
+        Ok(())
+    }
+
+    /// Whether it sends nothing any more.
+    pub(super) const fn is_silent(&self) -> bool {
+        self.silent
+    }
+
+    /// Whether its peer has told it that it has everything.
+    pub(super) fn knows(&self) -> bool {
+        self.socket.as_ref().is_some_and(|socket| unacknowledged(socket) == 0)
+    }
+
+    /// Lets it send nothing any more, whose peer has all that it sent, and close without a word. One that does not know what
+    /// its peer has would go on sending that: a fresh one takes its place.
+    ///
+    /// # Errors
+    /// As setsockopt(2), socket(2), bind(2) and connect(2); it closes without a word all the same.
+    pub(super) fn silence(&mut self) -> io::Result<()> {
+        let Some(socket) = self.socket.as_ref().filter(|_| !self.silent) else { return Ok(()) };
+        self.silent = true;
+        set_int(socket, libc::SOL_SOCKET, libc::SO_KEEPALIVE, 0)?;
+        set_int(socket, libc::IPPROTO_TCP, libc::TCP_USER_TIMEOUT, 0)?;
+        // Tells the program that counts resets in the kernel that its close is not the peer's.
+        reset_on_close(socket);
+        set_int(socket, libc::IPPROTO_TCP, libc::TCP_REPAIR, ON)?;
+        if self.knows() { Ok(()) } else { self.replace() }
+    }
+
+    /// Its own address and the peer's.
+    ///
+    /// # Errors
+    /// As getsockname(2).
+    pub(super) fn ends(&self) -> io::Result<[SocketAddr; 2]> {
+        let Some(socket) = &self.socket else { return Err(io::ErrorKind::NotConnected.into()) };
+        let known = |address: SockAddr| -> io::Result<SocketAddr> {
+            address.as_socket().ok_or_else(|| io::ErrorKind::AddrNotAvailable.into())
+        };
+        Ok([known(socket.local_addr()?)?, known(socket.peer_addr()?)?])
+    }
+
+    /// Puts a fresh socket in its place; there is no moment at which the port is free.
+    pub(super) fn replace(&mut self) -> io::Result<()> {
+        let Some(socket) = &self.socket else { return Ok(()) };
+        let (own, peer) = (socket.local_addr()?, socket.peer_addr()?);
+        let fresh = bound(&own)?;
+        // Closed before the fresh one takes both its addresses.
+        let fresh = self.socket.insert(fresh);
+        hold(fresh, &peer)
+    }
+
+    /// Closes it with RST.
+    pub(super) fn reset(self) {
+        let Some(socket) = &self.socket else { return };
+        // Fails only for a socket that is closed already.
+        let _ = set_int(socket, libc::IPPROTO_TCP, libc::TCP_REPAIR, OFF);
+        reset_on_close(socket);
+    }
+}
+
+/// A silent socket that is bound to a port which others may have.
+fn bound(own: &SockAddr) -> io::Result<Socket> {
+    let socket = Socket::new(own.domain(), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
+    set_int(&socket, libc::IPPROTO_TCP, libc::TCP_REPAIR, ON)?;
+    socket.bind(own)?;
+    Ok(socket)
+}
+
+/// Gives a silent socket its peer without a packet.
+fn hold(socket: &Socket, peer: &SockAddr) -> io::Result<()> {
+    socket.connect(peer)?;
+    reset_on_close(socket);
+    Ok(())
+}
+
+fn get<const N: usize>(socket: &impl AsFd, level: libc::c_int, option: libc::c_int) -> io::Result<[u8; N]> {
+    let mut value = [0; N];
+    let mut length = N as libc::socklen_t;
+    // SAFETY: the kernel writes at most `length` bytes, and `value` has that many.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_fd().as_raw_fd(),
+            level,
+            option,
+            value.as_mut_ptr().cast(),
+            &raw mut length,
+        )
+    };
+    if result == 0 { Ok(value) } else { Err(io::Error::last_os_error()) }
+}
+
+fn word(socket: &impl AsFd, option: libc::c_int) -> io::Result<u32> {
+    get(socket, libc::IPPROTO_TCP, option).map(u32::from_ne_bytes)
+}

@@ -1,0 +1,28 @@
+//! fastest_response_time and adaptive in the kernel: who answers SYNs late gets fewer of them.
+
+use lemonade_tests::load::tally;
+use lemonade_tests::netns::Network;
+use lemonade_tests::wait;
+
+use crate::stage::{V4, ask, start};
+
+#[test]
+fn who_answers_late_gets_less() {
+    let Some(network) = Network::start("who_answers_late_gets_less") else { return };
+    let backends = V4.backends(&network);
+    let late = backends[2].address.ip();
+    let setup = V4.setup(&backends).pool(&["strategy = \"fastest_response_time\""]).health(&[]);
+    let _lemonade = start(&network, &setup);
+    let before = ask(&network, V4.frontend(), 90);
+    let before = tally(&before).get("c").copied().unwrap_or(0);
+    assert!(before > 15, "nobody is known to be slow: {before} of 90");
+    // Half of its SYNs are lost, and come again after a second.
+    network
+        .backends
+        .filter(&format!("ip daddr {late} tcp flags & (syn | ack) == syn numgen random mod 2 < 1 drop"));
+    ask(&network, V4.frontend(), 30);
+    wait::until("it gets a small share", 3 * wait::SOON, || {
+        let names = ask(&network, V4.frontend(), 60);
+        tally(&names).get("c").copied().unwrap_or(0) <= 4
+    });
+}
