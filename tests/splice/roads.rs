@@ -21,11 +21,19 @@ fn packets_that_overtake_each_other_and_come_twice_cost_no_byte() {
     for (clients, addresses) in [(true, V4), (false, V6)] {
         let Some(stage) = Stage::start(test, addresses, &[]) else { return };
         let _disorder = stage.network.disorder(clients);
-        exact(&stage, &orderly(plan(61, some(100), 200_000)), 25);
         let Network { client, balancer, backends } = &stage.network;
         let sum = |name| [client, balancer, backends].map(|own| own.tcp_counter(name)).iter().sum::<u64>();
-        let (late, doubled) = (sum("TCPOFOQueue"), sum("TCPDSACKRecv"));
-        println!("{late} packets came out of order, {doubled} twice");
+        // How many overtake each other depends on how fast the host's cores send.
+        let mut counts = (0, 0);
+        for seed in 0..10 {
+            exact(&stage, &orderly(plan(61 + 100 * seed, some(100), 200_000)), 25);
+            counts = (sum("TCPOFOQueue"), sum("TCPDSACKRecv"));
+            println!("{} packets came out of order, {} twice", counts.0, counts.1);
+            if counts.0 > 50 && counts.1 > 50 {
+                break;
+            }
+        }
+        let (late, doubled) = counts;
         assert!(late > 50 && doubled > 50, "blocked: {late} packets came out of order, {doubled} twice");
     }
 }
