@@ -15,7 +15,7 @@ use serde::Deserialize;
 
 use super::AdminWiring;
 use super::connections::carried_by;
-use super::feed::Feed;
+use super::feed::{EVERY, Feed};
 use super::words;
 use crate::control::overrides::{find, listed};
 use crate::model::Moment;
@@ -150,12 +150,13 @@ pub const fn name(kind: EventKind) -> &'static str {
 struct Place {
     readers: Arc<AtomicUsize>,
     feed: Arc<Mutex<Feed>>,
+    rate: u32,
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
         self.readers.fetch_sub(1, Ordering::Relaxed);
-        self.feed.lock().unwrap_or_else(PoisonError::into_inner).leave();
+        self.feed.lock().unwrap_or_else(PoisonError::into_inner).leave(self.rate);
     }
 }
 
@@ -182,8 +183,9 @@ pub(super) fn stream(wiring: &Arc<AdminWiring>, wanted: Wanted) -> Option<Body> 
         readers.fetch_sub(1, Ordering::Relaxed);
         return None;
     }
-    let next = feed.lock().unwrap_or_else(PoisonError::into_inner).join(&wiring.tap);
-    let place = Place { readers, feed };
+    let rate = wanted.demand();
+    let next = feed.lock().unwrap_or_else(PoisonError::into_inner).join(&wiring.tap, rate);
+    let place = Place { readers, feed, rate };
     let now = Instant::now();
     let reader = Reader {
         wiring: Arc::clone(wiring),
@@ -207,6 +209,11 @@ pub(super) fn stream(wiring: &Arc<AdminWiring>, wanted: Wanted) -> Option<Body> 
 impl Wanted {
     fn rate(&self) -> u32 {
         self.rate.unwrap_or(RATE.0).clamp(1, RATE.1)
+    }
+
+    /// Events per second that it has to see to find those that it wants.
+    fn demand(&self) -> u32 {
+        if self.is_all() { self.rate() } else { EVERY }
     }
 
     fn look(&self) -> Duration {

@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::sync::{Arc, OnceLock};
+use std::time::Instant;
 
 use axum::body::Bytes;
 
@@ -31,32 +32,60 @@ impl Told {
     }
 }
 
+/// What a reader wants that looks at each event.
+pub(super) const EVERY: u32 = u32::MAX;
+
 /// The newest events by number, while anybody reads.
 #[derive(Debug, Default)]
 pub struct Feed {
     tapped: Option<Tapped>,
-    readers: usize,
+    /// Events per second that each reader wants at most.
+    readers: Vec<u32>,
+    /// When room was made for more.
+    roomy: Option<Instant>,
     newest: VecDeque<(u64, Arc<Told>)>,
     /// Number of the next event.
     next: u64,
 }
 
 impl Feed {
-    /// Takes a reader in; returns the number of the first event that is its.
-    pub(super) fn join(&mut self, tap: &Tap) -> u64 {
-        self.readers += 1;
-        self.tapped.get_or_insert_with(|| tap.read());
+    /// Takes in a reader that wants at most `rate` events a second; returns the number of the first event that is its.
+    pub(super) fn join(&mut self, tap: &Tap, rate: u32) -> u64 {
+        let before = self.most();
+        self.readers.push(rate);
+        let most = self.most();
+        self.tapped.get_or_insert_with(|| tap.read()).make_room(most - before, most);
         self.refresh();
         self.next
     }
 
-    /// Lets a reader go; the data plane tells nothing once it was the last.
-    pub(super) fn leave(&mut self) {
-        self.readers -= 1;
-        if self.readers == 0 {
-            self.tapped = None;
+    /// Lets a reader of that rate go; the data plane tells nothing once it was the last.
+    pub(super) fn leave(&mut self, rate: u32) {
+        if let Some(at) = self.readers.iter().position(|own| *own == rate) {
+            self.readers.swap_remove(at);
+        }
+        if self.readers.is_empty() {
+            (self.tapped, self.roomy) = (None, None);
             self.newest.clear();
         }
+    }
+
+    /// Events per second that any reader may get.
+    fn most(&self) -> u64 {
+        self.readers.iter().copied().max().unwrap_or_default().into()
+    }
+
+    /// Makes room for what readers may get in the time since the last time, and in a second at most.
+    fn make_room(&mut self) {
+        let (now, most) = (Instant::now(), self.most());
+        let Some(tapped) = &self.tapped else { return };
+        let since = self.roomy.map_or(0, |then| now.duration_since(then).as_micros());
+        let more = u128::from(most) * since / 1_000_000;
+        // Less than one goes on waiting.
+        if more > 0 || self.roomy.is_none() {
+            self.roomy = Some(now);
+        }
+        tapped.make_room(u64::try_from(more).unwrap_or(most), most);
     }
 
     /// Returns the events from number `from` on that are still here, how many are not, and the number after the last.
@@ -70,6 +99,7 @@ impl Feed {
 
     /// Takes what was told since the last time; only as much as the channel holds, so that it comes to an end.
     fn refresh(&mut self) {
+        self.make_room();
         let Some(tapped) = &mut self.tapped else { return };
         for _ in 0..BACKLOG {
             match tapped.look() {
@@ -104,9 +134,9 @@ mod tests {
     fn each_reader_gets_what_was_told_since_it_came_and_is_told_what_it_missed() {
         let tap = Tap::new(broadcast::channel(4).0);
         let mut feed = Feed::default();
-        let early = feed.join(&tap);
+        let early = feed.join(&tap, EVERY);
         (0..3).for_each(|id| tap.tell(EventKind::End, || ended(id)));
-        let late = feed.join(&tap);
+        let late = feed.join(&tap, EVERY);
         assert_eq!(tap.readers(), 1, "the data plane tells once");
         (3..5).for_each(|id| tap.tell(EventKind::End, || ended(id)));
         assert_eq!(ids(&mut feed, early), (vec![0, 1, 2, 3, 4], 0, 5));
@@ -114,17 +144,38 @@ mod tests {
         // The channel holds four of these seven.
         (5..12).for_each(|id| tap.tell(EventKind::End, || ended(id)));
         assert_eq!(ids(&mut feed, 5), (vec![8, 9, 10, 11], 3, 12));
-        feed.leave();
+        feed.leave(EVERY);
         assert_eq!(tap.readers(), 1);
-        feed.leave();
+        feed.leave(EVERY);
         assert_eq!((tap.readers(), feed.newest.len()), (0, 0));
+    }
+
+    #[test]
+    fn what_no_reader_may_get_is_not_told_and_counted_as_missed() {
+        let tap = Tap::new(broadcast::channel(BACKLOG).0);
+        let mut feed = Feed::default();
+        let page = feed.join(&tap, 5);
+        (0..100).for_each(|id| tap.tell(EventKind::End, || ended(id)));
+        let (here, missed, next) = ids(&mut feed, page);
+        // A few more, if more than the fifth part of a second has passed.
+        assert!((5..50).contains(&here.len()), "{here:?}");
+        assert_eq!((missed, next), (100 - here.len() as u64, 100));
+        // One that looks at each needs each.
+        let search = feed.join(&tap, EVERY);
+        (100..200).for_each(|id| tap.tell(EventKind::End, || ended(id)));
+        assert_eq!(ids(&mut feed, search), ((100..200).collect(), 0, 200));
+        feed.leave(EVERY);
+        feed.refresh();
+        (200..300).for_each(|id| tap.tell(EventKind::End, || ended(id)));
+        let (here, missed, _) = ids(&mut feed, 200);
+        assert!(here.len() < 50 && missed == 100 - here.len() as u64, "{here:?}");
     }
 
     #[test]
     fn no_more_is_kept_than_a_reader_may_be_behind() {
         let tap = Tap::new(broadcast::channel(BACKLOG).0);
         let mut feed = Feed::default();
-        let first = feed.join(&tap);
+        let first = feed.join(&tap, EVERY);
         for _ in 0..2 {
             (0..BACKLOG as u64).for_each(|id| tap.tell(EventKind::End, || ended(id)));
             feed.refresh();

@@ -36,12 +36,14 @@ pub struct Tap {
     events: broadcast::Sender<Event>,
     readers: Arc<AtomicUsize>,
     lost: Arc<AtomicU64>,
+    /// Events that readers still have room for.
+    room: Arc<AtomicU64>,
 }
 
 impl Tap {
     /// Tells into `events`.
     pub fn new(events: broadcast::Sender<Event>) -> Self {
-        Self { events, readers: Arc::default(), lost: Arc::default() }
+        Self { events, readers: Arc::default(), lost: Arc::default(), room: Arc::default() }
     }
 
     /// Readers now.
@@ -56,6 +58,7 @@ impl Tap {
             events: self.events.subscribe(),
             readers: Arc::clone(&self.readers),
             lost: Arc::clone(&self.lost),
+            room: Arc::clone(&self.room),
             known: self.lost.load(Ordering::Relaxed),
         }
     }
@@ -65,11 +68,18 @@ impl Tap {
         self.lost.fetch_add(events, Ordering::Relaxed);
     }
 
-    /// Tells what `connection` makes, if anybody reads. Never waits: who is late loses.
+    /// Tells what `connection` makes, if anybody reads and has room for it. Never waits: who is late loses.
     pub(crate) fn tell(&self, kind: EventKind, connection: impl FnOnce() -> Connection) {
-        if self.readers() > 0 {
+        if self.readers() == 0 {
+            return;
+        }
+        let taken =
+            self.room.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |room| room.checked_sub(1)).is_ok();
+        if taken {
             // An error says that the last reader has just left.
             let _ = self.events.send(Event { kind, connection: Arc::new(connection()) });
+        } else {
+            self.lose(1);
         }
     }
 }
@@ -80,6 +90,7 @@ pub struct Tapped {
     events: broadcast::Receiver<Event>,
     readers: Arc<AtomicUsize>,
     lost: Arc<AtomicU64>,
+    room: Arc<AtomicU64>,
     /// Of these, those that the reader knows of.
     known: u64,
 }
@@ -96,6 +107,12 @@ pub enum Found {
 }
 
 impl Tapped {
+    /// Makes room for `more` events, up to `most` in all: what comes beyond is lost before it costs anything.
+    pub fn make_room(&self, more: u64, most: u64) {
+        let grown = |room: u64| Some(room.saturating_add(more).min(most));
+        let _ = self.room.fetch_update(Ordering::Relaxed, Ordering::Relaxed, grown);
+    }
+
     /// The next event that has been told already.
     ///
     /// A reader looks from time to time instead of waiting, so that the data plane never pays for waking it.
@@ -141,6 +158,7 @@ mod tests {
     fn a_slow_reader_loses_the_oldest_is_told_how_many_and_holds_nobody_up() {
         let tap = tap();
         let mut slow = tap.read();
+        slow.make_room(100, 100);
         for id in 0..10 {
             tap.tell(EventKind::End, || ended(id));
         }
@@ -154,5 +172,21 @@ mod tests {
         tap.tell(EventKind::End, || ended(10));
         assert!(matches!(slow.look(), Found::Lost(3)));
         assert!(matches!(slow.look(), Found::Event(_)));
+    }
+
+    #[test]
+    fn beyond_the_room_of_its_readers_nothing_is_made_and_all_is_counted() {
+        let tap = tap();
+        let mut reader = tap.read();
+        tap.tell(EventKind::End, || panic!("there is no room"));
+        reader.make_room(5, 2);
+        for id in 0..2 {
+            tap.tell(EventKind::End, || ended(id));
+        }
+        tap.tell(EventKind::End, || panic!("there is no room any more"));
+        assert!(matches!(reader.look(), Found::Lost(2)));
+        assert!(matches!(reader.look(), Found::Event(_)));
+        assert!(matches!(reader.look(), Found::Event(_)));
+        assert!(matches!(reader.look(), Found::Nothing));
     }
 }
