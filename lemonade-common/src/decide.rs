@@ -10,6 +10,7 @@ use crate::hash::flow_hash;
 use crate::least::{Choices, Scan, least};
 use crate::open::{forget, open, open_gateway, open_passing};
 use crate::packet::{ACK, FIN, Kind, NoFlow, Oddity, Packet, RST, SYN};
+use crate::place::{Place, room_at, spare, take};
 use crate::verdict::PacketReason;
 
 pub use crate::open::{LINGER, Opening, PORT_TRIES, entry, source_hash};
@@ -32,11 +33,22 @@ pub trait TableView {
     fn flow(&self, key: &FlowKey) -> Option<&Flow>;
     /// Puts an entry where there is none.
     fn insert(&self, key: &FlowKey, flow: &Flow) -> Inserted;
-    /// Takes an entry away, with what it counts at its backend; says whether it was there.
+    /// Takes an entry away, with what it counts; says whether it was there.
     fn remove(&self, key: &FlowKey) -> bool;
-    /// Counts a flow as live at its backend, given the entry of its direction from the client.
-    fn enter(&self, flow: &Flow);
-    /// Takes that back; a second time nothing happens.
+    /// Counts one flow more at a backend, unless `most` are there; says whether it did.
+    fn enter(&self, backend: u32, most: u64) -> bool;
+    /// The same of a frontend.
+    fn enter_frontend(&self, frontend: u32, most: u64) -> bool;
+    /// Counts one flow less at a backend.
+    fn leave_backend(&self, backend: u32);
+    /// The same of a frontend.
+    fn leave_frontend(&self, frontend: u32);
+    /// Connections of a backend or a frontend that are counted elsewhere.
+    fn elsewhere(&self, whose: u64) -> u32;
+    /// Now, to the nanosecond and never 0: the time since which an entry counts.
+    fn since(&self) -> u64;
+    /// Counts a flow that has ended no longer, given the entry of its direction from the client; a second time nothing
+    /// happens.
     fn leave(&self, flow: &Flow);
     /// Counts how long a flow waited for the first answer.
     fn answered(&self, flow: &Flow);
@@ -95,6 +107,27 @@ pub trait TableView {
         if let Some(choices) = self.choices(ring) {
             scan.step(self, choices, at);
         }
+    }
+    /// Gives a flow a backend, as [`take`].
+    fn place(&self, service: &Service, key: &FlowKey, how: u32, place: &mut Place) -> bool
+    where
+        Self: Sized,
+    {
+        take(self, service, key, how, place)
+    }
+    /// A backend with room behind a slot, as [`spare`].
+    fn spare(&self, ring: u32, slot: u32) -> u32
+    where
+        Self: Sized,
+    {
+        spare(self, ring, slot)
+    }
+    /// The backend some slots behind one, if it has room, as [`room_at`].
+    fn room_at(&self, ring: u32, slot: u32, step: u32) -> u32
+    where
+        Self: Sized,
+    {
+        room_at(self, ring, slot, step)
     }
     /// Puts one direction of a new flow: that of packets with the key `from`, whose answers arrive with the key `answers`.
     fn put(&self, from: &FlowKey, answers: &FlowKey, opening: &Opening) -> Inserted {
@@ -196,16 +229,13 @@ pub fn decide<'t, T: TableView>(table: &'t T, packet: &Packet, arrival: &Arrival
     if reason == PacketReason::NoBackend {
         return Verdict::Pass(reason);
     }
-    if matches!(reason, PacketReason::PortsExhausted | PacketReason::TableFull | PacketReason::HalfOpenFull) {
+    if reason.drops() {
         return Verdict::Drop(reason);
     }
     let flow = if reason == PacketReason::Unrecorded { table.lent() } else { table.flow(&packet.key) };
     let Some(flow) = flow else {
         return Verdict::Drop(PacketReason::TableFull);
     };
-    if reason == PacketReason::Opened {
-        table.enter(flow);
-    }
     if error {
         Verdict::Forward(flow, PacketReason::IcmpError)
     } else if !first && reason == PacketReason::Opened {

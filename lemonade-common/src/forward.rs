@@ -31,6 +31,8 @@ pub struct Service {
     /// One more than the number of the ring that was its pool's before, 0 for none. In every mode but [`NAT`] a packet from
     /// the middle of a flow that the table does not know asks it first.
     pub previous: u32,
+    /// Connections of the frontend at most, those elsewhere included; 0: no limit.
+    pub most: u32,
 }
 
 /// Mode that gives packets both addresses anew: answers come back whatever the routes of the backend are.
@@ -87,6 +89,8 @@ pub struct Target {
     pub interface: u32,
     /// Its share relative to the others of its pool, where connections per weight are compared.
     pub weight: u32,
+    /// Connections to it at most, those elsewhere included; 0: no limit.
+    pub most: u32,
 }
 
 /// One direction of a flow: value of the map `CONNECTIONS`, whose key is the flow as it arrives in that direction.
@@ -132,8 +136,8 @@ pub struct Flow {
     pub bytes: Cell<u64>,
     /// Time of the packet that opened it, as `seen`.
     pub opened: u64,
-    /// Time since which the flow counts as live at its backend, to the nanosecond; 0: it does not, or this is not the entry
-    /// of the direction from the client. Who puts 0 there takes the count away.
+    /// Time since which the flow counts as live at its frontend and its backend, to the nanosecond; 0: it does not, or this is
+    /// not the entry of the direction from the client. Who puts 0 there takes the counts away.
     pub counted: Cell<u64>,
 }
 
@@ -171,8 +175,8 @@ pub const RESET: u32 = 16;
 pub const ESTABLISHED: u32 = 32;
 
 const _: () = assert!(size_of::<ServiceKey>() == 20 && align_of::<ServiceKey>() == 1);
-const _: () = assert!(size_of::<Service>() == 20);
-const _: () = assert!(size_of::<Target>() == 48);
+const _: () = assert!(size_of::<Service>() == 24);
+const _: () = assert!(size_of::<Target>() == 52);
 const _: () = assert!(size_of::<Flow>() == 120);
 const _: () = assert!(size_of::<Forgotten>() == 48);
 
@@ -225,13 +229,13 @@ impl Service {
     /// Reads the bytes of the map.
     pub fn from_bytes(bytes: &[u8; size_of::<Self>()]) -> Self {
         let word = |n: usize| word(bytes, 4 * n);
-        Self { frontend: word(0), ring: word(1), flags: word(2), mode: word(3), previous: word(4) }
+        Self { frontend: word(0), ring: word(1), flags: word(2), mode: word(3), previous: word(4), most: word(5) }
     }
 
     /// The bytes as they stand in the map.
     pub fn to_bytes(self) -> [u8; size_of::<Self>()] {
         let mut bytes = [0; size_of::<Self>()];
-        let words = [self.frontend, self.ring, self.flags, self.mode, self.previous];
+        let words = [self.frontend, self.ring, self.flags, self.mode, self.previous, self.most];
         for (place, word) in bytes.chunks_exact_mut(4).zip(words) {
             place.copy_from_slice(&word.to_ne_bytes());
         }
@@ -252,8 +256,8 @@ impl Forgotten {
 impl Target {
     /// Reads the bytes of the map.
     pub fn from_bytes(bytes: &[u8; size_of::<Self>()]) -> Self {
-        let (ports, interface, weight) = (word(bytes, 36), word(bytes, 40), word(bytes, 44));
-        let mut own = Self { ports, interface, weight, ..Self::default() };
+        let [ports, interface, weight, most] = [36, 40, 44, 48].map(|at| word(bytes, at));
+        let mut own = Self { ports, interface, weight, most, ..Self::default() };
         own.address.copy_from_slice(&bytes[..16]);
         own.snat.copy_from_slice(&bytes[16..32]);
         own.port.copy_from_slice(&bytes[32..34]);
@@ -270,7 +274,8 @@ impl Target {
         bytes[34..36].copy_from_slice(&self.first_port);
         bytes[36..40].copy_from_slice(&self.ports.to_ne_bytes());
         bytes[40..44].copy_from_slice(&self.interface.to_ne_bytes());
-        bytes[44..].copy_from_slice(&self.weight.to_ne_bytes());
+        bytes[44..48].copy_from_slice(&self.weight.to_ne_bytes());
+        bytes[48..].copy_from_slice(&self.most.to_ne_bytes());
         bytes
     }
 }
@@ -342,11 +347,12 @@ mod tests {
     fn what_is_written_to_maps_is_read_back() {
         let key = ServiceKey { address: [7; 16], port: [1, 2], protocol: [0, 6] };
         assert_eq!(ServiceKey::from_bytes(&key.to_bytes()), key);
-        let service = Service { frontend: 1, ring: 2, flags: 3, mode: 4, previous: 5 };
+        let service = Service { frontend: 1, ring: 2, flags: 3, mode: 4, previous: 5, most: 6 };
         assert_eq!(Service::from_bytes(&service.to_bytes()), service);
         let (address, snat) = ([8; 16], [9; 16]);
+        let (port, first_port) = ([1, 2], [3, 4]);
         let target =
-            Target { address, snat, port: [1, 2], first_port: [3, 4], ports: 5, interface: 6, weight: 7 };
+            Target { address, snat, port, first_port, ports: 5, interface: 6, weight: 7, most: 8 };
         assert_eq!(Target::from_bytes(&target.to_bytes()), target);
     }
 }

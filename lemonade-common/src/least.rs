@@ -31,8 +31,8 @@ pub struct Choice {
     pub weight: u32,
     /// Connections that are counted elsewhere: by the proxy.
     pub elsewhere: u32,
-    /// Zero.
-    pub reserved: u32,
+    /// Connections at most, those elsewhere included; 0: no limit.
+    pub most: u32,
 }
 
 /// The backends of a ring: value of the map `CHOICES`, whose key is the number of the ring.
@@ -156,6 +156,9 @@ impl Scan {
     pub fn step<T: TableView>(&mut self, table: &T, choices: &Choices, at: u32) {
         let Some(choice) = choices.own.get(at as usize) else { return };
         let live = table.live(choice.backend).saturating_add(choice.elsewhere);
+        if choice.most != 0 && live >= choice.most {
+            return;
+        }
         let burden = Burden::of(live, choice.weight);
         if self.pass == 0 {
             if self.lowest.see(burden, choice.weight) {
@@ -173,7 +176,7 @@ impl Scan {
     }
 }
 
-/// Backend for a new flow by a ring's [`Choices`]; [`EMPTY`]: there is none.
+/// Backend for a new flow by a ring's [`Choices`]; [`EMPTY`]: there is none, or none has room.
 #[inline(always)]
 pub fn least<T: TableView>(table: &T, ring: u32, hash: u64) -> u32 {
     let Some(choices) = table.choices(ring) else { return EMPTY };
@@ -183,6 +186,9 @@ pub fn least<T: TableView>(table: &T, ring: u32, hash: u64) -> u32 {
     }
     let mut scan = Scan { lowest: Lowest::default(), skip: 0, found: EMPTY, pass: 0, reserved: 0 };
     each(table, ring, count, &mut scan);
+    if scan.lowest.count == 0 {
+        return EMPTY;
+    }
     let turn = table.turn(ring);
     if scan.lowest.count > 1 {
         (scan.pass, scan.skip) = (1, scan.lowest.offset(turn));
@@ -215,12 +221,17 @@ fn lighter<T: TableView>(table: &T, ring: u32, hash: u64) -> u32 {
 }
 
 impl Choices {
-    /// The backends of a ring with their weights; none of them if they are too many.
+    /// The backends of a ring with their weights, without limits; none of them if they are too many.
     pub fn of(own: impl IntoIterator<Item = (u32, u32)>) -> Self {
+        Self::among(own.into_iter().map(|(backend, weight)| Choice { backend, weight, ..Choice::default() }))
+    }
+
+    /// As [`Self::of`], with all that is said of each.
+    pub fn among(own: impl IntoIterator<Item = Choice>) -> Self {
         let mut choices = Self::default();
-        for (at, (backend, weight)) in own.into_iter().enumerate() {
+        for (at, choice) in own.into_iter().enumerate() {
             let Some(place) = choices.own.get_mut(at) else { return Self::default() };
-            *place = Choice { backend, weight, ..Choice::default() };
+            *place = choice;
             choices.count += 1;
         }
         choices
@@ -232,7 +243,7 @@ impl Choices {
         bytes[..8].copy_from_slice(&self.turn.to_ne_bytes());
         bytes[8..16].copy_from_slice(&self.count.to_ne_bytes());
         for (place, own) in bytes[16..].chunks_exact_mut(16).zip(&self.own) {
-            for (word, value) in place.chunks_exact_mut(4).zip([own.backend, own.weight, own.elsewhere]) {
+            for (word, value) in place.chunks_exact_mut(4).zip([own.backend, own.weight, own.elsewhere, own.most]) {
                 word.copy_from_slice(&value.to_ne_bytes());
             }
         }

@@ -23,6 +23,7 @@ pub mod maglev;
 pub mod notice;
 mod open;
 pub mod packet;
+pub mod place;
 pub mod rewrite;
 pub mod sk_msg;
 pub mod splice;

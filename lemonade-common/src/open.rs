@@ -5,13 +5,11 @@ use core::cell::Cell;
 use crate::csum;
 use crate::decide::{Arrival, Inserted, TableView};
 use crate::flow::{FlowKey, TCP};
-use crate::forward::{
-    BY_PORT, BY_SOURCE, DOWN, Flow, LEAST_CONNECTIONS, Service, Target, answers_pass_by, ended,
-};
+use crate::forward::{DOWN, Flow, Service, Target, answers_pass_by, ended};
 use crate::half_open::{admit, is_half_open};
 use crate::hash::flow_hash;
-use crate::maglev;
 use crate::packet::{Kind, Packet, RST};
+use crate::place::{BEGUN, LOOSE, LOOSE_BEGUN, NEW, Place, give_back};
 use crate::verdict::PacketReason;
 
 /// Ports that are tried for a new flow before they count as exhausted.
@@ -32,16 +30,34 @@ pub(crate) fn open<T: TableView>(
     service: &Service,
     arrival: &Arrival,
 ) -> PacketReason {
+    let mut place = Place::default();
+    if !table.place(service, &packet.key, NEW, &mut place) {
+        return place.why();
+    }
+    let reason = translated(table, packet, service, arrival, &place);
+    if reason != PacketReason::Opened {
+        give_back(table, service.frontend, place.backend);
+    }
+    reason
+}
+
+/// Takes a port and writes a flow down that has its place.
+#[inline(always)]
+fn translated<T: TableView>(
+    table: &T,
+    packet: &Packet,
+    service: &Service,
+    arrival: &Arrival,
+    place: &Place,
+) -> PacketReason {
     let key = &packet.key;
-    let mut hash = 0;
-    let backend = chosen(table, service, key, By::Counts, &mut hash);
-    let Some(target) = table.target(backend) else {
+    let Some(target) = table.target(place.backend) else {
         return PacketReason::NoBackend;
     };
     if key.protocol == TCP && !admit(table, key, arrival.now) {
         return PacketReason::HalfOpenFull;
     }
-    let mut opening = Opening::of(service, arrival, backend, hash as u32);
+    let mut opening = Opening::of(service, arrival, place);
     // The entry of the answers has the port that is taken in its key.
     let mut taken = FlowKey {
         src: target.address,
@@ -55,7 +71,7 @@ pub(crate) fn open<T: TableView>(
         Inserted::Exists => return PacketReason::PortsExhausted,
         Inserted::Full => return PacketReason::TableFull,
     }
-    opening.towards(target, arrival);
+    opening.towards(target, arrival, table.since());
     match table.put(key, &taken, &opening) {
         Inserted::Done => PacketReason::Opened,
         // Full, or another core was faster with the same packet: its entry holds.
@@ -76,14 +92,33 @@ pub(crate) fn open_gateway<T: TableView>(
     arrival: &Arrival,
     first: bool,
 ) -> PacketReason {
-    let key = &packet.key;
-    let mut hash = 0;
-    let by = if first { By::Counts } else { By::RingBefore };
-    let backend = chosen(table, service, key, by, &mut hash);
-    let Some(target) = table.target(backend) else {
+    let loose = passes_unrecorded(packet);
+    let how = if loose { LOOSE_BEGUN } else if first { NEW } else { BEGUN };
+    let mut place = Place::default();
+    if !table.place(service, &packet.key, how, &mut place) {
+        return place.why();
+    }
+    let reason = met(table, packet, service, arrival, &place);
+    if reason != PacketReason::Opened && !loose {
+        give_back(table, service.frontend, place.backend);
+    }
+    reason
+}
+
+/// Writes a flow down that has its place and keeps its client's address and port.
+#[inline(always)]
+fn met<T: TableView>(
+    table: &T,
+    packet: &Packet,
+    service: &Service,
+    arrival: &Arrival,
+    place: &Place,
+) -> PacketReason {
+    let (key, how) = (&packet.key, place.how);
+    let Some(target) = table.target(place.backend) else {
         return PacketReason::NoBackend;
     };
-    let mut opening = Opening::of(service, arrival, backend, hash as u32);
+    let mut opening = Opening::of(service, arrival, place);
     let answers = FlowKey {
         src: target.address,
         dst: key.src,
@@ -91,12 +126,12 @@ pub(crate) fn open_gateway<T: TableView>(
         dport: key.sport,
         protocol: key.protocol,
     };
-    if passes_unrecorded(packet) {
-        opening.towards(target, arrival);
+    if how & LOOSE != 0 {
+        opening.towards(target, arrival, 0);
         lend(table, key, &answers, &opening);
         return PacketReason::Unrecorded;
     }
-    if first && key.protocol == TCP && !admit(table, key, arrival.now) {
+    if how == NEW && key.protocol == TCP && !admit(table, key, arrival.now) {
         return PacketReason::HalfOpenFull;
     }
     match meet(table, &answers, key, &opening) {
@@ -104,7 +139,7 @@ pub(crate) fn open_gateway<T: TableView>(
         Inserted::Exists => return PacketReason::PortsExhausted,
         Inserted::Full => return PacketReason::TableFull,
     }
-    opening.towards(target, arrival);
+    opening.towards(target, arrival, table.since());
     match table.put(key, &answers, &opening) {
         Inserted::Done => PacketReason::Opened,
         Inserted::Exists => PacketReason::Forwarded,
@@ -126,30 +161,41 @@ pub(crate) fn open_passing<T: TableView>(
     first: bool,
 ) -> PacketReason {
     if !passes_unrecorded(packet) && table.admits(arrival.now) {
-        let by = if first { By::Counts } else { By::RingBefore };
-        if let Some(reason) = pass(table, packet, service, arrival, by, true) {
+        let how = if first { NEW } else { BEGUN };
+        let mut place = Place::default();
+        if !table.place(service, &packet.key, how, &mut place) {
+            return place.why();
+        }
+        if let Some(reason) = pass(table, packet, service, arrival, &place) {
             return reason;
         }
     }
     // The packets that follow know the ring only.
-    let by = if first { By::Ring } else { By::RingBefore };
-    pass(table, packet, service, arrival, by, false).unwrap_or(PacketReason::NoBackend)
+    let how = if first { LOOSE } else { LOOSE_BEGUN };
+    let mut place = Place::default();
+    if !table.place(service, &packet.key, how, &mut place) {
+        return place.why();
+    }
+    pass(table, packet, service, arrival, &place).unwrap_or(PacketReason::NoBackend)
 }
 
-/// Opens a flow whose answers pass by, and writes it down if it is to be `recorded`; `None`: there is no room.
+/// Opens a flow that has its place and whose answers pass by, and writes it down unless it is [`LOOSE`]; `None`: there is no
+/// room.
 #[inline(never)]
 fn pass<T: TableView>(
     table: &T,
     packet: &Packet,
     service: &Service,
     arrival: &Arrival,
-    by: By,
-    recorded: bool,
+    place: &Place,
 ) -> Option<PacketReason> {
     let key = &packet.key;
-    let mut hash = 0;
-    let backend = chosen(table, service, key, by, &mut hash);
+    let Place { hash, backend, how, .. } = *place;
+    let loose = how & LOOSE != 0;
     let Some(target) = table.target(backend) else {
+        if !loose {
+            give_back(table, service.frontend, backend);
+        }
         return Some(PacketReason::NoBackend);
     };
     let flow = Flow {
@@ -170,13 +216,17 @@ fn pass<T: TableView>(
         packets: Cell::new(1),
         bytes: Cell::new(arrival.length),
         opened: arrival.now,
-        counted: Cell::new(0),
+        counted: Cell::new(if loose { 0 } else { table.since() }),
     };
-    if !recorded {
+    if loose {
         table.lend(&flow);
         return Some(PacketReason::Unrecorded);
     }
-    match table.insert(key, &flow) {
+    let inserted = table.insert(key, &flow);
+    if inserted != Inserted::Done {
+        give_back(table, service.frontend, backend);
+    }
+    match inserted {
         Inserted::Done => Some(PacketReason::Opened),
         Inserted::Exists => Some(PacketReason::Forwarded),
         Inserted::Full => None,
@@ -202,70 +252,33 @@ pub struct Opening {
     state: u32,
     now: u64,
     bytes: u64,
+    counted: u64,
 }
 
-const _: () = assert!(size_of::<Opening>() == 40);
+const _: () = assert!(size_of::<Opening>() == 48);
 
 impl Opening {
     /// Of the direction of the answers, which is written down first.
     #[inline(always)]
-    fn of(service: &Service, arrival: &Arrival, backend: u32, entropy: u32) -> Self {
+    fn of(service: &Service, arrival: &Arrival, place: &Place) -> Self {
         Self {
             interface: arrival.interface,
-            backend,
+            backend: place.backend,
             frontend: service.frontend,
             mode: service.mode,
-            entropy,
+            entropy: place.hash as u32,
             state: DOWN,
             now: arrival.now,
             bytes: 0,
+            counted: 0,
         }
     }
 
-    /// Goes on to the direction of the packet.
+    /// Goes on to the direction of the packet, which counts since `counted`.
     #[inline(always)]
-    const fn towards(&mut self, target: &Target, arrival: &Arrival) {
+    const fn towards(&mut self, target: &Target, arrival: &Arrival, counted: u64) {
         (self.interface, self.state, self.bytes) = (target.interface, 0, arrival.length);
-    }
-}
-
-/// What names the backend of a flow.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum By {
-    /// What each backend has, where the service goes by that; else the ring.
-    Counts,
-    /// The ring, for a flow that is not written down.
-    Ring,
-    /// The ring before that one, as long as its backend is there: for a packet from the middle of a flow.
-    RingBefore,
-}
-
-/// Backend of a flow, and the flow's hash.
-#[inline(never)]
-fn chosen<T: TableView>(table: &T, service: &Service, key: &FlowKey, by: By, hash: &mut u64) -> u32 {
-    *hash = table.hash(key);
-    if by == By::Counts && service.flags & LEAST_CONNECTIONS != 0 {
-        return table.least(service.ring, *hash);
-    }
-    let slot = maglev::slot(spread(table, service, key, *hash));
-    if by == By::RingBefore && service.previous != 0 {
-        let before = table.slot(service.previous - 1, slot).unwrap_or(maglev::EMPTY);
-        if table.target(before).is_some() {
-            return before;
-        }
-    }
-    table.slot(service.ring, slot).unwrap_or(maglev::EMPTY)
-}
-
-/// What of a flow decides on its slot.
-#[inline(always)]
-fn spread<T: TableView>(table: &T, service: &Service, key: &FlowKey, hash: u64) -> u64 {
-    if service.flags & BY_SOURCE != 0 {
-        table.hash(&of_source(key))
-    } else if service.flags & BY_PORT != 0 {
-        table.hash(&FlowKey { src: [0; 16], sport: [0; 2], protocol: 0, ..*key })
-    } else {
-        hash
+        self.counted = counted;
     }
 }
 
@@ -379,7 +392,7 @@ pub fn entry(from: &FlowKey, answers: &FlowKey, opening: &Opening) -> Flow {
         packets: Cell::new(u64::from(opening.bytes != 0)),
         bytes: Cell::new(opening.bytes),
         opened: opening.now,
-        counted: Cell::new(0),
+        counted: Cell::new(opening.counted),
     }
 }
 

@@ -129,11 +129,15 @@ pub enum PacketReason {
     LeftToTc,
     /// As many handshakes are open as may be, and none for long: dropped.
     HalfOpenFull,
+    /// Every backend that may be picked is at its `max_connections`: dropped.
+    BackendsFull,
+    /// The frontend is at its `max_connections`: dropped.
+    FrontendLimit,
 }
 
 impl PacketReason {
     /// Every reason, in the order of its index.
-    pub const ALL: [Self; 25] = [
+    pub const ALL: [Self; 27] = [
         Self::Forwarded,
         Self::Opened,
         Self::IcmpError,
@@ -159,6 +163,8 @@ impl PacketReason {
         Self::NoNeighbour,
         Self::LeftToTc,
         Self::HalfOpenFull,
+        Self::BackendsFull,
+        Self::FrontendLimit,
     ];
 
     /// Number of reasons, the size of a counter array.
@@ -176,6 +182,7 @@ impl PacketReason {
         match self {
             Self::Fragment | Self::Options | Self::BadLength | Self::HopLimit | Self::TooBig => true,
             Self::PortsExhausted | Self::TableFull | Self::HalfOpenFull | Self::NotSent => true,
+            Self::BackendsFull | Self::FrontendLimit => true,
             Self::Forwarded | Self::Opened | Self::Adopted | Self::Unrecorded | Self::Echo => false,
             Self::IcmpError | Self::NotOurs | Self::NotIp | Self::OtherProtocol | Self::LaterFragment => {
                 false
@@ -213,6 +220,8 @@ impl PacketReason {
             Self::NoNeighbour => "no_neighbour",
             Self::LeftToTc => "left_to_tc",
             Self::HalfOpenFull => "half_open_full",
+            Self::BackendsFull => "backends_full",
+            Self::FrontendLimit => "frontend_limit",
         }
     }
 }

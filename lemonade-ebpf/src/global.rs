@@ -3,8 +3,10 @@
 
 use lemonade_common::FlowKey;
 use lemonade_common::decide::{Inserted, Opening, TableView as _, entry};
+use lemonade_common::forward::Service;
 use lemonade_common::hash::flow_hash;
 use lemonade_common::least::{Scan, least};
+use lemonade_common::place::{Place, room_at, spare, take};
 
 use crate::tables::{Maps, remove};
 
@@ -36,6 +38,38 @@ pub extern "C" fn forward_step(ring: u32, at: u32, scan: *mut Scan) -> u32 {
         scan.step(&TABLES, choices, at);
     }
     0
+}
+
+/// Gives a flow a backend; says whether there was one.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn forward_place(
+    service: *const Service,
+    key: *const FlowKey,
+    how: u32,
+    place: *mut Place,
+) -> u32 {
+    // SAFETY: memory of the sizes, or null.
+    let (Some(service), Some(key), Some(place)) =
+        (unsafe { (service.as_ref(), key.as_ref(), place.as_mut()) })
+    else {
+        return 0;
+    };
+    u32::from(take(&TABLES, service, key, how, place))
+}
+
+/// A backend with room behind a slot.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn forward_spare(ring: u32, slot: u32) -> u32 {
+    spare(&TABLES, ring, slot)
+}
+
+/// The backend some slots behind one, if it has room.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn forward_room(ring: u32, slot: u32, step: u32) -> u32 {
+    room_at(&TABLES, ring, slot, step)
 }
 
 /// Puts one direction of a new flow; what that came to, as a number.

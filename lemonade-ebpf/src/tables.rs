@@ -16,10 +16,14 @@ use lemonade_common::half_open::HalfOpen;
 use lemonade_common::least::{Choices, Load, Scan};
 use lemonade_common::maglev::SLOTS;
 use lemonade_common::notice::{NOBODY, Notice};
+use lemonade_common::place::Place;
 use lemonade_common::packet::{Family, Packet, family};
 use lemonade_common::{FlowKey, PacketReason};
 
-use crate::global::{forward_hash, forward_least, forward_put, forward_remove, forward_step};
+use crate::global::{
+    forward_hash, forward_least, forward_place, forward_put, forward_remove, forward_room, forward_spare,
+    forward_step,
+};
 use crate::maps::add;
 use crate::packet::BPF_F_MMAPABLE;
 use crate::word::{count as next, exchange};
@@ -59,6 +63,14 @@ static CHOICES: Array<Choices> = Array::with_max_entries(1, 0);
 /// What counts at backends; whoever lists a backend makes its entry.
 #[map]
 static LOADS: HashMap<u32, Load> = HashMap::with_max_entries(1 << 16, 0);
+
+/// Live flows of frontends; whoever lists a frontend makes its entry.
+#[map]
+static FRONTENDS: HashMap<u32, u64> = HashMap::with_max_entries(1 << 14, 0);
+
+/// Connections of backends and frontends with limits that the proxy has.
+#[map]
+static ELSEWHERE: HashMap<u64, u32> = HashMap::with_max_entries(1 << 16, 0);
 
 /// Packets by reason.
 #[map]
@@ -135,24 +147,51 @@ impl TableView for Maps {
     }
 
     #[inline(always)]
-    fn enter(&self, flow: &Flow) {
-        let Some(load) = LOADS.get_ptr_mut(flow.backend) else { return };
-        // SAFETY: a value of the map. It counts before it says so, and takes away after.
-        unsafe {
-            add(&raw mut (*load).live, 1);
-            flow.counted.set(bpf_ktime_get_ns());
+    fn enter(&self, backend: u32, most: u64) -> bool {
+        // SAFETY: a word of a value of the map.
+        LOADS.get_ptr_mut(backend).is_none_or(|load| unsafe { more(&raw mut (*load).live, most) })
+    }
+
+    #[inline(always)]
+    fn enter_frontend(&self, frontend: u32, most: u64) -> bool {
+        // SAFETY: a value of the map.
+        FRONTENDS.get_ptr_mut(frontend).is_none_or(|live| unsafe { more(live, most) })
+    }
+
+    #[inline(always)]
+    fn leave_backend(&self, backend: u32) {
+        if let Some(load) = LOADS.get_ptr_mut(backend) {
+            // SAFETY: a word of a value of the map.
+            unsafe { add(&raw mut (*load).live, u64::MAX) };
         }
     }
 
     #[inline(always)]
+    fn leave_frontend(&self, frontend: u32) {
+        if let Some(live) = FRONTENDS.get_ptr_mut(frontend) {
+            // SAFETY: a value of the map.
+            unsafe { add(live, u64::MAX) };
+        }
+    }
+
+    #[inline(always)]
+    fn elsewhere(&self, whose: u64) -> u32 {
+        // SAFETY: values of this map are replaced, never changed.
+        unsafe { ELSEWHERE.get(&whose) }.copied().unwrap_or(0)
+    }
+
+    #[inline(always)]
+    fn since(&self) -> u64 {
+        // SAFETY: it takes nothing.
+        unsafe { bpf_ktime_get_ns() }
+    }
+
+    #[inline(always)]
     fn leave(&self, flow: &Flow) {
-        // SAFETY: words of values of maps; of several that see the flow end one gets the time.
-        unsafe {
-            if exchange(flow.counted.as_ptr(), 0) != 0
-                && let Some(load) = LOADS.get_ptr_mut(flow.backend)
-            {
-                add(&raw mut (*load).live, u64::MAX);
-            }
+        // SAFETY: a word of a map's value; of several that see the flow end one gets the time.
+        if unsafe { exchange(flow.counted.as_ptr(), 0) } != 0 {
+            self.leave_backend(flow.backend);
+            self.leave_frontend(flow.frontend);
         }
     }
 
@@ -172,7 +211,7 @@ impl TableView for Maps {
         // SAFETY: whole words are loaded.
         let live =
             LOADS.get_ptr(backend).map_or(0, |load| unsafe { (&raw const (*load).live).read_volatile() });
-        // Below 0 for a moment where a flow ends before it has begun to count.
+        // Below 0 where the backend was not listed yet when a flow to it began.
         if live >> 32 == 0 { live as u32 } else { 0 }
     }
 
@@ -200,6 +239,21 @@ impl TableView for Maps {
     #[inline(always)]
     fn step(&self, ring: u32, at: u32, scan: &mut Scan) {
         forward_step(ring, at, scan);
+    }
+
+    #[inline(always)]
+    fn place(&self, service: &Service, key: &FlowKey, how: u32, place: &mut Place) -> bool {
+        forward_place(service, key, how, place) != 0
+    }
+
+    #[inline(always)]
+    fn spare(&self, ring: u32, slot: u32) -> u32 {
+        forward_spare(ring, slot)
+    }
+
+    #[inline(always)]
+    fn room_at(&self, ring: u32, slot: u32, step: u32) -> u32 {
+        forward_room(ring, slot, step)
     }
 
     #[inline(always)]
@@ -282,6 +336,26 @@ impl TableView for Maps {
     fn seed(&self) -> u64 {
         SEED.get(0).copied().unwrap_or(0)
     }
+}
+
+/// Counts one more, unless `most` are there; says whether it did. Both are compared as signed numbers.
+///
+/// # Safety
+/// `live` points to a word of a map's value.
+#[inline(always)]
+unsafe fn more(live: *mut u64, most: u64) -> bool {
+    // SAFETY: the caller's promise.
+    unsafe {
+        // Who is refused changes nothing, as long as no other core is faster with the last place.
+        if live.read_volatile() as i64 >= most as i64 {
+            return false;
+        }
+        if next(live) as i64 >= most as i64 {
+            add(live, u64::MAX);
+            return false;
+        }
+    }
+    true
 }
 
 /// Takes an entry away, with what it counts, if the last packet came at `seen` (0: whenever that was); says whether it did.

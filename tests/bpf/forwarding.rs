@@ -59,6 +59,7 @@ impl<'n> Plane<'n> {
                 ports: if mode == NAT { 20_000 } else { 0 },
                 interface: inside,
                 weight: 1,
+                most: 0,
             };
             plane.forward.put_target(n as u32, target).expect("there is room");
         }

@@ -9,6 +9,7 @@ mod forwarding;
 mod half_open;
 mod katran;
 mod least;
+mod limits;
 mod modes;
 mod notices;
 mod passing;

@@ -1,11 +1,14 @@
 //! Where packets cannot be forwarded: the proxy serves and says why, or nothing starts.
 
+use std::net::SocketAddr;
+
+use lemonade_tests::backend::Backend;
 use lemonade_tests::lemonade::Lemonade;
 use lemonade_tests::netns::Network;
 use lemonade_tests::setup::Setup;
 use lemonade_tests::{lemonade, wait};
 
-use crate::stage::{V4, ask, start};
+use crate::stage::{V4, ask, parse, start};
 
 /// A balancer in its namespace whose frontend the proxy has to serve.
 fn kept(network: &Network, lemonade: &Lemonade, expected: &str) {
@@ -41,11 +44,16 @@ fn what_cannot_be_lowered_stays_with_the_proxy_until_it_can() {
     let Some(network) = Network::start("what_cannot_be_lowered_stays_with_the_proxy_until_it_can") else {
         return;
     };
-    let backends = V4.backends(&network);
-    let setup = V4.setup(&backends);
+    let port = V4.frontend().port();
+    let at = V4.backends.map(|backend| SocketAddr::new(parse(backend).ip(), port));
+    let _backends: Vec<Backend> = network
+        .backends
+        .enter(|| ["a", "b", "c"].iter().zip(at).map(|(name, at)| Backend::start_on(name, at)).collect());
+    let setup = V4.setup_at(&at).frontend(&["forward.mode = \"dsr-l2\""]);
     let lemonade = start(&network, &setup);
     lemonade.reload(&setup.clone().backend(1, &["max_connections = 5"]));
-    kept(&network, &lemonade, "max_connections of backend web/b is counted by the proxy only");
+    let why = "max_connections of backend web/b counts connections that live, and mode dsr-l2 does not see their ends";
+    kept(&network, &lemonade, why);
     lemonade.reload(&setup);
     assert_eq!(lemonade.status().frontend("web")["plane"], "forward");
 }

@@ -14,22 +14,27 @@ use rustix::process::Signal;
 use crate::stage::{V4, V6, ask, await_ended, start};
 
 /// A connection that stays, and the backend that has it.
-struct Held {
-    stream: TcpStream,
-    backend: String,
+pub struct Held {
+    pub stream: TcpStream,
+    pub backend: String,
 }
 
 impl Held {
-    fn open(address: SocketAddr) -> Self {
-        let mut stream = TcpStream::connect(address).expect("a connection");
-        stream.set_read_timeout(Some(wait::SOON)).expect("a live socket");
-        let header = Header { kind: Kind::Named, seed: 1, up: 0, down: 0 };
-        stream.write_all(&header.encode()).expect("a connection");
-        let backend = Self::named(&mut stream).expect("an answer");
-        Self { stream, backend }
+    pub fn open(address: SocketAddr) -> Self {
+        Self::within(address, wait::SOON).expect("a connection that is served")
     }
 
-    fn named(stream: &mut TcpStream) -> std::io::Result<String> {
+    /// Opens one that a backend has answered, if it is there in this time.
+    pub fn within(address: SocketAddr, time: Duration) -> std::io::Result<Self> {
+        let mut stream = TcpStream::connect_timeout(&address, time)?;
+        stream.set_read_timeout(Some(wait::SOON))?;
+        let header = Header { kind: Kind::Named, seed: 1, up: 0, down: 0 };
+        stream.write_all(&header.encode())?;
+        let backend = Self::named(&mut stream)?;
+        Ok(Self { stream, backend })
+    }
+
+    pub fn named(stream: &mut TcpStream) -> std::io::Result<String> {
         let mut answer = [0; NAME + 8];
         stream.write_all(&[7; 8])?;
         stream.read_exact(&mut answer)?;
@@ -37,29 +42,29 @@ impl Held {
     }
 
     /// Ends in order; both sides have sent FIN afterwards.
-    fn close(mut self) {
+    pub fn close(mut self) {
         self.stream.shutdown(std::net::Shutdown::Write).expect("a live socket");
         assert_eq!(self.stream.read(&mut [0; 1]).expect("the backend ends too"), 0);
     }
 
-    fn reset(self) {
+    pub fn reset(self) {
         rustix::net::sockopt::set_socket_linger(&self.stream, Some(Duration::ZERO)).expect("a live socket");
     }
 }
 
-fn hold(network: &Network, address: SocketAddr, n: usize) -> Vec<Held> {
+pub fn hold(network: &Network, address: SocketAddr, n: usize) -> Vec<Held> {
     network.client.enter(|| (0..n).map(|_| Held::open(address)).collect())
 }
 
 /// Of `a`, `b` and `c`.
-fn counts(held: &[Held]) -> [usize; 3] {
+pub fn counts(held: &[Held]) -> [usize; 3] {
     let names: Vec<String> = held.iter().map(|own| own.backend.clone()).collect();
     let tally = tally(&names);
     ["a", "b", "c"].map(|name| tally.get(name).copied().unwrap_or(0))
 }
 
 /// Those of a backend, and the others.
-fn apart(held: Vec<Held>, backend: &str) -> (Vec<Held>, Vec<Held>) {
+pub fn apart(held: Vec<Held>, backend: &str) -> (Vec<Held>, Vec<Held>) {
     held.into_iter().partition(|own| own.backend == backend)
 }
 

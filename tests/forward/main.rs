@@ -16,6 +16,7 @@ mod half_close;
 mod hooks;
 mod killed;
 mod least;
+mod limits;
 mod local;
 mod many;
 mod modes;

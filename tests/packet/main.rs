@@ -3,6 +3,7 @@
 mod deciding;
 mod half_open;
 mod least;
+mod limits;
 mod local;
 mod modes;
 mod reading;

@@ -33,6 +33,10 @@ pub struct Tables {
     pub turns: RefCell<HashMap<u32, u64>>,
     /// What counts at backends, by index.
     pub loads: RefCell<HashMap<u32, Load>>,
+    /// Live flows of frontends, by index.
+    pub frontends: RefCell<HashMap<u32, u64>>,
+    /// Connections that are counted elsewhere.
+    pub elsewhere: HashMap<u64, u32>,
     /// Now, in nanoseconds, as the clock of the counts tells it.
     pub now: Cell<u64>,
     /// Targets, by index of the backend.
@@ -74,16 +78,35 @@ impl TableView for Tables {
         removed.is_some()
     }
 
-    fn enter(&self, flow: &Flow) {
-        self.loads.borrow_mut().entry(flow.backend).or_default().live += 1;
-        flow.counted.set(self.now.get().max(1));
+    fn enter(&self, backend: u32, most: u64) -> bool {
+        more(&mut self.loads.borrow_mut().entry(backend).or_default().live, most)
+    }
+
+    fn enter_frontend(&self, frontend: u32, most: u64) -> bool {
+        more(self.frontends.borrow_mut().entry(frontend).or_default(), most)
+    }
+
+    fn leave_backend(&self, backend: u32) {
+        let mut loads = self.loads.borrow_mut();
+        less(loads.get_mut(&backend).map(|load| &mut load.live));
+    }
+
+    fn leave_frontend(&self, frontend: u32) {
+        less(self.frontends.borrow_mut().get_mut(&frontend));
+    }
+
+    fn elsewhere(&self, whose: u64) -> u32 {
+        self.elsewhere.get(&whose).copied().unwrap_or(0)
+    }
+
+    fn since(&self) -> u64 {
+        self.now.get().max(1)
     }
 
     fn leave(&self, flow: &Flow) {
         if flow.counted.replace(0) != 0 {
-            let mut loads = self.loads.borrow_mut();
-            let load = loads.get_mut(&flow.backend).expect("what counts has entered");
-            load.live = load.live.checked_sub(1).expect("no count is below 0");
+            self.leave_backend(flow.backend);
+            self.leave_frontend(flow.frontend);
         }
     }
 
@@ -169,6 +192,17 @@ impl TableView for Tables {
     fn seed(&self) -> u64 {
         self.seed
     }
+}
+
+fn more(live: &mut u64, most: u64) -> bool {
+    let room = *live < most;
+    *live += u64::from(room);
+    room
+}
+
+fn less(live: Option<&mut u64>) {
+    let live = live.expect("what counts has entered");
+    *live = live.checked_sub(1).expect("no count is below 0");
 }
 
 /// A flow as it stands in the map.

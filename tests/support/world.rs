@@ -57,6 +57,7 @@ pub fn target(n: u32) -> Target {
         ports: PORTS.1,
         interface: INSIDE,
         weight: 1,
+        most: 0,
     }
 }
 

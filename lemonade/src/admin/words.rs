@@ -43,6 +43,8 @@ pub const fn dropped(reason: PacketReason) -> &'static str {
             "no port is left towards the backend; give more snat_ports or snat_addresses, or add backends"
         }
         PacketReason::HalfOpenFull => "as many handshakes are open as may be, and none for long",
+        PacketReason::BackendsFull => "every backend is at its max_connections",
+        PacketReason::FrontendLimit => "the frontend is at its max_connections",
         PacketReason::TableFull => "the connection table is full; raise connection_table",
         PacketReason::NotSent => "the kernel did not take the change",
         PacketReason::Forwarded | PacketReason::Opened | PacketReason::Adopted | PacketReason::Unrecorded => {
@@ -103,7 +105,10 @@ pub fn reasons() -> impl Iterator<Item = &'static str> {
         End::DrainDeadline,
     ];
     let told = PacketReason::ALL.into_iter().filter(|reason| reason.is_told());
-    let dropped = told.filter(|reason| *reason != PacketReason::Opened).map(End::Dropped);
+    // What the proxy refuses for too has one name.
+    let refused = |reason: &PacketReason| Reason::ALL.iter().any(|own| own.as_str() == reason.as_str());
+    let dropped =
+        told.filter(move |reason| *reason != PacketReason::Opened && !refused(reason)).map(End::Dropped);
     ends.into_iter().chain(Reason::ALL.into_iter().map(End::Refused)).chain(dropped).map(End::as_str)
 }
 
@@ -115,7 +120,9 @@ mod tests {
     fn every_reason_has_a_name_of_its_own() {
         let names: Vec<_> = reasons().collect();
         let told = PacketReason::ALL.into_iter().filter(|reason| reason.is_told()).count();
-        assert_eq!(names.len(), 7 + Reason::COUNT + told - 1, "the one that opens a flow is no refusal");
+        // The one that opens a flow is no refusal, and full backends and frontends have the proxy's names.
+        assert_eq!(names.len(), 7 + Reason::COUNT + told - 3);
+        assert_eq!(names.iter().collect::<std::collections::BTreeSet<_>>().len(), names.len());
         assert!(names.contains(&"table_full") && !names.contains(&"opened"));
         assert!(names.contains(&"queue_full") && names.contains(&"client_reset"));
     }

@@ -92,7 +92,14 @@ pub fn explain_forwarded(entry: &FrontendEntry, asked: Asked) -> Option<Explanat
     let slot = maglev::slot(hash);
     let position = |ix: u32| pool.backends.iter().position(|backend| backend.ix.0 == ix);
     let known = by_source || asked.client.port() != 0;
-    let next = ring.get(slot as usize).filter(|_| known).and_then(|ix| position(*ix));
+    let full = |at: usize| {
+        let own = &pool.backends[at];
+        let most = own.backend.max_connections;
+        most > 0 && own.cell.live.load(Ordering::Relaxed) >= most
+    };
+    let (before, from) = ring.split_at_checked(slot as usize)?;
+    let slots = || from.iter().chain(before).take_while(|_| known);
+    let next = slots().find_map(|ix| position(*ix).filter(|at| !full(*at)));
     let backends = pool.backends.iter().map(|backend| {
         let slots = ring.iter().filter(|ix| **ix == backend.ix.0).count();
         Standing {

@@ -5,7 +5,7 @@ use std::net::Ipv6Addr;
 use std::sync::Arc;
 
 use lemonade_common::forward::{LEAST_CONNECTIONS, Service, ServiceKey, Target};
-use lemonade_common::least::Choices;
+use lemonade_common::least::{Choice, Choices};
 
 use crate::model::Name;
 use crate::strategy::maglev::Share;
@@ -52,9 +52,14 @@ pub enum Op {
 }
 
 impl Ring {
-    /// Its backends with their weights, if they are few.
-    pub fn choices(&self) -> Choices {
-        Choices::of(self.shares.iter().map(|share| (share.value, share.weight)))
+    /// Its backends with their weights and limits, if they are few.
+    pub fn choices(&self, targets: &BTreeMap<u32, Target>) -> Choices {
+        Choices::among(self.shares.iter().map(|share| Choice {
+            backend: share.value,
+            weight: share.weight,
+            elsewhere: 0,
+            most: targets.get(&share.value).map_or(0, |target| target.most),
+        }))
     }
 }
 
@@ -98,13 +103,21 @@ impl Image {
         self.rings.iter().flat_map(|(number, ring)| [*number].into_iter().chain(ring.before)).collect()
     }
 
-    /// Rings whose backends are compared by their connections, by number, given those of each that the kernel does not count.
+    /// Rings whose backends are compared by their connections or have limits on them, by number, given those of each that the
+    /// kernel does not count.
     pub fn counting(&self, elsewhere: impl Fn(u32) -> u32) -> BTreeMap<u32, Choices> {
-        let compared = self.services.values().filter(|service| service.flags & LEAST_CONNECTIONS != 0);
+        let limited = |ring: &Ring| {
+            ring.shares
+                .iter()
+                .any(|share| self.targets.get(&share.value).is_some_and(|target| target.most > 0))
+        };
+        let compared = self.services.values().filter(|service| {
+            service.flags & LEAST_CONNECTIONS != 0 || self.rings.get(&service.ring).is_some_and(limited)
+        });
         let compared: BTreeSet<u32> = compared.map(|service| service.ring).collect();
         let rings = compared.into_iter().filter_map(|number| Some((number, self.rings.get(&number)?)));
         let counted = rings.map(|(number, ring)| {
-            let mut choices = ring.choices();
+            let mut choices = ring.choices(&self.targets);
             for own in choices.own.iter_mut().take(choices.count as usize) {
                 own.elsewhere = elsewhere(own.backend);
             }
@@ -139,9 +152,9 @@ pub fn steps(before: &Image, after: &Image) -> Vec<Op> {
         .rings
         .iter()
         .filter(|(number, ring)| before.rings.get(number).is_none_or(|there| there.slots != ring.slots));
-    ops.extend(
-        filled.map(|(number, ring)| Op::FillRing(*number, Arc::clone(&ring.slots), Box::new(ring.choices()))),
-    );
+    ops.extend(filled.map(|(number, ring)| {
+        Op::FillRing(*number, Arc::clone(&ring.slots), Box::new(ring.choices(&after.targets)))
+    }));
     let flipped = after.services.iter().filter(|(key, service)| before.services.get(key) != Some(service));
     ops.extend(flipped.map(|(key, service)| Op::PutService(*key, *service)));
     let gone = before.services.keys().filter(|key| !after.services.contains_key(key));

@@ -101,17 +101,18 @@ pub fn lower(table: &DispatchTable, ground: &Ground, previous: &Image) -> Lowere
 
 /// Why a frontend cannot be forwarded whatever the host says; `None`: nothing is in the way.
 ///
-/// Limits on connections are counted in userspace, where each connection begins; packets begin in the kernel.
+/// Limits on connections ask for the ends of all of them, which not every way shows.
 pub fn unsuited(entry: &FrontendEntry) -> Option<String> {
     let pool = &entry.pool;
-    if entry.frontend.max_connections > 0 {
-        return Some("max_connections of the frontend is counted by the proxy only".to_owned());
-    }
-    let limited = pool.backends.iter().find(|backend| backend.backend.max_connections > 0);
-    if let Some(backend) = limited {
-        return Some(format!("max_connections of backend {} is counted by the proxy only", backend.id));
-    }
     let sockets = entry.frontend.forward.as_ref().is_some_and(|asked| asked.hook == Hook::Connect);
+    let unseen = entry.frontend.forward.as_ref().and_then(|asked| match asked.mode {
+        _ if sockets => Some("hook connect".to_owned()),
+        mode if answers_pass_by(mode.number()) => Some(format!("mode {}", mode.as_str())),
+        _ => None,
+    });
+    if let (Some(whose), Some(way)) = (limited(entry), unseen) {
+        return Some(format!("max_connections of {whose} counts connections that live, and {way} does not see their ends"));
+    }
     match lowering(pool, Moment(0)) {
         Lowering::Ring { by: By::Connections, .. } if sockets => Some(
             "least_connections goes by connections that live, and of those that hook connect makes the end is not seen"
@@ -120,6 +121,15 @@ pub fn unsuited(entry: &FrontendEntry) -> Option<String> {
         Lowering::Ring { .. } => None,
         Lowering::NotOffloadable(why) => Some(why.to_owned()),
     }
+}
+
+/// Whose `max_connections` hold for the connections of a frontend, in words; `None`: nobody's.
+fn limited(entry: &FrontendEntry) -> Option<String> {
+    if entry.frontend.max_connections > 0 {
+        return Some("the frontend".to_owned());
+    }
+    let backend = entry.pool.backends.iter().find(|backend| backend.backend.max_connections > 0)?;
+    Some(format!("backend {}", backend.id))
 }
 
 /// How the kernel would pick among the backends of `pool`, by what is known at `now`.
@@ -203,10 +213,12 @@ impl Run<'_> {
         for address in &entry.frontend.listen {
             let (ring, before) = rings[&address.ip().to_canonical().is_ipv6()];
             let previous = before.map_or(0, |number| number + 1);
-            let service = Service { frontend: entry.ix.0, ring, flags, mode: mode.number(), previous };
+            let most = entry.frontend.max_connections;
+            let service = Service { frontend: entry.ix.0, ring, flags, mode: mode.number(), previous, most };
             let key = service_key(entry.frontend.protocol, *address);
             // The end of what sockets connect is not seen, so the proxy has them where that counts.
-            let local = self.ground.local.contains(&entry.ix) && by != By::Connections;
+            let counts = by == By::Connections || limited(entry).is_some();
+            let local = self.ground.local.contains(&entry.ix) && !counts;
             let local = local.then(|| key.at_connect());
             let keys = packets.then_some(key).into_iter().chain(local);
             self.out.image.services.extend(keys.map(|key| (key, service)));
@@ -311,6 +323,7 @@ impl Run<'_> {
                 ports: way.ports,
                 interface: way.interface,
                 weight: backend.backend.weight,
+                most: backend.backend.max_connections,
             };
             self.out.image.targets.insert(backend.ix.0, target);
         }

@@ -96,8 +96,8 @@ impl Maps {
     fn answer(&self, key: &ServiceKey, slot: usize) -> Option<Target> {
         let service = self.services.get(key)?;
         let ix = *self.rings.get(&service.ring)?.get(slot)?;
-        // What a backend weighs is no place: it may be new while the ring is the one before.
-        let place = |target: &Target| Target { weight: 0, ..*target };
+        // What a backend weighs and may have is no place: it may be new while the ring is the one before.
+        let place = |target: &Target| Target { weight: 0, most: 0, ..*target };
         (ix != maglev::EMPTY).then(|| self.targets.get(&ix).map(place)).flatten()
     }
 }
@@ -171,6 +171,32 @@ fn connections_are_compared_with_those_elsewhere_and_weights_and_what_is_not_see
 }
 
 #[test]
+fn limits_are_the_kernels_but_for_sockets_of_this_host() {
+    let limited = [Backend { max_connections: 3, ..backend("a", 1) }, backend("b", 2)];
+    let frontend = Frontend { max_connections: 5, ..forwarded("f", 80, "web") };
+    let table = first([pool("web", limited)], [frontend]);
+    let mut local = ground(&table);
+    local.local = table.frontends.keys().copied().collect();
+    let Lowered { image, carried, .. } = lower(&table, &local, &Image::with_room(8));
+    assert_eq!(carried.len(), 1);
+    let services: Vec<_> = image.services.iter().map(|(key, own)| (*key, own.most)).collect();
+    let key = service_key(Protocol::Tcp, "192.0.2.1:80".parse().unwrap());
+    assert_eq!(services, [(key, 5)], "sockets of this host have the proxy");
+    let [a, b] = [0, 1].map(|at| table.pools["web"].backends[at].ix.0);
+    assert_eq!([a, b].map(|ix| image.targets[&ix].most), [3, 0]);
+    let counted = image.counting(|ix| if ix == a { 2 } else { 0 });
+    let choices = counted.values().next().expect("backends with limits are compared");
+    let told: Vec<_> = choices.own[..2].iter().map(|own| (own.backend, own.elsewhere, own.most)).collect();
+    assert_eq!(told, [(a, 2, 3), (b, 0, 0)]);
+    let [Op::PutTarget(..), Op::PutTarget(..), Op::FillRing(_, _, choices), ..] =
+        &steps(&Image::with_room(8), &image)[..]
+    else {
+        panic!("targets, then rings")
+    };
+    assert_eq!(choices.own[0].most, 3, "from the first flow on");
+}
+
+#[test]
 fn a_slower_backend_has_a_smaller_share() {
     let fast = Pool {
         strategy: StrategyKind::FastestResponseTime,
@@ -222,9 +248,13 @@ fn what_cannot_be_lowered_stays_with_the_proxy_and_says_why() {
     let sockets = f().forward.map(|own| Forwarding { hook: Hook::Connect, ..own });
     let least = Pool { strategy: StrategyKind::LeastConnections, ..web() };
     says(least, Frontend { forward: sockets, ..f() }, "of those that hook connect makes the end is not seen");
-    says(web(), Frontend { max_connections: 5, ..f() }, "max_connections of the frontend");
+    let passing = || in_mode(Mode::DsrL2, f());
+    let unseen = "max_connections of the frontend counts connections that live, and mode dsr-l2 does not see their ends";
+    says(web(), Frontend { max_connections: 5, ..passing() }, unseen);
     let full = Backend { max_connections: 5, ..backend("a", 1) };
-    says(pool("web", [full]), f(), "max_connections of backend web/a");
+    says(pool("web", [full.clone()]), passing(), "max_connections of backend web/a");
+    let sockets = f().forward.map(|own| Forwarding { hook: Hook::Connect, ..own });
+    says(pool("web", [full]), Frontend { forward: sockets, ..f() }, "hook connect does not see their ends");
     let six = Frontend { listen: vec!["[2001:db8::1]:80".parse().unwrap()], ..f() };
     says(web(), six, "pool web has no IPv6 backend");
 

@@ -1,9 +1,14 @@
 //! How long a flow is kept that carries nothing. Pure.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use lemonade_common::forward::{FIN_UP, Flow, RESET, answers_pass_by, ended};
 use lemonade_common::half_open::is_half_open;
+use lemonade_common::{BackendIx, FrontendIx};
+
+use super::tally::Tally;
+use crate::control::table::DispatchTable;
 
 /// A flow that was reset: nothing comes after it but what was on its way.
 const AFTER_RESET: Duration = Duration::from_secs(2);
@@ -14,10 +19,44 @@ const AFTER_CLOSE: Duration = Duration::from_secs(10);
 /// A connection whose handshake is not complete: six SYNs of Linux come within 63 seconds, most clients give up before.
 const HALF_OPEN: Duration = Duration::from_secs(30);
 
-/// The same three where the table is nearly full.
+/// The same three where the table is nearly full, or somebody is at the limit of its connections: clients that were invented
+/// would keep out others.
 const SCARCE: [Duration; 3] = [Duration::from_secs(1), Duration::from_secs(1), Duration::from_secs(5)];
 
-/// Time without a packet after which a flow is forgotten; `idle` is its frontend's, `scarce`: the table is nearly full.
+/// Who has as many connections as it may.
+#[derive(Debug, Default)]
+pub(super) struct Full {
+    frontends: BTreeSet<u32>,
+    backends: BTreeSet<u32>,
+}
+
+impl Full {
+    /// By what the last round over the connection table found.
+    pub(super) fn by(tally: &Tally, table: &DispatchTable) -> Self {
+        let reached = |most: u32, live: u64| most > 0 && live >= u64::from(most);
+        let frontend = |ix: FrontendIx| tally.live(|lane| lane.0 == ix);
+        let backend = |ix: BackendIx| tally.live(|lane| lane.1 == ix);
+        let frontends = table.frontends.iter();
+        let backends = table.pools.values().flat_map(|pool| &pool.backends);
+        Self {
+            frontends: frontends
+                .filter(|(ix, entry)| reached(entry.frontend.max_connections, frontend(**ix)))
+                .map(|(ix, _)| ix.0)
+                .collect(),
+            backends: backends
+                .filter(|own| reached(own.backend.max_connections, backend(own.ix)))
+                .map(|own| own.ix.0)
+                .collect(),
+        }
+    }
+
+    /// Whether a flow takes the place of another.
+    pub(super) fn has(&self, flow: &Flow) -> bool {
+        self.frontends.contains(&flow.frontend) || self.backends.contains(&flow.backend)
+    }
+}
+
+/// Time without a packet after which a flow is forgotten; `idle` is its frontend's, `scarce`: room is.
 pub(super) fn patience(flow: &Flow, idle: Duration, scarce: bool) -> Duration {
     let [reset, closed, half_open] = if scarce { SCARCE } else { [AFTER_RESET, AFTER_CLOSE, HALF_OPEN] };
     let state = flow.state();

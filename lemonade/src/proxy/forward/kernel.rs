@@ -7,15 +7,15 @@ use std::time::Duration;
 
 use lemonade_common::flow::UDP;
 use lemonade_common::forward::{DOWN, Flow, Forgotten, ended};
-use lemonade_common::least::Choices;
 use lemonade_common::notice::Notice;
 use lemonade_common::{BackendIx, FlowKey, FrontendIx};
 
 use super::answers::Answers;
-use super::expiry::patience;
+use super::expiry::{Full, patience};
 use super::ground::{Site, Sites, look};
 use super::keeping::Keeping;
 use super::tally::{Lane, Tally};
+use super::telling::Telling;
 use super::trial::{self, Proven};
 use crate::control::image::{Image, Op, steps};
 use crate::control::lower::{Ground, Lowered, lower};
@@ -71,11 +71,11 @@ pub(super) struct Kernel {
     tally: Tally,
     /// What backends have answered, and when that was read.
     answers: (Answers, Moment),
-    /// Backends of rings that are compared, as the kernel was told last.
-    compared: BTreeMap<u32, Choices>,
+    telling: Telling,
     /// Entries that the table has room for.
     room: u32,
     scarce: bool,
+    full: Full,
     /// Whether single packets are told of.
     heard: bool,
     /// Packets that there was no room to tell of, at the last look.
@@ -124,9 +124,10 @@ impl Kernel {
             sockets: None,
             tally: if taken_over { Tally::of_another() } else { Tally::default() },
             answers: (Answers::default(), Moment(0)),
-            compared: BTreeMap::new(),
+            telling: Telling::default(),
             room,
             scarce: false,
+            full: Full::default(),
             heard: false,
             untold: 0,
             rounds: 0,
@@ -194,7 +195,7 @@ impl Kernel {
             return Err(why.to_string());
         }
         self.image = next;
-        self.compared.clear();
+        self.telling.forget();
         let others = self.forward.own();
         if others > 0 {
             tracing::info!(others, "took away what processes before this one left of the forward plane");
@@ -223,6 +224,7 @@ impl Kernel {
     ) -> Result<(), Unavailable> {
         for ix in carried.keys() {
             let Some(entry) = table.frontends.get(ix) else { continue };
+            self.forward.count_frontend(ix.0)?;
             for backend in &entry.pool.backends {
                 self.forward.count_opened(ix.0, backend.ix.0)?;
                 self.forward.count_live(backend.ix.0)?;
@@ -328,22 +330,11 @@ impl Kernel {
         }
     }
 
-    /// Tells the kernel what the proxy has at backends that are compared by their connections.
+    /// Tells the kernel what the proxy has where connections are compared or limited.
     pub(super) fn compare(&mut self, table: &DispatchTable) {
-        let cells = || table.pools.values().flat_map(|pool| &pool.backends);
-        let elsewhere = |ix: u32| {
-            let live =
-                cells().find(|own| own.ix.0 == ix).map_or(0, |own| own.cell.live.load(Ordering::Relaxed));
-            let own = self.tally.live(|lane| lane.1.0 == ix);
-            live.saturating_sub(u32::try_from(own).unwrap_or(u32::MAX))
-        };
-        let compared = self.image.counting(elsewhere);
-        let changed = compared.iter().filter(|(ring, choices)| self.compared.get(ring) != Some(choices));
-        let told: Result<(), Unavailable> =
-            changed.into_iter().try_for_each(|(ring, choices)| self.forward.put_choices(*ring, choices));
-        match told {
-            Ok(()) => self.compared = compared,
-            Err(error) => tracing::warn!("connections of the proxy are not compared: {error}"),
+        let told = self.telling.tell(&mut self.forward, &self.image, table, &self.tally);
+        if let Err(error) = told {
+            tracing::warn!("connections of the proxy do not count in the kernel: {error}");
         }
     }
 
@@ -396,7 +387,7 @@ impl Kernel {
         }
         let entry = table.frontends.get(&FrontendIx(flow.frontend));
         let idle = entry.map_or(ORPHANED, |entry| entry.frontend.idle_timeout);
-        let patience = patience(flow, idle, self.scarce);
+        let patience = patience(flow, idle, self.scarce || self.full.has(flow));
         let silent = |flow: &Flow| Duration::from_nanos(now.saturating_sub(flow.seen.get())) >= patience;
         if !silent(flow) {
             return false;
@@ -418,7 +409,11 @@ impl Kernel {
             if !self.tally.has(backend) {
                 self.forward.forget_live(backend.0);
             }
+            if !self.tally.begins(frontend) {
+                self.forward.forget_frontend(frontend.0);
+            }
         }
+        self.full = Full::by(&self.tally, table);
         self.scarce = total.entries as f64 > f64::from(self.room) * SCARCE;
         cell.opened.fetch_add(total.opened, Ordering::AcqRel);
         cell.closed.fetch_add(total.closed, Ordering::AcqRel);

@@ -17,6 +17,7 @@ mod listing;
 mod netlink;
 mod overhear;
 mod tally;
+mod telling;
 mod trial;
 
 pub use foresee::foresee;

@@ -108,6 +108,11 @@ impl Tally {
         self.lanes.keys().any(|lane| lane.1 == backend)
     }
 
+    /// Whether any lane begins at a frontend.
+    pub(super) fn begins(&self, frontend: FrontendIx) -> bool {
+        self.lanes.keys().any(|lane| lane.0 == frontend)
+    }
+
     /// Takes one direction of a flow in, and whether it was forgotten just now.
     pub(super) fn see(&mut self, flow: &Flow, forgotten: bool) {
         self.entries += u64::from(!forgotten);

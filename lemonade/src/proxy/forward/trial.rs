@@ -184,6 +184,7 @@ fn serve(forward: &mut Forward, mode: Mode, [service, own, backend]: [IpAddr; 3]
         ports: if mode == Mode::Nat { 1_000 } else { 1 },
         interface: LOOPBACK,
         weight: 1,
+        most: 0,
     };
     forward.put_target(0, target).map_err(words)?;
     let key = ServiceKey { address: mapped(service), port: PORTS[0], protocol: [0, 6] };

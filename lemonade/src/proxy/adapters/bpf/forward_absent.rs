@@ -239,6 +239,31 @@ impl Forward {
     }
 
     /// Never called.
+    pub fn count_frontend(&mut self, _: u32) -> Result<(), Unavailable> {
+        match *self {}
+    }
+
+    /// Never called.
+    pub fn live_of_frontend(&self, _: u32) -> Option<u64> {
+        match *self {}
+    }
+
+    /// Never called.
+    pub fn forget_frontend(&mut self, _: u32) {
+        match *self {}
+    }
+
+    /// Never called.
+    pub fn put_elsewhere(&mut self, _: u64, _: u32) -> Result<(), Unavailable> {
+        match *self {}
+    }
+
+    /// Never called.
+    pub fn forget_elsewhere(&mut self, _: u64) {
+        match *self {}
+    }
+
+    /// Never called.
     pub fn forget(&mut self, _: &[FlowKey]) {
         match *self {}
     }

@@ -16,7 +16,7 @@ use crate::proxy::adapters::bpf::pins::{Hold, Pins};
 use crate::proxy::adapters::bpf::{Unavailable, batch};
 
 /// Maps that a process that takes over finds again; the others are of one packet, or of one listener.
-pub(super) const KEPT: [&str; 14] = [
+pub(super) const KEPT: [&str; 15] = [
     "ABI",
     "SEED",
     "CONNECTIONS",
@@ -27,6 +27,7 @@ pub(super) const KEPT: [&str; 14] = [
     "RINGS",
     "CHOICES",
     "LOADS",
+    "FRONTENDS",
     "REASONS",
     "OPENED",
     "REPLACED",

@@ -13,8 +13,19 @@ use crate::proxy::adapters::bpf::loader::{corrupt, refused};
 /// Bytes of an entry of the map `LOADS`.
 type Bytes = [u8; size_of::<Load>()];
 
+/// `linux/bpf.h`
+const BPF_NOEXIST: u64 = 1;
+
+/// Takes an entry for made that was there already.
+fn there(inserted: Result<(), MapError>) -> Result<(), Unavailable> {
+    match inserted {
+        Err(MapError::SyscallError(error)) if error.io_error.raw_os_error() == Some(libc::EEXIST) => Ok(()),
+        other => other.map_err(|error| refused(&error)),
+    }
+}
+
 impl Forward {
-    /// Says which backends a ring has, where a service goes by what each of them has.
+    /// Says which backends a ring has, where a service goes by what each of them has or may have.
     ///
     /// # Errors
     /// As bpf(2), in words.
@@ -31,15 +42,48 @@ impl Forward {
     /// # Errors
     /// As bpf(2), in words.
     pub fn count_live(&mut self, backend: u32) -> Result<(), Unavailable> {
-        /// `linux/bpf.h`
-        const BPF_NOEXIST: u64 = 1;
         let mut map: HashMap<_, u32, Bytes> = table(&mut self.ebpf, "LOADS")?;
-        match map.insert(backend, [0; size_of::<Load>()], BPF_NOEXIST) {
-            Err(MapError::SyscallError(error)) if error.io_error.raw_os_error() == Some(libc::EEXIST) => {
-                Ok(())
-            }
-            other => other.map_err(|error| refused(&error)),
-        }
+        there(map.insert(backend, [0; size_of::<Load>()], BPF_NOEXIST))
+    }
+
+    /// Has the kernel count the flows of a frontend, if it does not yet.
+    ///
+    /// # Errors
+    /// As bpf(2), in words.
+    pub fn count_frontend(&mut self, frontend: u32) -> Result<(), Unavailable> {
+        let mut map: HashMap<_, u32, u64> = table(&mut self.ebpf, "FRONTENDS")?;
+        there(map.insert(frontend, 0, BPF_NOEXIST))
+    }
+
+    /// Live flows of a frontend, since [`Self::count_frontend`].
+    pub fn live_of_frontend(&self, frontend: u32) -> Option<u64> {
+        let map = HashMap::<&MapData, u32, u64>::try_from(self.ebpf.map("FRONTENDS")?).ok()?;
+        map.get(&frontend, 0).ok()
+    }
+
+    /// Counts the flows of a frontend no longer.
+    pub fn forget_frontend(&mut self, frontend: u32) {
+        let map: Result<HashMap<_, u32, u64>, _> = table(&mut self.ebpf, "FRONTENDS");
+        // What is not there needs no removal.
+        let _ = map.map(|mut map| map.remove(&frontend));
+    }
+
+    /// Says how many connections of a backend or a frontend are not the kernel's, where there is a limit on all of them;
+    /// `whose` is [`of_backend`](lemonade_common::place::of_backend) or
+    /// [`of_frontend`](lemonade_common::place::of_frontend) of its index.
+    ///
+    /// # Errors
+    /// As bpf(2), in words.
+    pub fn put_elsewhere(&mut self, whose: u64, count: u32) -> Result<(), Unavailable> {
+        let mut map: HashMap<_, u64, u32> = table(&mut self.ebpf, "ELSEWHERE")?;
+        map.insert(whose, count, 0).map_err(|error| refused(&error))
+    }
+
+    /// Says that there is no limit any more.
+    pub fn forget_elsewhere(&mut self, whose: u64) {
+        let map: Result<HashMap<_, u64, u32>, _> = table(&mut self.ebpf, "ELSEWHERE");
+        // What is not there needs no removal.
+        let _ = map.map(|mut map| map.remove(&whose));
     }
 
     /// What counts at a backend, since [`Self::count_live`].
