@@ -2,7 +2,7 @@
 
 use crate::flow::{FlowKey, TCP};
 use crate::forward::{
-    ANSWER_ECHO, ANSWERED, DOWN, ESTABLISHED, FIN_DOWN, FIN_UP, Flow, NAT, NAT_GATEWAY, PASS_FRAGMENTS,
+    ADOPTED, ANSWER_ECHO, ANSWERED, DOWN, ESTABLISHED, FIN_DOWN, FIN_UP, Flow, NAT, NAT_GATEWAY, PASS_FRAGMENTS,
     RESET, Service, ServiceKey, Target, answers_pass_by, ended,
 };
 use crate::half_open::HalfOpen;
@@ -50,8 +50,10 @@ pub trait TableView {
     /// Counts a flow that has ended no longer, given the entry of its direction from the client; a second time nothing
     /// happens.
     fn leave(&self, flow: &Flow);
-    /// Counts how long a flow waited for the first answer.
+    /// Counts how long a flow waited for the first answer, given the entry of its direction from the client.
     fn answered(&self, flow: &Flow);
+    /// Counts a flow whose backend has answered with a reset.
+    fn refused(&self, flow: &Flow);
     /// Flows that are live at a backend.
     fn live(&self, backend: u32) -> u32;
     /// The backends of a ring.
@@ -331,6 +333,7 @@ fn note<T: TableView>(table: &T, packet: &Packet, flow: &Flow, arrival: &Arrival
 #[inline(never)]
 fn mark<T: TableView>(table: &T, flow: &Flow, state: u32) {
     let word = u64::from(state);
+    let first = flow.state() & (ANSWERED | RESET) == 0;
     flow.state.set(flow.state.get() | word);
     let mut counted = flow;
     if !answers_pass_by(flow.mode) {
@@ -338,8 +341,12 @@ fn mark<T: TableView>(table: &T, flow: &Flow, state: u32) {
         other.told.set(other.told.get() | word);
         if flow.state.get() as u32 & DOWN != 0 {
             counted = other;
-            if state & (ANSWERED | RESET) == ANSWERED && flow.protocol == TCP {
-                table.answered(other);
+            if first && flow.protocol == TCP && other.state.get() as u32 & ADOPTED == 0 {
+                if state & RESET == 0 {
+                    table.answered(other);
+                } else {
+                    table.refused(other);
+                }
             }
         }
     }

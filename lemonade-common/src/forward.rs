@@ -122,8 +122,8 @@ pub struct Flow {
     pub protocol: u32,
     /// Mode of the service when the flow was opened.
     pub mode: u32,
-    /// Sum of [`DOWN`], [`ANSWERED`], [`FIN_UP`], [`FIN_DOWN`], [`RESET`] and [`ESTABLISHED`], as packets of this direction
-    /// say.
+    /// Sum of [`DOWN`], [`ANSWERED`], [`FIN_UP`], [`FIN_DOWN`], [`RESET`], [`ESTABLISHED`] and [`ADOPTED`], as packets of this
+    /// direction say.
     pub state: Cell<u64>,
     /// The same as packets of the other direction say. Apart, since the two directions are often on two cores, and a FIN
     /// that one core overwrites does not come again.
@@ -173,6 +173,8 @@ pub const FIN_DOWN: u32 = 8;
 pub const RESET: u32 = 16;
 /// State of a flow whose client has acknowledged an answer, which ends the handshake of TCP.
 pub const ESTABLISHED: u32 = 32;
+/// State of a flow that was found in its middle: what the backend says first is no answer to a SYN.
+pub const ADOPTED: u32 = 64;
 
 const _: () = assert!(size_of::<ServiceKey>() == 20 && align_of::<ServiceKey>() == 1);
 const _: () = assert!(size_of::<Service>() == 24);

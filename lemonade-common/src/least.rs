@@ -19,6 +19,8 @@ pub struct Load {
     pub answers: u64,
     /// Nanoseconds from the first packet of each to that answer, added up.
     pub waited: u64,
+    /// Flows of TCP that it has refused: a reset was all that it answered.
+    pub refused: u64,
 }
 
 /// One of the backends of a ring.
@@ -47,7 +49,7 @@ pub struct Choices {
     pub own: [Choice; SCANNED],
 }
 
-const _: () = assert!(size_of::<Load>() == 24 && size_of::<Choices>() == 16 + 16 * SCANNED);
+const _: () = assert!(size_of::<Load>() == 32 && size_of::<Choices>() == 16 + 16 * SCANNED);
 
 /// Connections per weight, compared without division.
 ///
@@ -259,6 +261,6 @@ impl Load {
             word.copy_from_slice(&bytes[at..at + 8]);
             u64::from_ne_bytes(word)
         };
-        Self { live: word(0), answers: word(8), waited: word(16) }
+        Self { live: word(0), answers: word(8), waited: word(16), refused: word(24) }
     }
 }

@@ -5,7 +5,7 @@ use core::cell::Cell;
 use crate::csum;
 use crate::decide::{Arrival, Inserted, TableView};
 use crate::flow::{FlowKey, TCP};
-use crate::forward::{DOWN, Flow, Service, Target, answers_pass_by, ended};
+use crate::forward::{ADOPTED, DOWN, Flow, Service, Target, answers_pass_by, ended};
 use crate::half_open::{admit, is_half_open};
 use crate::hash::flow_hash;
 use crate::packet::{Kind, Packet, RST};
@@ -140,6 +140,7 @@ fn met<T: TableView>(
         Inserted::Full => return PacketReason::TableFull,
     }
     opening.towards(target, arrival, table.since());
+    opening.state = if how == BEGUN { ADOPTED } else { 0 };
     match table.put(key, &answers, &opening) {
         Inserted::Done => PacketReason::Opened,
         Inserted::Exists => PacketReason::Forwarded,

@@ -207,6 +207,14 @@ impl TableView for Maps {
     }
 
     #[inline(always)]
+    fn refused(&self, flow: &Flow) {
+        if let Some(load) = LOADS.get_ptr_mut(flow.backend) {
+            // SAFETY: a word of a value of the map.
+            unsafe { add(&raw mut (*load).refused, 1) };
+        }
+    }
+
+    #[inline(always)]
     fn live(&self, backend: u32) -> u32 {
         // SAFETY: whole words are loaded.
         let live =

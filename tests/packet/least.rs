@@ -255,9 +255,50 @@ fn the_first_answer_tells_how_long_it_took() {
         (flow.backend, packets::read(&rewritten(&bytes, &read(&bytes), flow)).expect("well"));
     let answer = Shape { from: said.to, to: said.from, flags: SYN | ACK, ..syn };
     tables.now.set(251_000);
-    for later in [0, 90_000] {
+    for (later, flags) in [(0, SYN | ACK), (90_000, SYN | ACK), (9_000_000, ACK), (9_100_000, FIN | ACK)] {
         tables.now.set(251_000 + later);
-        decided(&tables, &answer.build(), 2);
-        assert_eq!(tables.loads.borrow()[&backend], Load { live: 1, answers: 1, waited: 250_000 });
+        decided(&tables, &Shape { flags, ..answer.clone() }.build(), 2);
+        let told = Load { live: 1, answers: 1, waited: 250_000, refused: 0 };
+        assert_eq!(tables.loads.borrow()[&backend], told, "its end is no answer");
     }
+}
+
+#[test]
+fn a_reset_in_answer_to_a_syn_is_a_refusal_and_no_other_is() {
+    for mode in [NAT, NAT_GATEWAY] {
+        let tables = counting(mode, [1, 1, 1]);
+        // What the client and the backend say after the SYN, and how often that is a refusal and an answer.
+        for (n, said, expected) in [
+            (1, &[(true, RST | ACK)][..], (1, 0)),
+            (2, &[(true, RST | ACK), (true, RST | ACK)], (1, 0)),
+            (3, &[(true, SYN | ACK), (true, RST | ACK)], (0, 1)),
+            (4, &[(true, SYN | ACK), (false, ACK), (true, FIN | ACK), (false, FIN | ACK)], (0, 1)),
+            (5, &[(false, RST), (true, RST | ACK)], (0, 0)),
+        ] {
+            tables.loads.borrow_mut().clear();
+            let syn = Shape::tcp(&format!("10.9.9.9:{n}"), VIP4, SYN);
+            let bytes = syn.build();
+            let Verdict::Forward(flow, Reason::Opened) = decided(&tables, &bytes, 1) else { panic!("{n}") };
+            let backend = flow.backend;
+            let there = packets::read(&rewritten(&bytes, &read(&bytes), flow)).expect("well-formed");
+            for (down, flags) in said {
+                let shape = if *down {
+                    Shape { from: there.to, to: there.from, flags: *flags, ..syn.clone() }
+                } else {
+                    Shape { flags: *flags, ..syn.clone() }
+                };
+                decided(&tables, &shape.build(), 2);
+            }
+            let load = tables.loads.borrow()[&backend];
+            assert_eq!((load.refused, load.answers), expected, "mode {mode}, flow {n}");
+        }
+    }
+    // Of a flow that was found in its middle nobody knows what a reset is the answer to.
+    let tables = counting(NAT_GATEWAY, [1, 1, 1]);
+    let middle = Shape::tcp("10.9.9.9:9", VIP4, ACK);
+    let bytes = middle.build();
+    let Verdict::Forward(flow, Reason::Adopted) = decided(&tables, &bytes, 1) else { panic!("it is adopted") };
+    let there = packets::read(&rewritten(&bytes, &read(&bytes), flow)).expect("well-formed");
+    decided(&tables, &Shape { from: there.to, to: there.from, flags: RST, ..middle }.build(), 2);
+    assert!(tables.loads.borrow().values().all(|load| (load.refused, load.answers) == (0, 0)));
 }

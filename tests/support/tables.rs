@@ -119,6 +119,10 @@ impl TableView for Tables {
         }
     }
 
+    fn refused(&self, flow: &Flow) {
+        self.loads.borrow_mut().entry(flow.backend).or_default().refused += 1;
+    }
+
     fn live(&self, backend: u32) -> u32 {
         self.loads.borrow().get(&backend).map_or(0, |load| load.live as u32)
     }
