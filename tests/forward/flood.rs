@@ -12,6 +12,7 @@ use lemonade_tests::setup::Setup;
 use lemonade_tests::skip::full;
 use lemonade_tests::wait;
 
+use crate::modes::Unwrapping;
 use crate::stage::{V4, packets, parse, start};
 
 /// SYNs a second at most.
@@ -84,14 +85,26 @@ fn a_flood_leaves_clients_their_connections_in_mode_nat() {
 fn a_flood_leaves_clients_their_connections_past_the_balancer() {
     let test = "a_flood_leaves_clients_their_connections_past_the_balancer";
     let Some(network) = Network::start(test) else { return };
-    ways(&network);
+    past_the_balancer(&network, "dsr-l2");
+}
+
+#[test]
+fn a_flood_leaves_clients_their_connections_in_wrapped_packets() {
+    let test = "a_flood_leaves_clients_their_connections_in_wrapped_packets";
+    let Some(network) = Network::start(test) else { return };
+    let _decap = network.backends.enter(Unwrapping::start);
+    past_the_balancer(&network, "dsr-ipip");
+}
+
+fn past_the_balancer(network: &Network, mode: &str) {
+    ways(network);
     network.pass_by(&["10.77.1.2/32"]);
     network.backends.ip(&format!("route add {INVENTED} via 10.77.3.1 dev past"));
     let vip = V4.frontend();
     let _server = network.backends.enter(|| Backend::start_on("all", vip));
     let at = V4.backends.map(|backend| SocketAddr::new(parse(backend).ip(), vip.port()));
-    let lemonade = start(&network, &setup("dsr-l2", V4.setup_at(&at)));
-    let answered = flooded(&network, &lemonade, "dsr-l2");
+    let lemonade = start(network, &setup(mode, V4.setup_at(&at)));
+    let answered = flooded(network, &lemonade, mode);
     assert!(answered >= 999.0, "{answered} of a thousand calls were answered");
     assert_eq!(packets(&lemonade, "table_full"), 0);
 }

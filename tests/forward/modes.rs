@@ -114,10 +114,10 @@ fn wrapped(test: &str, addresses: &Addresses, backends: [&str; 3]) {
 }
 
 /// `lemonade decap`, stopped when dropped.
-struct Unwrapping(std::process::Child);
+pub struct Unwrapping(std::process::Child);
 
 impl Unwrapping {
-    fn start() -> Self {
+    pub fn start() -> Self {
         let mut decap = std::process::Command::new(lemonade_tests::lemonade::binary());
         decap.args(["decap", "--interface", "to_balancer"]).args(OWN.map(|own| format!("--from={own}")));
         let mut child = decap.stdout(std::process::Stdio::piped()).spawn().expect("lemonade starts");
