@@ -4,7 +4,7 @@
 //! byte arrays.
 
 /// Version of the layout of every map; a process adopts the maps of another only if it is equal.
-pub const ABI_VERSION: u32 = 8;
+pub const ABI_VERSION: u32 = 9;
 
 /// Index of [`ABI_VERSION`] in the map `ABI`.
 pub const ABI_VERSION_AT: u32 = 0;

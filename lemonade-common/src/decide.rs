@@ -2,8 +2,8 @@
 
 use crate::flow::{FlowKey, TCP};
 use crate::forward::{
-    ADOPTED, ANSWER_ECHO, ANSWERED, DOWN, ESTABLISHED, FIN_DOWN, FIN_UP, Flow, NAT, NAT_GATEWAY, PASS_FRAGMENTS,
-    RESET, Service, ServiceKey, Target, answers_pass_by, ended,
+    ADOPTED, ANSWER_ECHO, ANSWERED, DOWN, ESTABLISHED, FIN_DOWN, FIN_UP, Flow, NAT, NAT_GATEWAY,
+    PASS_FRAGMENTS, RESET, Service, ServiceKey, Target, answers_pass_by, ended,
 };
 use crate::half_open::HalfOpen;
 use crate::hash::flow_hash;

@@ -155,6 +155,16 @@ pub struct Forgotten {
 /// Directions that are forgotten at once.
 pub const FORGOTTEN: usize = 32;
 
+/// What flows carried whose entries were taken away: value of the map `GONE`, whose key is [`opened_key`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Carried {
+    /// Packets from clients, and to them.
+    pub packets: [u64; 2],
+    /// Bytes of both, with Ethernet headers.
+    pub bytes: [u64; 2],
+}
+
 /// Key of the map `OPENED`, which counts the flows that were opened: a frontend and one of its backends.
 #[inline(always)]
 pub const fn opened_key(frontend: u32, backend: u32) -> u64 {
@@ -231,7 +241,14 @@ impl Service {
     /// Reads the bytes of the map.
     pub fn from_bytes(bytes: &[u8; size_of::<Self>()]) -> Self {
         let word = |n: usize| word(bytes, 4 * n);
-        Self { frontend: word(0), ring: word(1), flags: word(2), mode: word(3), previous: word(4), most: word(5) }
+        Self {
+            frontend: word(0),
+            ring: word(1),
+            flags: word(2),
+            mode: word(3),
+            previous: word(4),
+            most: word(5),
+        }
     }
 
     /// The bytes as they stand in the map.
@@ -242,6 +259,18 @@ impl Service {
             place.copy_from_slice(&word.to_ne_bytes());
         }
         bytes
+    }
+}
+
+impl Carried {
+    /// Reads the bytes of the map.
+    pub fn from_bytes(bytes: &[u8; size_of::<Self>()]) -> Self {
+        let long = |at: usize| {
+            let mut long = [0; 8];
+            long.copy_from_slice(&bytes[at..at + 8]);
+            u64::from_ne_bytes(long)
+        };
+        Self { packets: [long(0), long(8)], bytes: [long(16), long(24)] }
     }
 }
 
@@ -353,8 +382,7 @@ mod tests {
         assert_eq!(Service::from_bytes(&service.to_bytes()), service);
         let (address, snat) = ([8; 16], [9; 16]);
         let (port, first_port) = ([1, 2], [3, 4]);
-        let target =
-            Target { address, snat, port, first_port, ports: 5, interface: 6, weight: 7, most: 8 };
+        let target = Target { address, snat, port, first_port, ports: 5, interface: 6, weight: 7, most: 8 };
         assert_eq!(Target::from_bytes(&target.to_bytes()), target);
     }
 }

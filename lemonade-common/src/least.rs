@@ -245,7 +245,9 @@ impl Choices {
         bytes[..8].copy_from_slice(&self.turn.to_ne_bytes());
         bytes[8..16].copy_from_slice(&self.count.to_ne_bytes());
         for (place, own) in bytes[16..].chunks_exact_mut(16).zip(&self.own) {
-            for (word, value) in place.chunks_exact_mut(4).zip([own.backend, own.weight, own.elsewhere, own.most]) {
+            for (word, value) in
+                place.chunks_exact_mut(4).zip([own.backend, own.weight, own.elsewhere, own.most])
+            {
                 word.copy_from_slice(&value.to_ne_bytes());
             }
         }

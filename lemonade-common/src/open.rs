@@ -93,7 +93,13 @@ pub(crate) fn open_gateway<T: TableView>(
     first: bool,
 ) -> PacketReason {
     let loose = passes_unrecorded(packet);
-    let how = if loose { LOOSE_BEGUN } else if first { NEW } else { BEGUN };
+    let how = if loose {
+        LOOSE_BEGUN
+    } else if first {
+        NEW
+    } else {
+        BEGUN
+    };
     let mut place = Place::default();
     if !table.place(service, &packet.key, how, &mut place) {
         return place.why();

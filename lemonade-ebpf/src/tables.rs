@@ -10,14 +10,14 @@ use aya_ebpf::helpers::{bpf_ktime_get_ns, bpf_sk_release, bpf_skc_lookup_tcp};
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, PerCpuArray, PerCpuHashMap, Queue, RingBuf};
 use lemonade_common::decide::{Inserted, Opening, TableView};
-use lemonade_common::forward::{Flow, Service, ServiceKey, Target, opened_key};
+use lemonade_common::forward::{Carried, DOWN, Flow, Service, ServiceKey, Target, opened_key};
 use lemonade_common::gate::{GATE_KINDS, Gate, NEW_FLOWS};
 use lemonade_common::half_open::HalfOpen;
 use lemonade_common::least::{Choices, Load, Scan};
 use lemonade_common::maglev::SLOTS;
 use lemonade_common::notice::{NOBODY, Notice};
-use lemonade_common::place::Place;
 use lemonade_common::packet::{Family, Packet, family};
+use lemonade_common::place::Place;
 use lemonade_common::{FlowKey, PacketReason};
 
 use crate::global::{
@@ -79,6 +79,10 @@ static REASONS: PerCpuArray<u64> = PerCpuArray::with_max_entries(PacketReason::C
 /// Flows opened by frontend and backend; whoever lists a backend makes its counters.
 #[map]
 pub static OPENED: PerCpuHashMap<u64, u64> = PerCpuHashMap::with_max_entries(1 << 16, 0);
+
+/// What flows carried whose entries are gone, by frontend and backend; made with the counters in [`OPENED`].
+#[map]
+static GONE: HashMap<u64, Carried> = HashMap::with_max_entries(1 << 16, 0);
 
 /// The entry that this core has kept aside.
 #[map]
@@ -375,7 +379,21 @@ pub fn remove(key: &FlowKey, seen: u64) -> bool {
         return false;
     }
     tables.leave(flow);
-    CONNECTIONS.remove(key).is_ok()
+    let carried = (flow.packets.get(), flow.bytes.get());
+    let (lane, way) = (opened_key(flow.frontend, flow.backend), flow.state.get() as u32 & DOWN);
+    if CONNECTIONS.remove(key).is_err() {
+        return false;
+    }
+    if let Some(gone) = GONE.get_ptr_mut(lane) {
+        // SAFETY: words of a value of the map.
+        unsafe {
+            let (packets, bytes) = (&raw mut (*gone).packets, &raw mut (*gone).bytes);
+            let way = (way != 0) as usize;
+            add(packets.cast::<u64>().add(way), carried.0);
+            add(bytes.cast::<u64>().add(way), carried.1);
+        }
+    }
+    true
 }
 
 /// Whether one more of a kind may pass.

@@ -153,8 +153,7 @@ fn limits_hold_while_nobody_is_there_and_after() {
     let Some(network) = Network::start("limits_hold_while_nobody_is_there_and_after") else { return };
     let _turn = crate::killed::TURN.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     let backends = V4.backends(&network);
-    let mut lemonade =
-        start(&network, &limited(V4.setup(&backends)).frontend(&["max_connections = 8"]));
+    let mut lemonade = start(&network, &limited(V4.setup(&backends)).frontend(&["max_connections = 8"]));
     let held = hold(&network, V4.frontend(), 8);
     lemonade.signal(Signal::KILL);
     lemonade.wait(wait::SOON);
@@ -177,11 +176,8 @@ fn sessions_of_datagrams_count_until_they_are_idle() {
     let _echoes: Vec<Echo> = network
         .backends
         .enter(|| (b'a'..).zip(at).map(|(letter, address)| Echo::on(letter, address)).collect());
-    let setup = V4.setup_at(&at).frontend(&[
-        "protocol = \"udp\"",
-        "idle_timeout = \"3s\"",
-        "max_connections = 4",
-    ]);
+    let setup =
+        V4.setup_at(&at).frontend(&["protocol = \"udp\"", "idle_timeout = \"3s\"", "max_connections = 4"]);
     let lemonade = start(&network, &setup);
     let ask = |n: usize| -> Vec<Option<char>> {
         network.client.enter(|| {
@@ -244,7 +240,12 @@ fn what_the_proxy_has_beside_it_counts() {
     is_refused(&network, &lemonade, V4.frontend(), "frontend_limit");
     own.close();
     let more = comes_in(&network, V4.frontend());
-    assert_eq!(tally(&held.iter().chain([&more]).map(|own| own.backend.clone()).collect::<Vec<_>>()).values().sum::<usize>(), 3);
+    assert_eq!(
+        tally(&held.iter().chain([&more]).map(|own| own.backend.clone()).collect::<Vec<_>>())
+            .values()
+            .sum::<usize>(),
+        3
+    );
     drop((held, more));
     wait::until("calls are served", wait::SOON, || network.client.enter(|| call(V4.frontend())).is_ok());
 }

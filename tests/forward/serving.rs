@@ -1,11 +1,11 @@
 //! What clients and operators see of a frontend whose packets pass through the kernel.
 
 use std::io::Write as _;
-use std::net::{TcpStream, UdpSocket};
+use std::net::{SocketAddr, TcpStream, UdpSocket};
 use std::time::Duration;
 
 use lemonade_tests::lemonade::{Lemonade, run};
-use lemonade_tests::load::tally;
+use lemonade_tests::load::{call_on, tally};
 use lemonade_tests::netns::Network;
 use lemonade_tests::{http, transfer, wait};
 use rustix::process::Signal;
@@ -40,6 +40,36 @@ fn connections_pass_through_the_kernel_and_are_counted() {
     assert!(explained.contains("slot ") && explained.contains("of the ring"), "{explained}");
     lemonade.signal(Signal::INT);
     assert!(lemonade.wait(wait::SOON).success());
+}
+
+/// A client that comes again from the same port at once takes the place of its former flow, before anybody has looked at that.
+#[test]
+fn bytes_of_flows_that_others_follow_are_counted() {
+    const CALLS: u64 = 40;
+    let Some(network) = Network::start("bytes_of_flows_that_others_follow_are_counted") else { return };
+    let backends = V4.backends(&network);
+    let lemonade = start(&network, &V4.setup(&backends));
+    let call = || {
+        let from: SocketAddr = parse("10.77.1.1:5555");
+        let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None)?;
+        socket.set_reuse_address(true)?;
+        socket.bind(&from.into())?;
+        // It resets at its end, so that the port is free.
+        socket.set_linger(Some(Duration::ZERO))?;
+        socket.connect(&V4.frontend().into())?;
+        call_on(socket.into())
+    };
+    network
+        .client
+        .enter(|| (0..CALLS).for_each(|n| drop(call().unwrap_or_else(|error| panic!("{n}: {error}")))));
+    // A call with its answer, and the handshake's headers and those of a reset.
+    await_ended(&lemonade, CALLS);
+    wait::until("all bytes are counted", wait::SOON, || {
+        let (up, down) = lemonade.metrics().bytes();
+        up > CALLS * (89 + 250) && down > CALLS * (80 + 250)
+    });
+    let (up, down) = lemonade.metrics().bytes();
+    assert!(up < CALLS * 1_000 && down < CALLS * 1_000, "{up} up, {down} down");
 }
 
 #[test]

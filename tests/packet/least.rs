@@ -297,7 +297,9 @@ fn a_reset_in_answer_to_a_syn_is_a_refusal_and_no_other_is() {
     let tables = counting(NAT_GATEWAY, [1, 1, 1]);
     let middle = Shape::tcp("10.9.9.9:9", VIP4, ACK);
     let bytes = middle.build();
-    let Verdict::Forward(flow, Reason::Adopted) = decided(&tables, &bytes, 1) else { panic!("it is adopted") };
+    let Verdict::Forward(flow, Reason::Adopted) = decided(&tables, &bytes, 1) else {
+        panic!("it is adopted")
+    };
     let there = packets::read(&rewritten(&bytes, &read(&bytes), flow)).expect("well-formed");
     decided(&tables, &Shape { from: there.to, to: there.from, flags: RST, ..middle }.build(), 2);
     assert!(tables.loads.borrow().values().all(|load| (load.refused, load.answers) == (0, 0)));

@@ -206,7 +206,8 @@ fn who_is_passed_over_is_passed_over_by_the_proxy() {
                 .collect();
             let flags = if by_source { BY_SOURCE } else { LEAST_CONNECTIONS };
             let mut tables = limited(NAT, flags, 0, limits);
-            let share = |own: &Candidate| Share { value: own.ix.0, identity: own.identity.to_string(), weight: 1 };
+            let share =
+                |own: &Candidate| Share { value: own.ix.0, identity: own.identity.to_string(), weight: 1 };
             tables.rings[0] = ring(&candidates.iter().map(share).collect::<Vec<_>>());
             let strategy: &dyn StrategyService =
                 if by_source { &SourceHash::new(&candidates) } else { &LeastConnections };

@@ -111,7 +111,9 @@ pub fn unsuited(entry: &FrontendEntry) -> Option<String> {
         _ => None,
     });
     if let (Some(whose), Some(way)) = (limited(entry), unseen) {
-        return Some(format!("max_connections of {whose} counts connections that live, and {way} does not see their ends"));
+        return Some(format!(
+            "max_connections of {whose} counts connections that live, and {way} does not see their ends"
+        ));
     }
     match lowering(pool, Moment(0)) {
         Lowering::Ring { by: By::Connections, .. } if sockets => Some(

@@ -92,7 +92,8 @@ mod tests {
 
     #[test]
     fn the_share_of_refusals_is_that_of_the_outcomes_however_many() {
-        for (answers, refused) in [(1, 1), (3, 1), (900, 100), (50, 950), (5_000, 5_000), (0, 40), (2_000, 0)] {
+        for (answers, refused) in [(1, 1), (3, 1), (900, 100), (50, 950), (5_000, 5_000), (0, 40), (2_000, 0)]
+        {
             let ratio = FailureRatio::default();
             for second in 1..30 {
                 super::note(&ratio, answers, refused, Moment(second * 1_000));

@@ -227,6 +227,7 @@ impl Kernel {
             self.forward.count_frontend(ix.0)?;
             for backend in &entry.pool.backends {
                 self.forward.count_opened(ix.0, backend.ix.0)?;
+                self.forward.count_gone(ix.0, backend.ix.0)?;
                 self.forward.count_live(backend.ix.0)?;
                 self.tally.follow((*ix, backend.ix));
             }
@@ -362,8 +363,8 @@ impl Kernel {
             let asked: Vec<Forgotten> =
                 over.iter().map(|(key, flow)| Forgotten { key: *key, seen: flow.seen.get() }).collect();
             let gone = self.forward.forget_unless_seen(&asked);
-            over.iter().zip(gone).for_each(|((_, flow), gone)| self.tally.see(flow, gone));
-            stay.iter().for_each(|(_, flow)| self.tally.see(flow, false));
+            let late = over.iter().zip(gone).filter(|(_, gone)| !gone).map(|(own, _)| *own);
+            late.chain(stay).for_each(|(_, flow)| self.tally.see(flow));
             if last {
                 self.settle(table, cell);
                 return true;
@@ -402,10 +403,12 @@ impl Kernel {
 
     fn settle(&mut self, table: &DispatchTable, cell: &ForwardCell) {
         let forward = &self.forward;
-        let (total, left) =
-            self.tally.settle(table, |(frontend, backend)| forward.opened(frontend.0, backend.0));
+        let opened = |(frontend, backend): Lane| forward.opened(frontend.0, backend.0);
+        let gone = |(frontend, backend): Lane| forward.gone(frontend.0, backend.0);
+        let (total, left) = self.tally.settle(table, opened, gone);
         for (frontend, backend) in left {
             self.forward.forget_opened(frontend.0, backend.0);
+            self.forward.forget_gone(frontend.0, backend.0);
             if !self.tally.has(backend) {
                 self.forward.forget_live(backend.0);
             }

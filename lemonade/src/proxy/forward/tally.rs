@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
-use lemonade_common::forward::{DOWN, Flow, ended};
+use lemonade_common::forward::{self, DOWN, Flow, ended};
 use lemonade_common::{BackendIx, FrontendIx};
 
 use crate::control::table::DispatchTable;
@@ -42,8 +42,6 @@ struct Lined {
     counting: Round,
     /// Flows that a process before this one opened, and that have ended.
     base: u64,
-    /// Of flows that were forgotten in rounds before.
-    gone: [Carried; 2],
     /// As noted at the cells.
     noted: Noted,
 }
@@ -53,7 +51,6 @@ struct Round {
     live: u64,
     /// Up and down.
     carried: [Carried; 2],
-    forgotten: [Carried; 2],
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -113,16 +110,14 @@ impl Tally {
         self.lanes.keys().any(|lane| lane.0 == frontend)
     }
 
-    /// Takes one direction of a flow in, and whether it was forgotten just now.
-    pub(super) fn see(&mut self, flow: &Flow, forgotten: bool) {
-        self.entries += u64::from(!forgotten);
+    /// Takes one direction of a flow in.
+    pub(super) fn see(&mut self, flow: &Flow) {
+        self.entries += 1;
         let lane = (FrontendIx(flow.frontend), BackendIx(flow.backend));
         let round = &mut self.lanes.entry(lane).or_default().counting;
         let down = usize::from(flow.state() & DOWN != 0);
         round.carried[down].add(flow);
-        if forgotten {
-            round.forgotten[down].add(flow);
-        } else if down == 0 && !ended(flow.state()) {
+        if down == 0 && !ended(flow.state()) {
             round.live += 1;
         }
     }
@@ -132,13 +127,15 @@ impl Tally {
         self.lanes.iter().filter(|(lane, _)| such(**lane)).map(|(_, lined)| lined.noted.live()).sum()
     }
 
-    /// Ends a round: notes at the cells of `table` what has changed, given how many flows each lane has opened in all.
+    /// Ends a round: notes at the cells of `table` what has changed, given how many flows each lane has opened in all, and what
+    /// those carried whose entries are gone.
     ///
     /// Lanes that are in no table and have no flow are forgotten; they are returned.
     pub(super) fn settle(
         &mut self,
         table: &DispatchTable,
         opened: impl Fn(Lane) -> u64,
+        gone: impl Fn(Lane) -> forward::Carried,
     ) -> (Total, Vec<Lane>) {
         let mut total = Total { entries: self.entries, ..Total::default() };
         self.entries = 0;
@@ -149,19 +146,21 @@ impl Tally {
         for (lane, lined) in &mut self.lanes {
             let round = std::mem::take(&mut lined.counting);
             let counted = opened(*lane);
+            let gone = gone(*lane);
+            let sum = |way: usize| {
+                round.carried[way].plus(Carried { packets: gone.packets[way], bytes: gone.bytes[way] })
+            };
             if self.taken_over {
                 lined.base = counted.saturating_sub(round.live);
-                lined.noted.carried = round.carried;
+                lined.noted.carried = [sum(0), sum(1)];
             }
             let before = lined.noted;
             let opened = counted.saturating_sub(lined.base).max(before.opened);
             // A flow that opens while the table is read may be missed, and one that ends be seen: what was noted stands.
             let closed = opened.saturating_sub(round.live).max(before.closed);
-            let sum = |way: usize| lined.gone[way].plus(round.carried[way]).at_least(before.carried[way]);
-            let now = Noted { opened, closed, carried: [sum(0), sum(1)] };
-            for way in 0..2 {
-                lined.gone[way] = lined.gone[way].plus(round.forgotten[way]);
-            }
+            // What goes while the table is read may be in both sums for once.
+            let carried = [0, 1].map(|way| sum(way).at_least(before.carried[way]));
+            let now = Noted { opened, closed, carried };
             lined.noted = now;
             total.live += now.live();
             total.opened += now.opened - before.opened;
@@ -222,8 +221,6 @@ fn level(gauge: &AtomicU32, before: u64, now: u64) {
 mod tests {
     use std::cell::Cell;
 
-    use lemonade_common::forward::{FIN_DOWN, FIN_UP};
-
     use super::*;
     use crate::control::compile::tests::{backend, config, frontend, next, pool};
     use crate::health::port::HealthView;
@@ -248,6 +245,10 @@ mod tests {
         }
     }
 
+    fn gone(bytes: [u64; 2]) -> forward::Carried {
+        forward::Carried { packets: [1, 1], bytes }
+    }
+
     #[test]
     fn opened_less_closed_is_live_and_bytes_outlive_their_flow() {
         let table = table();
@@ -263,23 +264,30 @@ mod tests {
         let mut tally = Tally::default();
         tally.follow(own);
         for up in [100, 50] {
-            tally.see(&flow(own, 0, up), false);
-            tally.see(&flow(own, DOWN, 1_000), false);
+            tally.see(&flow(own, 0, up));
+            tally.see(&flow(own, DOWN, 1_000));
         }
-        let (total, left) = tally.settle(&table, |_| 2);
+        let (total, left) = tally.settle(&table, |_| 2, |_| gone([0, 0]));
         assert_eq!(total, Total { entries: 4, live: 2, opened: 2, closed: 0 });
         assert_eq!((left, cells()), (vec![], [2, 0, 150, 2_000]));
         // One has ended and is forgotten; another began and ended between the rounds.
-        tally.see(&flow(own, FIN_UP | FIN_DOWN, 110), true);
-        tally.see(&flow(own, DOWN | FIN_UP | FIN_DOWN, 1_100), true);
-        tally.see(&flow(own, 0, 50), false);
-        tally.see(&flow(own, DOWN, 1_000), false);
-        let (total, _) = tally.settle(&table, |_| 3);
+        let both = |_| gone([110 + 30, 1_100 + 300]);
+        tally.see(&flow(own, 0, 50));
+        tally.see(&flow(own, DOWN, 1_000));
+        let (total, _) = tally.settle(&table, |_| 3, both);
         assert_eq!(total, Total { entries: 2, live: 1, opened: 1, closed: 2 });
-        assert_eq!(cells(), [3, 2, 160, 2_100]);
-        tally.see(&flow(own, 0, 60), false);
-        tally.settle(&table, |_| 3);
-        assert_eq!(cells(), [3, 2, 170, 2_100], "what the forgotten flow carried still counts");
+        assert_eq!(cells(), [3, 2, 190, 2_400]);
+        tally.see(&flow(own, 0, 60));
+        tally.settle(&table, |_| 3, both);
+        assert_eq!(cells(), [3, 2, 200, 2_400], "what the forgotten flow carried still counts");
+        // One that goes behind the back of a round is in both sums for once, and counts no further until they are right.
+        tally.see(&flow(own, 0, 60));
+        tally.settle(&table, |_| 3, |_| gone([140 + 60, 1_400]));
+        assert_eq!(cells()[2], 260);
+        tally.settle(&table, |_| 3, |_| gone([140 + 60, 1_400]));
+        tally.see(&flow(own, 0, 70));
+        tally.settle(&table, |_| 4, |_| gone([140 + 60, 1_400]));
+        assert_eq!(cells()[2], 270);
     }
 
     #[test]
@@ -288,15 +296,14 @@ mod tests {
         let own = lane(&table);
         let mut tally = Tally::of_another();
         tally.follow(own);
-        tally.see(&flow(own, 0, 1_000), false);
-        tally.see(&flow(own, FIN_UP | FIN_DOWN, 500), true);
-        // Seven were opened in all, of which the process before has forgotten five.
-        let (total, _) = tally.settle(&table, |_| 7);
+        tally.see(&flow(own, 0, 1_000));
+        // Seven were opened in all, of which the process before has forgotten six.
+        let (total, _) = tally.settle(&table, |_| 7, |_| gone([9_000, 0]));
         assert_eq!((total.live, total.opened, total.closed), (1, 1, 0));
         let cell = &table.frontends[&own.0].cell;
         assert_eq!(cell.bytes_up.load(Ordering::Relaxed), 0);
-        tally.see(&flow(own, 0, 1_030), false);
-        let (total, _) = tally.settle(&table, |_| 8);
+        tally.see(&flow(own, 0, 1_030));
+        let (total, _) = tally.settle(&table, |_| 8, |_| gone([9_000, 0]));
         assert_eq!((total.live, total.opened, total.closed), (1, 1, 1));
         assert_eq!(cell.bytes_up.load(Ordering::Relaxed), 30);
     }
@@ -305,14 +312,15 @@ mod tests {
     fn a_lane_that_left_the_table_is_counted_until_its_last_flow_has_ended() {
         let table = table();
         let own = lane(&table);
+        let nothing = |_| gone([0, 0]);
         let mut tally = Tally::default();
-        tally.see(&flow(own, 0, 1), false);
-        tally.settle(&table, |_| 1);
+        tally.see(&flow(own, 0, 1));
+        tally.settle(&table, |_| 1, nothing);
         assert_eq!(tally.live(|lane| lane == own), 1);
         let empty = DispatchTable::default();
-        tally.see(&flow(own, 0, 1), false);
-        assert_eq!(tally.settle(&empty, |_| 1).1, vec![]);
-        assert_eq!(tally.settle(&empty, |_| 1).1, vec![own]);
+        tally.see(&flow(own, 0, 1));
+        assert_eq!(tally.settle(&empty, |_| 1, nothing).1, vec![]);
+        assert_eq!(tally.settle(&empty, |_| 1, nothing).1, vec![own]);
         assert_eq!(tally.lanes.len(), 0);
     }
 }

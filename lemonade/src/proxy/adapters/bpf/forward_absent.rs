@@ -5,7 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use lemonade_common::forward::{Flow, Forgotten, Service, ServiceKey, Target};
+use lemonade_common::forward::{Carried, Flow, Forgotten, Service, ServiceKey, Target};
 use lemonade_common::least::{Choices, Load};
 use lemonade_common::notice::Notice;
 use lemonade_common::{FlowKey, PacketReason};
@@ -235,6 +235,21 @@ impl Forward {
 
     /// Never called.
     pub fn forget_live(&mut self, _: u32) {
+        match *self {}
+    }
+
+    /// Never called.
+    pub fn count_gone(&mut self, _: u32, _: u32) -> Result<(), Unavailable> {
+        match *self {}
+    }
+
+    /// Never called.
+    pub fn gone(&self, _: u32, _: u32) -> Carried {
+        match *self {}
+    }
+
+    /// Never called.
+    pub fn forget_gone(&mut self, _: u32, _: u32) {
         match *self {}
     }
 

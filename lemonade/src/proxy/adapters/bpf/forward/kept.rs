@@ -16,7 +16,7 @@ use crate::proxy::adapters::bpf::pins::{Hold, Pins};
 use crate::proxy::adapters::bpf::{Unavailable, batch};
 
 /// Maps that a process that takes over finds again; the others are of one packet, or of one listener.
-pub(super) const KEPT: [&str; 15] = [
+pub(super) const KEPT: [&str; 16] = [
     "ABI",
     "SEED",
     "CONNECTIONS",
@@ -30,6 +30,7 @@ pub(super) const KEPT: [&str; 15] = [
     "FRONTENDS",
     "REASONS",
     "OPENED",
+    "GONE",
     "REPLACED",
     "LOCALS",
 ];

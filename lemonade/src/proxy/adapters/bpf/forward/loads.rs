@@ -3,7 +3,7 @@
 use aya::maps::{Array, HashMap, MapData, MapError};
 use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions};
 use lemonade_common::FlowKey;
-use lemonade_common::forward::{FORGOTTEN, Forgotten};
+use lemonade_common::forward::{Carried, FORGOTTEN, Forgotten, opened_key};
 use lemonade_common::least::{Choices, Load};
 
 use super::{Forward, table};
@@ -66,6 +66,30 @@ impl Forward {
         let map: Result<HashMap<_, u32, u64>, _> = table(&mut self.ebpf, "FRONTENDS");
         // What is not there needs no removal.
         let _ = map.map(|mut map| map.remove(&frontend));
+    }
+
+    /// Has the kernel add up what flows of a frontend and a backend carried whose entries are gone, if it does not yet.
+    ///
+    /// # Errors
+    /// As bpf(2), in words.
+    pub fn count_gone(&mut self, frontend: u32, backend: u32) -> Result<(), Unavailable> {
+        let mut map: HashMap<_, u64, [u8; size_of::<Carried>()]> = table(&mut self.ebpf, "GONE")?;
+        there(map.insert(opened_key(frontend, backend), [0; size_of::<Carried>()], BPF_NOEXIST))
+    }
+
+    /// What flows of a frontend and a backend carried whose entries are gone, since [`Self::count_gone`].
+    pub fn gone(&self, frontend: u32, backend: u32) -> Carried {
+        let map = self.ebpf.map("GONE").map(HashMap::<&MapData, u64, [u8; size_of::<Carried>()]>::try_from);
+        let Some(Ok(map)) = map else { return Carried::default() };
+        map.get(&opened_key(frontend, backend), 0)
+            .map_or_else(|_| Carried::default(), |bytes| Carried::from_bytes(&bytes))
+    }
+
+    /// Takes that away.
+    pub fn forget_gone(&mut self, frontend: u32, backend: u32) {
+        let map: Result<HashMap<_, u64, [u8; size_of::<Carried>()]>, _> = table(&mut self.ebpf, "GONE");
+        // What is not there needs no removal.
+        let _ = map.map(|mut map| map.remove(&opened_key(frontend, backend)));
     }
 
     /// Says how many connections of a backend or a frontend are not the kernel's, where there is a limit on all of them;
