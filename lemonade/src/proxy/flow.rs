@@ -260,6 +260,12 @@ impl Flow {
         self.turns.load(Ordering::Relaxed) >> 1
     }
 
+    /// Where bytes went last; up before the first.
+    pub fn last(&self) -> Direction {
+        let turns = self.turns.load(Ordering::Relaxed);
+        if turns & 1 == 1 || turns == 0 { Direction::Up } else { Direction::Down }
+    }
+
     /// Bytes written so far, up and down.
     pub fn bytes(&self) -> (u64, u64) {
         (self.up.load(Ordering::Relaxed), self.down.load(Ordering::Relaxed))

@@ -49,6 +49,9 @@ const LOOK: Duration = Duration::from_secs(2);
 /// First and longest time between two looks at sockets whose peers still lack bytes.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(50));
 
+/// Time that a silent socket gets to hear that its peer has everything; it sends again three times meanwhile.
+const UNSURE: Duration = Duration::from_secs(1);
+
 /// Time for which the last packets of a flow that is over still find it.
 const LINGER: Duration = Duration::from_secs(3);
 
@@ -382,6 +385,9 @@ impl Carried {
             if !holder.is_silent() && (paid(&seen[at]) || holder.knows()) {
                 flow.relay.spent.time(|| silence(holder));
             }
+            if let Err(error) = holder.renew(UNSURE) {
+                tracing::debug!(%error, "the port of a spliced flow is not held");
+            }
         }
         standing(&seen, &flow.legs)
     }
@@ -389,7 +395,7 @@ impl Carried {
 
 fn silence(holder: &mut Holder) {
     if let Err(error) = holder.silence() {
-        tracing::debug!(%error, "the port of a spliced flow is not held");
+        tracing::debug!(%error, "a socket of a spliced flow does not fall silent");
     }
 }
 

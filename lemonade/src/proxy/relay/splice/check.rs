@@ -24,7 +24,7 @@ const FAST_OPEN: u8 = 128;
 const STAMP: u32 = 12;
 
 /// Bytes of `struct tcp_info` that are read.
-pub(super) const INFO: usize = 148;
+pub(super) const INFO: usize = 216;
 
 /// What `TCP_INFO` tells of a connection, as far as it matters.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -39,12 +39,17 @@ pub(super) struct Tcp {
     told: u32,
     /// Bytes that wait to be sent for the first time.
     unsent: u32,
+    /// Bytes received in order since its start.
+    received: u64,
+    /// Bytes sent since its start, each once; 0 before Linux 4.19.
+    sent: u64,
 }
 
 impl Tcp {
     /// Reads what the kernel wrote.
     pub(super) fn read(info: &[u8; INFO]) -> Self {
         let word = |at: usize| info[at..].first_chunk::<4>().map_or(0, |bytes| u32::from_ne_bytes(*bytes));
+        let long = |at: usize| info[at..].first_chunk::<8>().map_or(0, |bytes| u64::from_ne_bytes(*bytes));
         Self {
             state: info[0],
             options: info[5],
@@ -52,6 +57,9 @@ impl Tcp {
             segment: word(16),
             told: word(84),
             unsent: word(144),
+            received: long(128),
+            // What was sent again is in both.
+            sent: long(200).wrapping_sub(long(208)),
         }
     }
 
@@ -74,20 +82,28 @@ impl Tcp {
 /// The addresses of a flow: peer and own, of client and backend.
 pub(super) type Ends = [[SocketAddr; 2]; 2];
 
+/// Whether packets between these addresses meet the programs and can be translated.
+///
+/// # Errors
+/// Why not.
+pub(super) fn meets(ends: &Ends) -> Result<(), Kept> {
+    let mut addresses = ends.iter().flatten().map(|end| end.ip().to_canonical());
+    if addresses.clone().any(|address| address.is_loopback()) {
+        return Err(Kept::Path);
+    }
+    let fours = addresses.clone().filter(|address| matches!(address, IpAddr::V4(_))).count();
+    if fours == 0 || addresses.all(|address| matches!(address, IpAddr::V4(_))) {
+        Ok(())
+    } else {
+        Err(Kept::Families)
+    }
+}
+
 /// Whether segments of each peer are ones that the other understands; both connections are as they will stay.
 ///
 /// # Errors
 /// What cannot be translated.
-pub(super) fn fits(ends: &Ends, tcp: &[Tcp; 2]) -> Result<(), Kept> {
-    let addresses = ends.iter().flatten().map(|end| end.ip().to_canonical());
-    if addresses.clone().any(|address| address.is_loopback()) {
-        return Err(Kept::Path);
-    }
-    if addresses.clone().any(|address| matches!(address, IpAddr::V4(_)))
-        && addresses.clone().any(|address| matches!(address, IpAddr::V6(_)))
-    {
-        return Err(Kept::Families);
-    }
+pub(super) fn fits(tcp: &[Tcp; 2]) -> Result<(), Kept> {
     let [client, backend] = tcp;
     let either = client.options | backend.options;
     if either & (SYN_DATA | FAST_OPEN) != 0 {
@@ -110,6 +126,41 @@ pub(super) fn fits(ends: &Ends, tcp: &[Tcp; 2]) -> Result<(), Kept> {
 pub(super) struct Place {
     pub(super) received: u32,
     pub(super) sent: u32,
+}
+
+/// Where the streams of a socket stood at a moment at which neither it nor the relay held anything of its peer, with all that was
+/// counted until then. The relay copies one to one, so what it has copied since tells where they stand, and no look is needed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Anchor {
+    pub(super) place: Place,
+    /// What the kernel had counted.
+    pub(super) tcp: Tcp,
+    /// Bytes that the relay had copied from this side, and to it.
+    pub(super) copied: [u64; 2],
+}
+
+impl Anchor {
+    /// Where they stand now that so many bytes were `copied` from this side and to it, if the relay holds none.
+    pub(super) const fn place(&self, copied: [u64; 2]) -> Place {
+        let Place { received, sent } = self.place;
+        let [from, to] = self.since(copied);
+        Place { received: received.wrapping_add(from as u32), sent: sent.wrapping_add(to as u32) }
+    }
+
+    /// Whether the kernel has received what was copied from this side, and nothing else.
+    pub(super) const fn received(&self, tcp: &Tcp, copied: [u64; 2]) -> bool {
+        tcp.received.wrapping_sub(self.tcp.received) == self.since(copied)[0]
+    }
+
+    /// Whether the kernel's count of what it has sent says the same as what was copied to this side. It need not: a segment that
+    /// the host itself has dropped counts twice.
+    pub(super) const fn sent(&self, tcp: &Tcp, copied: [u64; 2]) -> bool {
+        tcp.sent.wrapping_sub(self.tcp.sent) == self.since(copied)[1]
+    }
+
+    const fn since(&self, [from, to]: [u64; 2]) -> [u64; 2] {
+        [from.wrapping_sub(self.copied[0]), to.wrapping_sub(self.copied[1])]
+    }
 }
 
 /// The legs of a flow that has `slot`, with the flows of packets by which they are found, at a moment at which every byte that
@@ -144,18 +195,19 @@ pub(super) enum Lacks {
     Quiet,
 }
 
-/// Whether the sockets have all that the programs have let through, and these know all that they must.
+/// Whether the sockets, whose segments are `stamped` or not, have all that the programs have let through, and these know all that
+/// they must.
 ///
 /// # Errors
 /// What is missing.
 pub(super) fn ready(
     seen: &[Seen; 2],
     legs: &[(FlowKey, Leg); 2],
-    tcp: &[Tcp; 2],
+    stamped: bool,
     places: &[Place; 2],
 ) -> Result<(), Lacks> {
     let [client, backend] = seen;
-    let stamped = |side: &Seen| !tcp[0].stamped() || side.marks & STAMPED != 0;
+    let stamped = |side: &Seen| !stamped || side.marks & STAMPED != 0;
     let known = |side: &Seen| side.arrives_by != 0 && side.leaves_by != 0 && stamped(side);
     if !(known(client) && known(backend)) {
         return Err(Lacks::Packets);
@@ -213,7 +265,14 @@ mod tests {
     const V4: [&str; 4] = ["198.51.100.7:4000", "192.0.2.1:80", "10.0.0.1:8080", "10.0.0.254:5000"];
 
     fn tcp() -> Tcp {
-        Tcp { state: 1, options: TIMESTAMPS | SACK | 4, scales: [7, 8], segment: 1448, told: 1460, unsent: 0 }
+        Tcp {
+            state: 1,
+            options: TIMESTAMPS | SACK | 4,
+            scales: [7, 8],
+            segment: 1448,
+            told: 1460,
+            ..Tcp::default()
+        }
     }
 
     #[test]
@@ -221,7 +280,7 @@ mod tests {
         let with = |change: fn(&mut Tcp)| {
             let mut other = tcp();
             change(&mut other);
-            [fits(&ends(V4), &[tcp(), other]), fits(&ends(V4), &[other, tcp()])]
+            [fits(&[tcp(), other]), fits(&[other, tcp()])]
         };
         assert_eq!(with(|_| ()), [Ok(()); 2]);
         assert_eq!(with(|tcp| tcp.options &= !TIMESTAMPS), [Err(Kept::Options); 2]);
@@ -232,11 +291,13 @@ mod tests {
         assert_eq!(with(|tcp| tcp.told = 8960), [Err(Kept::SegmentSize); 2]);
         assert_eq!(with(|tcp| tcp.scales = [0, 14]), [Ok(()); 2], "windows are translated");
         let mixed = ["[2001:db8::7]:4000", "[2001:db8::1]:80", "10.0.0.1:8080", "10.0.0.254:5000"];
-        assert_eq!(fits(&ends(mixed), &[tcp(); 2]), Err(Kept::Families));
+        assert_eq!(meets(&ends(mixed)), Err(Kept::Families));
         let mapped = ["[::ffff:198.51.100.7]:4000", "[::ffff:192.0.2.1]:80", V4[2], V4[3]];
-        assert_eq!(fits(&ends(mapped), &[tcp(); 2]), Ok(()));
+        assert_eq!(meets(&ends(mapped)), Ok(()));
+        let v6 = ["[2001:db8::7]:4000", "[2001:db8::1]:80", "[fd00::1]:8080", "[fd00::fe]:5000"];
+        assert_eq!([meets(&ends(v6)), meets(&ends(V4))], [Ok(()); 2]);
         let local = ["127.0.0.1:4000", "127.0.0.1:80", V4[2], V4[3]];
-        assert_eq!(fits(&ends(local), &[tcp(); 2]), Err(Kept::Path));
+        assert_eq!(meets(&ends(local)), Err(Kept::Path));
     }
 
     #[test]
@@ -246,8 +307,11 @@ mod tests {
         for (at, word) in [(16, 1448_u32), (84, 1460), (144, 5)] {
             info[at..at + 4].copy_from_slice(&word.to_ne_bytes());
         }
+        for (at, word) in [(128, 1_u64 << 40), (200, 900), (208, 100)] {
+            info[at..at + 8].copy_from_slice(&word.to_ne_bytes());
+        }
         let read = Tcp::read(&info);
-        assert_eq!(read, Tcp { unsent: 5, ..tcp() });
+        assert_eq!(read, Tcp { unsent: 5, received: 1 << 40, sent: 800, ..tcp() });
         assert!(!read.quiet() && tcp().quiet());
         assert!(!Tcp { state: 8, ..tcp() }.quiet(), "the peer has closed");
     }
@@ -262,6 +326,24 @@ mod tests {
         assert_eq!(up.sequence, 72);
         assert_eq!((up.side, down.side, up.slot), (0, 1, 9));
         assert_eq!(up.scales, [7, 8]);
+    }
+
+    #[test]
+    fn what_was_copied_tells_where_the_streams_stand() {
+        let place = Place { received: u32::MAX - 1, sent: 50 };
+        let counted = |received, sent| Tcp { received, sent, ..tcp() };
+        let anchor = Anchor { place, tcp: counted(300, 20), copied: [300, 20] };
+        assert_eq!(anchor.place([300, 20]), place);
+        let copied = [310, 25];
+        assert_eq!(anchor.place(copied), Place { received: 8, sent: 55 });
+        let later = counted(310, 25);
+        assert!(anchor.received(&later, copied) && anchor.sent(&later, copied));
+        assert!(!anchor.received(&counted(311, 25), copied), "a byte is there that nobody has read");
+        assert!(!anchor.sent(&counted(310, 26), copied), "a segment was dropped here and sent again");
+        let lacks = Anchor { tcp: counted(300, 0), ..anchor };
+        assert!(!lacks.sent(&counted(310, 0), copied), "a kernel that does not count it");
+        // Gigabytes later, and as numbers begin anew.
+        assert_eq!(anchor.place([300 + (1 << 33), 20 + (1 << 34)]), place);
     }
 
     /// A flow at whose hand-over the client's stream had come to 100 and the backend's to 900.
@@ -279,7 +361,7 @@ mod tests {
             [0, 1].map(|at| {
                 let mut seen = seen;
                 change(&mut seen[at]);
-                ready(&seen, &legs, &[tcp(); 2], &places)
+                ready(&seen, &legs, true, &places)
             })
         };
         assert_eq!(asked(|_| ()), [Ok(()); 2]);
@@ -291,7 +373,7 @@ mod tests {
         assert_eq!(asked(|side| side.leaves_by = 0), [Err(Lacks::Packets); 2]);
         let mut ahead = places;
         ahead[1].sent += 1;
-        assert_eq!(ready(&seen, &legs, &[tcp(); 2], &ahead), Err(Lacks::Quiet));
+        assert_eq!(ready(&seen, &legs, true, &ahead), Err(Lacks::Quiet));
     }
 
     #[test]

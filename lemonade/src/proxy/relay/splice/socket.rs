@@ -5,6 +5,7 @@
 use std::io;
 use std::net::{SocketAddr, TcpStream};
 use std::os::fd::{AsFd, AsRawFd as _};
+use std::time::{Duration, Instant};
 
 use socket2::{Protocol, SockAddr, SockRef, Socket, Type};
 
@@ -57,8 +58,10 @@ pub(super) fn place(socket: &impl AsFd) -> io::Result<Place> {
     };
     let read = read();
     set_int(socket, tcp, libc::TCP_REPAIR, OFF)?;
-    // Repair has taken it away.
-    SockRef::from(socket).set_reuse_address(reused)?;
+    if reused {
+        // Repair has taken it away.
+        SockRef::from(socket).set_reuse_address(true)?;
+    }
     read
 }
 
@@ -78,17 +81,19 @@ pub(super) struct Holder {
     /// Its own address and the peer's, unless its socket has always been there.
     ends: Option<[SocketAddr; 2]>,
     silent: bool,
+    /// When it fell silent without knowing that its peer has everything.
+    unsure: Option<Instant>,
 }
 
 impl Holder {
     /// One that may still have bytes to send again.
     pub(super) fn new(socket: TcpStream) -> Self {
-        Self { socket: Some(socket.into()), ends: None, silent: false }
+        Self { socket: Some(socket.into()), ends: None, silent: false, unsure: None }
     }
 
     /// One without a socket, for its own address and the peer's.
     pub(super) const fn vacant(ends: [SocketAddr; 2]) -> Self {
-        Self { socket: None, ends: Some(ends), silent: true }
+        Self { socket: None, ends: Some(ends), silent: true, unsure: None }
     }
 
     /// Takes its addresses and ports, if it has not.
@@ -115,10 +120,10 @@ impl Holder {
     }
 
     /// Lets it send nothing any more, whose peer has all that it sent, and close without a word. One that does not know what
-    /// its peer has would go on sending that: a fresh one takes its place.
+    /// its peer has goes on sending that, which the program at egress drops, until [`Self::renew`] or its close.
     ///
     /// # Errors
-    /// As setsockopt(2), socket(2), bind(2) and connect(2); it closes without a word all the same.
+    /// As setsockopt(2).
     pub(super) fn silence(&mut self) -> io::Result<()> {
         let Some(socket) = self.socket.as_ref().filter(|_| !self.silent) else { return Ok(()) };
         self.silent = true;
@@ -127,6 +132,20 @@ impl Holder {
         // Tells the program that counts resets in the kernel that its close is not the peer's.
         reset_on_close(socket);
         set_int(socket, libc::IPPROTO_TCP, libc::TCP_REPAIR, ON)?;
+        self.unsure = Some(Instant::now());
+        Ok(())
+    }
+
+    /// Puts a fresh socket in the place of one that has been silent for `delay`, and still does not know what its peer has: before
+    /// long it would give up, and its port with it. Most connections end before.
+    ///
+    /// # Errors
+    /// As socket(2), bind(2) and connect(2).
+    pub(super) fn renew(&mut self, delay: Duration) -> io::Result<()> {
+        if self.unsure.is_none_or(|since| since.elapsed() < delay) {
+            return Ok(());
+        }
+        self.unsure = None;
         if self.knows() { Ok(()) } else { self.replace() }
     }
 

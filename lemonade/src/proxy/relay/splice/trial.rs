@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use lemonade_common::csum;
 
-use super::check::{Place, Tcp, legs};
+use super::check::{Anchor, Place, Tcp, legs};
 use super::socket::{Holder, held as memory, info, place, stamp};
 use super::{FLOWS, Relay, grace};
 use crate::model::relay::SelfTest;
@@ -76,6 +76,11 @@ fn said(what: &str, error: &io::Error) -> String {
 /// What one end has sent the other has received, and looking disturbs neither.
 fn places() -> Result<(), String> {
     let [mut near, mut far] = pair()?;
+    let look = |near: &TcpStream, far: &TcpStream| -> io::Result<_> {
+        Ok(([place(near)?, place(far)?], [info(near)?, info(far)?], stamp(near)?))
+    };
+    let (places, tcp, _) = look(&near, &far).map_err(|error| said("a look", &error))?;
+    let anchors = [0, 1].map(|at| Anchor { place: places[at], tcp: tcp[at], copied: [0; 2] });
     for round in 1..=3 {
         let exchange = |from: &mut TcpStream, to: &mut TcpStream| {
             from.write_all(&[7; 1000])?;
@@ -90,10 +95,16 @@ fn places() -> Result<(), String> {
         if both.iter().any(|(unread, read)| *unread == 0 || *read > 0) {
             return Err(format!("bytes held before and after they were read: {both:?}"));
         }
-        let look = || Ok::<_, io::Error>((place(&near)?, place(&far)?, info(&near)?, stamp(&near)?));
-        let (one, other, tcp, _) = look().map_err(|error| said("a look", &error))?;
-        if (one.sent, one.received) != (other.received, other.sent) || !tcp.quiet() {
+        let (places, tcp, _) = look(&near, &far).map_err(|error| said("a look", &error))?;
+        let [one, other] = places;
+        if (one.sent, one.received) != (other.received, other.sent) || !tcp[0].quiet() {
             return Err(format!("after {round} exchanges {one:?} met {other:?}"));
+        }
+        let copied = [round * 1000; 2];
+        let counted =
+            |at: usize| anchors[at].place(copied) == places[at] && anchors[at].received(&tcp[at], copied);
+        if !(counted(0) && counted(1)) {
+            return Err(format!("after {round} exchanges the kernel had counted {tcp:?} at {places:?}"));
         }
     }
     Ok(())
