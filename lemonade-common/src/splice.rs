@@ -7,6 +7,7 @@
 pub mod errors;
 pub mod fragments;
 pub mod header;
+pub mod sieve;
 #[cfg(test)]
 mod tests;
 

@@ -5,6 +5,7 @@ use core::mem::MaybeUninit;
 
 use aya_ebpf::bindings::{__sk_buff, BPF_F_RECOMPUTE_CSUM};
 use aya_ebpf::helpers::{bpf_skb_load_bytes, bpf_skb_store_bytes};
+use aya_ebpf::programs::TcContext;
 use lemonade_common::packet::{Bytes, BytesMut};
 
 /// A packet in the kernel.
@@ -27,6 +28,34 @@ impl Bytes for Skb {
     fn length(&self) -> usize {
         // SAFETY: a word of the context.
         (unsafe { (*self.0).len }) as usize
+    }
+}
+
+/// The bytes of a packet that lie in one piece from its beginning on, read without a call.
+pub struct Linear {
+    data: usize,
+    end: usize,
+}
+
+impl Linear {
+    /// Those of the program's packet.
+    #[inline(always)]
+    pub fn of(ctx: &TcContext) -> Self {
+        Self { data: ctx.data(), end: ctx.data_end() }
+    }
+}
+
+impl Bytes for Linear {
+    #[inline(always)]
+    fn load<const N: usize>(&self, at: usize) -> Option<[u8; N]> {
+        let from = self.data + at;
+        // SAFETY: within the packet.
+        if from + N > self.end { None } else { Some(unsafe { (from as *const [u8; N]).read() }) }
+    }
+
+    #[inline(always)]
+    fn length(&self) -> usize {
+        self.end - self.data
     }
 }
 

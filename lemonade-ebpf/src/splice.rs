@@ -1,6 +1,6 @@
 //! TCP splice at tc: packets of a flow that the proxy has handed over pass between its two connections.
 //!
-//! A packet of no such flow costs a look-up and goes on to the next program.
+//! A packet of no such flow costs a glance ([`sieve`]) and goes on to the next program.
 
 use core::ffi::c_void;
 use core::ptr::read_volatile;
@@ -20,13 +20,14 @@ use lemonade_common::packet::{Bytes as _, Family, Kind, Oddity, Packet, RST, rea
 use lemonade_common::splice::errors;
 use lemonade_common::splice::fragments::{Fragmented, fragmented, readdress};
 use lemonade_common::splice::header::{self, Header, Places, Shift};
+use lemonade_common::splice::sieve::{self, Glance, glance};
 use lemonade_common::splice::{
     Count, FORWARD, Fate, HALT, Leg, Own, Slot, acknowledgement, fate, given_stamp, note, note_reset, own,
     receipt, reopened,
 };
 
 use crate::packet::{BPF_F_IPV6, BPF_F_MMAPABLE, PACKET, SMALL, exceeded, tell_too_big};
-use crate::skb::Skb;
+use crate::skb::{Linear, Skb};
 use crate::word;
 
 /// `BPF_F_NO_PREALLOC`
@@ -42,6 +43,10 @@ static LEGS: HashMap<FlowKey, Leg> = HashMap::with_max_entries(1 << 17, ON_DEMAN
 /// Flows by number; the proxy shares the memory.
 #[map]
 static SLOTS: Array<Shared> = Array::with_max_entries(1 << 16, BPF_F_MMAPABLE);
+
+/// Bits of all legs; the proxy shares the memory, and sets a bit before the leg is there.
+#[map]
+static SIEVE: Array<u64> = Array::with_max_entries(sieve::WORDS, BPF_F_MMAPABLE);
 
 /// Counters, by [`Count`].
 #[map]
@@ -84,6 +89,9 @@ struct Work {
 /// What becomes of a packet that has arrived: an action of tc.
 #[inline(always)]
 pub fn arrived(ctx: &TcContext) -> i32 {
+    if !concerns(ctx, false) {
+        return TC_ACT_UNSPEC;
+    }
     let skb = Skb(ctx.as_ptr().cast());
     let Some(packet) = packet(&skb) else { return TC_ACT_UNSPEC };
     if packet.kind == Kind::LaterFragment {
@@ -150,7 +158,7 @@ pub fn leaves(ctx: &TcContext) -> i32 {
     // SAFETY: words of the context.
     let (from, interface) = unsafe { ((*skb.0).ingress_ifindex, (*skb.0).ifindex) };
     // What came from elsewhere is no packet of a socket of this host.
-    if from != 0 {
+    if from != 0 || !concerns(ctx, true) {
         return TC_ACT_UNSPEC;
     }
     let Some(packet) = packet(&skb) else { return TC_ACT_UNSPEC };
@@ -327,6 +335,20 @@ fn stored(skb: &Skb, packet: &Packet, work: &Work) -> bool {
     unsafe {
         bpf_skb_store_bytes(skb.0, at, work.new.as_ptr().cast::<c_void>(), length as u32, 0) == 0
             && bpf_l4_csum_replace(skb.0, at + 16, 0, u64::from(delta), 0) == 0
+    }
+}
+
+/// Whether a packet may be of a leg.
+#[inline(always)]
+fn concerns(ctx: &TcContext, leaves: bool) -> bool {
+    match glance(&Linear::of(ctx), leaves) {
+        Glance::Foreign => false,
+        Glance::Unclear => true,
+        Glance::Bit(bit) => match SIEVE.get_ptr(bit / 64) {
+            // SAFETY: a word that the proxy may change.
+            Some(word) => unsafe { read_volatile(word) & (1 << (bit % 64)) != 0 },
+            None => true,
+        },
     }
 }
 

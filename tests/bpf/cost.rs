@@ -3,7 +3,7 @@
 //! A run of a program is repeated on the packet that the run before it left. So the flows here lead to the service's own
 //! address: the program does all its work, and only the time to live wanders, which bounds the repeats.
 
-use lemonade::proxy::adapters::bpf::Trial;
+use lemonade::proxy::adapters::bpf::{Splice, Trial};
 use lemonade_common::forward::{DSR_L2, NAT_GATEWAY, Target};
 use lemonade_common::packet::{ACK, SYN};
 use lemonade_tests::netns::Network;
@@ -13,6 +13,7 @@ use lemonade_tests::world::{VIP4, VIP6, parse_address, world_in};
 
 use crate::forward::{PASS, load};
 use crate::forwarding::interface_index;
+use crate::splice::{DATA, Flow, NEXT, V4, V6};
 
 /// Repeats that a time to live of 255 allows.
 const REPEATS: u32 = 250;
@@ -82,4 +83,29 @@ fn the_cost_of_each_mode_is_shown() {
         });
         forward.detach_others(&[]);
     }
+}
+
+/// What the programs of relay `splice` cost each packet of the host that is none of theirs.
+#[test]
+fn the_cost_of_a_packet_of_no_spliced_flow_is_shown() {
+    let Some(network) = Network::start("the_cost_of_a_packet_of_no_spliced_flow_is_shown") else { return };
+    let mut random = fastrand::Rng::new();
+    network.balancer.enter(|| {
+        for addresses in [V4, V6] {
+            let watched = Flow::start(addresses, &mut random);
+            let empty = Splice::load(8).expect("the programs pass the verifier");
+            // From another port than the flow that is watched has.
+            let mut other = watched.segment(0, DATA, &[0; 64]);
+            other.from.set_port(other.from.port() + 1);
+            let packet = other.build();
+            for (kind, splice) in [("no flow watched", &empty), ("another flow watched", &watched.splice)] {
+                for leaves in [false, true] {
+                    let (least, middle) =
+                        told(|| splice.trials(leaves, &packet, 1_000).expect("a trial"), NEXT);
+                    let way = if leaves { "leaves" } else { "arrives" };
+                    println!("to {}, {kind}: {way} {least} ns (middle {middle})", other.to);
+                }
+            }
+        }
+    });
 }

@@ -9,6 +9,8 @@ use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::pin::Pin;
 use std::sync::Arc;
+#[cfg(target_os = "linux")]
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -22,7 +24,7 @@ use super::relay::copy::Stop;
 #[cfg(target_os = "linux")]
 use super::relay::sk_msg::Ledger;
 #[cfg(target_os = "linux")]
-use super::relay::splice::{self, Candidate};
+use super::relay::splice::{Candidate, Relay};
 use super::relay::{self, State, copy};
 use super::seat::{Seat, Workers};
 use super::shared::Shared;
@@ -33,7 +35,7 @@ use crate::health::port::SignalKind;
 use crate::metrics::port::{AccessRecord, Datagrams, End, Fault};
 use crate::model::Moment;
 #[cfg(target_os = "linux")]
-use crate::model::relay::KernelRelay;
+use crate::model::relay::{Kept, KernelRelay};
 use crate::model::time::micros;
 
 /// Time that bytes already sent get to be acknowledged before a reset discards them.
@@ -44,6 +46,10 @@ const TURNS: u8 = 8;
 
 /// Bytes after which it does.
 const LASTING_BYTES: u64 = 64 * 1024;
+
+/// Bytes after which relay `splice` takes over, whose start costs less.
+#[cfg(target_os = "linux")]
+const SPLICED_BYTES: u64 = 32 * 1024;
 
 /// What the connections of one worker share.
 pub(super) struct Context {
@@ -165,7 +171,7 @@ fn attempt<'a>(
             let backend = slot.backend();
             shared.tap.tell(EventKind::Decision, || flow.view(shared.clock.now()));
             #[cfg_attr(not(target_os = "linux"), expect(unused_mut, reason = "only Linux has a ledger"))]
-            let mut meter = Watch::new(shared, flow, now_held);
+            let mut meter = Watch::new(shared, flow, client, now_held);
             #[cfg(target_os = "linux")]
             if let Some(short_way) = shared.sk_msg.get() {
                 let asked = shared.short_way(&flow.frontend).is_some();
@@ -173,13 +179,9 @@ fn attempt<'a>(
                 let carries = meter.ledger.as_ref().is_some_and(|ledger| ledger.live());
                 flow.relayed_by(carries.then_some(KernelRelay::SkMsg));
             }
-            #[cfg(target_os = "linux")]
-            if let Some(relay) = shared.splices(&flow.frontend) {
-                meter.candidate = candidate(relay, flow, client, stream).map(Box::new);
-            }
             let stop = copy::copy(client, stream, &mut state, shared.buffer, &meter).await;
             #[cfg(target_os = "linux")]
-            if let Some(spliced) = meter.candidate.take().and_then(|candidate| candidate.take()) {
+            if let Some(spliced) = meter.candidate.take().flatten().and_then(|candidate| candidate.take()) {
                 drop(meter);
                 if let Some(held) = held {
                     held.spliced = Some(Box::new(spliced));
@@ -216,18 +218,6 @@ fn attempt<'a>(
     }
 }
 
-/// The connection as relay `splice` sees it.
-#[cfg(target_os = "linux")]
-fn candidate<'a>(
-    relay: &'a Arc<splice::Relay>,
-    flow: &'a Flow,
-    client: &'a TcpStream,
-    backend: &'a TcpStream,
-) -> Option<Candidate<'a, TcpStream>> {
-    let ends = [[flow.client, flow.local], [backend.peer_addr().ok()?, backend.local_addr().ok()?]];
-    Some(Candidate::new(relay, client, backend, ends, flow))
-}
-
 /// The newest table's version and entry, if the frontend is still in it with another pool than before.
 fn newer(shared: &Shared, entry: &FrontendEntry) -> Option<(u64, Arc<FrontendEntry>)> {
     let table = shared.table();
@@ -247,28 +237,33 @@ const fn may_pass(reason: Reason) -> bool {
 struct Watch<'a> {
     shared: &'a Shared,
     flow: &'a Flow,
+    #[cfg(target_os = "linux")]
+    client: &'a TcpStream,
     held: &'a Established,
     /// Moment of the first byte sent; 0 before, `u64::MAX` once answered.
     sent: AtomicU64,
     /// Kept for a connection that takes the short way between sockets of this host.
     #[cfg(target_os = "linux")]
     ledger: Option<Box<Ledger>>,
-    /// Kept for a connection that may become a flow of packets.
+    /// Kept for a connection that may become a flow of packets, from when it is worth that; none if it cannot be told apart.
     #[cfg(target_os = "linux")]
-    candidate: Option<Box<Candidate<'a, TcpStream>>>,
+    candidate: OnceLock<Option<Box<Candidate<'a, TcpStream>>>>,
 }
 
 impl<'a> Watch<'a> {
-    fn new(shared: &'a Shared, flow: &'a Flow, held: &'a Established) -> Self {
+    #[cfg_attr(not(target_os = "linux"), expect(unused_variables, reason = "only Linux has relay splice"))]
+    fn new(shared: &'a Shared, flow: &'a Flow, client: &'a TcpStream, held: &'a Established) -> Self {
         let watch = Self {
             shared,
             flow,
+            #[cfg(target_os = "linux")]
+            client,
             held,
             sent: AtomicU64::new(0),
             #[cfg(target_os = "linux")]
             ledger: None,
             #[cfg(target_os = "linux")]
-            candidate: None,
+            candidate: OnceLock::new(),
         };
         // The first backend had been kept alive already.
         if flow.lasts() {
@@ -278,9 +273,37 @@ impl<'a> Watch<'a> {
     }
 
     /// Whether it has carried enough to make up for what a relay in the kernel costs at the start.
-    fn worth_it(&self) -> bool {
+    fn worth_it(&self, bytes: u64) -> bool {
         let (up, down) = self.flow.bytes();
-        self.flow.turns() >= TURNS || up + down >= LASTING_BYTES
+        self.flow.turns() >= TURNS || up + down >= bytes
+    }
+
+    /// The connection as relay `splice` sees it, if that is asked for, may be used and is worth it. Found out only then: most
+    /// connections never come so far, and the relay may be on only since a moment ago.
+    #[cfg(target_os = "linux")]
+    fn candidate(&self) -> Option<&Candidate<'a, TcpStream>> {
+        if self.candidate.get().is_none() {
+            if !self.worth_it(SPLICED_BYTES) {
+                return None;
+            }
+            let relay = self.shared.splices(&self.flow.frontend)?;
+            let _ = self.candidate.set(self.new_candidate(relay).map(Box::new));
+        }
+        self.candidate.get()?.as_deref()
+    }
+
+    #[cfg(target_os = "linux")]
+    fn new_candidate(&self, relay: &'a Arc<Relay>) -> Option<Candidate<'a, TcpStream>> {
+        let Established { stream, slot, .. } = self.held;
+        let ends = [self.flow.client.ip(), slot.backend().id.ip];
+        if ends.iter().any(|ip| ip.to_canonical().is_loopback()) {
+            // What there is to know without a system call.
+            self.flow.frontend.cell.relays[KernelRelay::Splice.index()].keep(Kept::Path);
+            return None;
+        }
+        let (peer, own) = (stream.peer_addr().ok()?, stream.local_addr().ok()?);
+        let ends = [[self.flow.client, self.flow.local], [peer, own]];
+        Some(Candidate::new(relay, self.client, stream, ends, self.flow))
     }
 
     /// Only a connection that lasts is worth four system calls; the client's socket has the options from its listener.
@@ -300,10 +323,10 @@ impl copy::Meter for Watch<'_> {
 
     fn hands_over(&self) -> bool {
         #[cfg(target_os = "linux")]
-        if let Some(candidate) = &self.candidate {
-            return self.worth_it() && candidate.advance();
+        if let Some(candidate) = self.candidate() {
+            return candidate.advance();
         }
-        self.shared.takes_over(self.flow) && self.worth_it()
+        self.shared.takes_over(self.flow) && self.worth_it(LASTING_BYTES)
     }
 
     #[cfg(target_os = "linux")]

@@ -59,7 +59,7 @@ pub(super) async fn carry(context: Arc<Context>, client: TcpStream, held: Establ
         return finish(shared, member.flows(), flow, End::BackendReset);
     };
     let held = held.replace(backend).1;
-    let meter = Stays(Watch::new(shared, flow, &held));
+    let meter = Stays(Watch::new(shared, flow, &client, &held));
     let mut state = State::default();
     let end = tokio::select! {
         biased;

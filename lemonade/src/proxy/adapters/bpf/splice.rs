@@ -1,6 +1,7 @@
 //! The object of relay `splice`: legs and slots as the proxy writes and reads them, programs on every interface.
 
 use std::collections::BTreeMap;
+use std::collections::HashMap as Counts;
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -11,6 +12,7 @@ use aya::programs::{SchedClassifier, TcAttachType, TestRun as _, TestRunOptions}
 use aya::{Ebpf, EbpfLoader};
 use lemonade_common::FlowKey;
 use lemonade_common::abi::{ABI_VERSION, ABI_VERSION_AT};
+use lemonade_common::splice::sieve::{WORDS, bit_of};
 use lemonade_common::splice::{Count, FORWARD, HALT, Leg, MEMO, Side, Slot};
 
 use super::forward::{Trial, table};
@@ -54,6 +56,14 @@ struct Object {
     pins: Option<Pins>,
     /// Whether a killed process has left it, and this one does not serve by it yet.
     left: bool,
+    sieve: Sieve,
+}
+
+/// The bits by which the programs know packets of no leg, and how many legs have each.
+#[derive(Debug)]
+struct Sieve {
+    words: Mapped<u64>,
+    legs: Counts<u32, u32>,
 }
 
 /// What was seen of one side of a flow; see [`Side`].
@@ -93,12 +103,11 @@ impl Splice {
         let mut ebpf = loader.load(SPLICE).map_err(|error| refused(&error))?;
         let mut versions: Array<_, u32> = table(&mut ebpf, "ABI")?;
         versions.set(ABI_VERSION_AT, ABI_VERSION, 0).map_err(|error| refused(&error))?;
-        let slots = match ebpf.map("SLOTS") {
-            Some(Map::Array(map)) => Mapped::open(map, flows)
-                .map_err(|error| corrupt(&format!("the slots cannot be mapped: {error}")))?,
-            _ => return Err(corrupt("no map SLOTS")),
-        };
-        let mut object = Object { ebpf, links: BTreeMap::new(), pins, left: false };
+        let slots = mapped(&ebpf, "SLOTS", flows)?;
+        let sieve = Sieve { words: mapped(&ebpf, "SIEVE", WORDS)?, legs: Counts::new() };
+        let mut object = Object { ebpf, links: BTreeMap::new(), pins, left: false, sieve };
+        // Before the programs are those of the links.
+        object.sift().map_err(|error| corrupt(&format!("the legs cannot be listed: {error}")))?;
         for (name, ..) in PROGRAMS {
             object.program(name)?.load().map_err(|error| refused(&error))?;
         }
@@ -137,12 +146,14 @@ impl Splice {
     /// # Errors
     /// As bpf(2): there is no room, or another flow has an end of this one. Then nothing of it is left.
     pub fn join(&self, legs: &[(FlowKey, Leg); 2]) -> io::Result<()> {
-        let mut object = self.lock();
-        let mut map: HashMap<_, Key, Value> = table(&mut object.ebpf, "LEGS").map_err(io::Error::other)?;
+        let Object { ebpf, sieve, .. } = &mut *self.lock();
+        let mut map: HashMap<_, Key, Value> = table(ebpf, "LEGS").map_err(io::Error::other)?;
         for (at, (key, leg)) in legs.iter().enumerate() {
+            sieve.add(key);
             if let Err(error) = map.insert(key.to_bytes(), leg.to_bytes(), NEW) {
+                sieve.remove(key);
                 for (key, _) in &legs[..at] {
-                    let _ = map.remove(&key.to_bytes());
+                    take(&mut map, sieve, key);
                 }
                 return Err(of_map(error));
             }
@@ -152,12 +163,11 @@ impl Splice {
 
     /// Forgets connections.
     pub fn part(&self, keys: &[FlowKey]) {
-        let mut object = self.lock();
-        let map: Result<HashMap<_, Key, Value>, _> = table(&mut object.ebpf, "LEGS");
+        let Object { ebpf, sieve, .. } = &mut *self.lock();
+        let map: Result<HashMap<_, Key, Value>, _> = table(ebpf, "LEGS");
         let Ok(mut map) = map else { return };
         for key in keys {
-            // Not there is as good as removed.
-            let _ = map.remove(&key.to_bytes());
+            take(&mut map, sieve, key);
         }
     }
 
@@ -276,11 +286,19 @@ impl Splice {
     /// # Errors
     /// As bpf(2), in words.
     pub fn trial(&self, leaves: bool, packet: &[u8]) -> Result<Trial, Unavailable> {
+        self.trials(leaves, packet, 1)
+    }
+
+    /// As [`Self::trial`], `repeats` times, each on the packet that the one before it left; the time is that of one.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn trials(&self, leaves: bool, packet: &[u8], repeats: u32) -> Result<Trial, Unavailable> {
         let mut out = vec![0; packet.len() + 256];
         let options = TestRunOptions {
             data_in: Some(packet),
             data_out: Some(&mut out),
-            repeat: 1,
+            repeat: repeats,
             ..TestRunOptions::default()
         };
         let name = PROGRAMS[usize::from(leaves)].0;
@@ -304,6 +322,48 @@ impl Object {
     fn program(&mut self, name: &str) -> Result<&mut SchedClassifier, Unavailable> {
         let program = self.ebpf.program_mut(name).ok_or_else(|| corrupt(&format!("no program {name}")))?;
         program.try_into().map_err(|error: aya::programs::ProgramError| corrupt(&error.to_string()))
+    }
+}
+
+impl Sieve {
+    /// Lets packets of a leg through, which is there only later.
+    fn add(&mut self, key: &FlowKey) {
+        *self.legs.entry(bit_of(key)).or_default() += 1;
+        self.set(bit_of(key), true);
+    }
+
+    /// Holds packets of a leg back that is gone, unless they may be of another.
+    fn remove(&mut self, key: &FlowKey) {
+        let bit = bit_of(key);
+        if let Some(legs) = self.legs.get_mut(&bit) {
+            *legs -= 1;
+            if *legs == 0 {
+                self.legs.remove(&bit);
+                self.set(bit, false);
+            }
+        }
+    }
+
+    fn set(&self, bit: u32, on: bool) {
+        let (word, mask) = (self.words.at(bit / 64), 1 << (bit % 64));
+        // SAFETY: a word of the mapping that only this process writes, one thread at a time.
+        unsafe { word.write_volatile(if on { word.read() | mask } else { word.read() & !mask }) };
+    }
+}
+
+/// Takes a leg away; one that is not there is as good as taken.
+fn take(map: &mut HashMap<&mut aya::maps::MapData, Key, Value>, sieve: &mut Sieve, key: &FlowKey) {
+    if map.remove(&key.to_bytes()).is_ok() {
+        sieve.remove(key);
+    }
+}
+
+/// The memory of an array whose values the programs and the process share.
+fn mapped<T>(ebpf: &Ebpf, name: &str, values: u32) -> Result<Mapped<T>, Unavailable> {
+    match ebpf.map(name) {
+        Some(Map::Array(map)) => Mapped::open(map, values)
+            .map_err(|error| corrupt(&format!("the map {name} cannot be mapped: {error}"))),
+        _ => Err(corrupt(&format!("no map {name}"))),
     }
 }
 

@@ -91,17 +91,7 @@ impl Splice {
     /// # Errors
     /// As bpf(2).
     pub fn legs(&self) -> io::Result<Legs> {
-        let object = self.lock();
-        let Some(Map::HashMap(map)) = object.ebpf.map("LEGS") else {
-            return Err(io::Error::other("no map LEGS"));
-        };
-        let mut legs = Legs::new();
-        for (key, leg) in batch::entries(map)? {
-            let leg = Leg::from_bytes(&leg);
-            let sides = legs.entry(leg.slot).or_default();
-            sides[leg.side as usize & 1] = Some((FlowKey::from_bytes(&key), leg));
-        }
-        Ok(legs)
+        self.lock().legs()
     }
 
     /// Forgets what a killed process was about to make a flow, or to take apart.
@@ -122,6 +112,32 @@ impl Splice {
 }
 
 impl Object {
+    /// Every leg that there is.
+    pub(super) fn legs(&self) -> io::Result<Legs> {
+        let mut legs = Legs::new();
+        for (key, leg) in self.entries()? {
+            let sides = legs.entry(leg.slot).or_default();
+            sides[leg.side as usize & 1] = Some((key, leg));
+        }
+        Ok(legs)
+    }
+
+    /// Lets packets of every leg that there is through the sieve.
+    pub(super) fn sift(&mut self) -> io::Result<()> {
+        for (key, _) in self.entries()? {
+            self.sieve.add(&key);
+        }
+        Ok(())
+    }
+
+    fn entries(&self) -> io::Result<Vec<(FlowKey, Leg)>> {
+        let Some(Map::HashMap(map)) = self.ebpf.map("LEGS") else {
+            return Err(io::Error::other("no map LEGS"));
+        };
+        let whole = |(key, leg): (_, _)| (FlowKey::from_bytes(&key), Leg::from_bytes(&leg));
+        Ok(batch::entries(map)?.into_iter().map(whole).collect())
+    }
+
     /// Puts the programs into the links that are there, each in one step; takes those away whose interface is gone.
     pub(super) fn take_over(&mut self) {
         let links = self.pins.as_ref().map(Pins::links).unwrap_or_default();
