@@ -2,6 +2,7 @@
 
 #![cfg(target_os = "linux")]
 
+mod auto;
 #[path = "../conformance/backend_failure.rs"]
 mod backend_failure;
 mod crowds;

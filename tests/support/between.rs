@@ -85,7 +85,7 @@ impl Plane for Between<'_> {
         setup.frontends[0].listen = vec![FRONTEND.to_owned()];
         setup.frontend(match self.way {
             Way::Forward => &["data_plane = \"forward\"", "forward.connection_table = 16384"],
-            Way::Proxy => &["data_plane = \"proxy\"", "forward.connection_table = 16384"],
+            Way::Proxy => &["data_plane = \"proxy\"", "relay = \"copy\"", "forward.connection_table = 16384"],
             Way::Splice => &["relay = \"splice\""],
         })
     }

@@ -2,6 +2,8 @@
 //!
 //! Durations are numbers whose unit is the end of the field's name; times are RFC 3339 in UTC.
 
+mod relay;
+
 use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 use std::time::{Duration, SystemTime};
@@ -323,7 +325,7 @@ impl FrontendStatus {
         let (relay, relay_why) = match protocol {
             _ if forwarded => (word, words.to_owned()),
             Protocol::Udp => ("copy", "datagrams are always copied".to_owned()),
-            Protocol::Tcp => relay_of(asked, relays),
+            Protocol::Tcp => relay::relay_of(asked, entry.is_some_and(FrontendEntry::splices), relays),
         };
         let carried = |relay: KernelRelay| {
             let own = counters.relays[relay.index()];
@@ -356,34 +358,6 @@ impl FrontendStatus {
             last_10s: rates(10),
             last_60s: rates(60),
         }
-    }
-}
-
-/// The relay that new connections get, and why in words.
-fn relay_of(asked: RelayChoice, relays: &[RelaySnapshot]) -> (&'static str, String) {
-    let Some(relay) = asked.kernel() else {
-        let why = match asked {
-            RelayChoice::Auto => "auto: the best relay that this build and host offer",
-            RelayChoice::Copy | RelayChoice::Sockmap | RelayChoice::SkMsg | RelayChoice::Splice => {
-                "asked for in the configuration"
-            }
-        };
-        return ("copy", why.to_owned());
-    };
-    match relays.iter().find(|own| own.relay == relay) {
-        Some(own) if own.usable => {
-            let which = match relay {
-                KernelRelay::Sockmap => "connections that last go there",
-                KernelRelay::SkMsg => "connections of the named cgroup take the short way",
-                KernelRelay::Splice => "connections that last become flows of packets",
-            };
-            (relay.as_str(), format!("asked for; {which}"))
-        }
-        Some(own) if own.findings.why.is_empty() => {
-            ("copy", format!("{} is asked for; its self-tests have not run yet", relay.as_str()))
-        }
-        Some(own) => ("copy", format!("{} is asked for but off: {}", relay.as_str(), own.findings.why)),
-        None => ("copy", format!("{} is asked for but not known here", relay.as_str())),
     }
 }
 

@@ -224,7 +224,7 @@ pub(super) enum Protocol {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Relay {
-    /// The best that this build and host offer.
+    /// Splice where packets meet its programs, copy elsewhere.
     Auto,
     /// Copy in userspace.
     Copy,

@@ -69,7 +69,7 @@ pub async fn run(
         {
             relays.follow(&mut kernel, &table, &stop);
             short_ways.follow(&kernel, &table, &stop);
-            splices.follow(&table, &stop);
+            splices.follow(&table, &stop).await;
         }
         let signals = match kernel.signals() {
             Ok(signals) => signals.into_iter().collect(),

@@ -1,5 +1,5 @@
-//! Starts relay `splice` when a frontend first asks for it or a killed process has left some of it, and attaches its programs
-//! to interfaces that come.
+//! Starts relay `splice` when a frontend first asks for it or may have it, or a killed process has left some of it, and attaches
+//! its programs to interfaces that come.
 
 #![cfg(target_os = "linux")]
 
@@ -12,9 +12,10 @@ use lemonade_common::splice::Count;
 use tokio_util::sync::CancellationToken;
 
 use super::relays::failures;
-use super::table::DispatchTable;
+use super::table::{DispatchTable, FrontendEntry};
 use crate::model::ProcessCell;
-use crate::model::relay::{Findings, KernelRelay, RelayState};
+use crate::model::config::RelayChoice;
+use crate::model::relay::{Findings, KernelRelay, RelayState, SelfTest};
 use crate::proxy::adapters::bpf::{Splice, remove_all};
 use crate::proxy::relay::splice::{FLOWS, Left, Relay, trial};
 
@@ -107,14 +108,13 @@ impl Splices {
     }
 
     /// Brings the relay up to what `table` asks for, and to the interfaces that there are.
-    pub fn follow(&mut self, table: &DispatchTable, stop: &CancellationToken) {
-        let asked =
-            table.frontends.values().any(|entry| entry.frontend.relay.kernel() == Some(KernelRelay::Splice));
-        if self.stage == Stage::Unasked && asked {
-            self.stage = match self.start() {
+    pub async fn follow(&mut self, table: &DispatchTable, stop: &CancellationToken) {
+        if self.stage == Stage::Unasked && table.frontends.values().any(|entry| entry.splices()) {
+            self.stage = match self.start().await {
                 Ok(()) => Stage::Tested,
                 Err(why) => {
-                    self.refuse(&why);
+                    let named = |entry: &FrontendEntry| entry.frontend.relay == RelayChoice::Splice;
+                    self.refuse(&why, table.frontends.values().any(|entry| named(entry)));
                     Stage::Refused
                 }
             };
@@ -156,17 +156,12 @@ impl Splices {
         }
     }
 
-    fn start(&mut self) -> Result<(), String> {
-        let relay = match &self.relay {
-            Some(relay) => Arc::clone(relay),
-            None => {
-                let relay = Relay::load_or_adopt(self.owner, FLOWS).map_err(|error| error.to_string())?;
-                relay.programs().own();
-                Arc::new(relay)
-            }
-        };
+    async fn start(&mut self) -> Result<(), String> {
+        let (owner, relay) = (self.owner, self.relay.clone());
+        // In a thread of its own: verifier and tests take some tenths of a second.
+        let begun = tokio::task::spawn_blocking(move || begin(owner, relay)).await;
+        let (relay, tests) = begun.map_err(|error| error.to_string())??;
         self.attach(&relay);
-        let tests = trial::run(&relay);
         let failed = failures(&tests);
         if !failed.is_empty() {
             let findings = Findings { why: "self-tests failed on this kernel".to_owned(), tests };
@@ -181,11 +176,16 @@ impl Splices {
         Ok(())
     }
 
-    fn refuse(&self, why: &str) {
+    /// Says why it is off: to all if a frontend asks for it by name.
+    fn refuse(&self, why: &str, named: bool) {
         if self.state().read().1.tests.is_empty() {
             self.state().set(false, Findings { why: why.to_owned(), tests: Vec::new() });
         }
-        tracing::warn!("relay splice is off: {why}");
+        if named {
+            tracing::warn!("relay splice is off: {why}");
+        } else {
+            tracing::info!("relay splice is off, connections are copied: {why}");
+        }
     }
 
     /// Keeps the interfaces and the programs' counters where `status` shows them.
@@ -210,6 +210,20 @@ impl Splices {
     fn state(&self) -> &RelayState {
         &self.process.relays[KernelRelay::Splice.index()]
     }
+}
+
+/// Loads the relay, unless it is there, and tries it.
+fn begin(owner: u64, relay: Option<Arc<Relay>>) -> Result<(Arc<Relay>, Vec<SelfTest>), String> {
+    let relay = match relay {
+        Some(relay) => relay,
+        None => {
+            let relay = Relay::load_or_adopt(owner, FLOWS).map_err(|error| error.to_string())?;
+            relay.programs().own();
+            Arc::new(relay)
+        }
+    };
+    let tests = trial::run(&relay);
+    Ok((relay, tests))
 }
 
 fn sweep(relay: &Arc<Relay>, stop: &CancellationToken) -> std::io::Result<()> {

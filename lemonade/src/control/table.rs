@@ -7,7 +7,8 @@ use std::sync::Arc;
 use lemonade_common::{BackendIx, FrontendIx};
 
 use super::indices::Indices;
-use crate::model::config::Status;
+use crate::model::config::{Protocol, RelayChoice, Status};
+use crate::model::relay::KernelRelay;
 use crate::model::{Backend, BackendCell, Config, Frontend, FrontendCell, Name, Pool, PoolCell};
 use crate::strategy::port::{Candidate, StrategyService};
 
@@ -48,6 +49,22 @@ pub struct FrontendEntry {
     pub pool: Arc<PoolEntry>,
     /// Live state.
     pub cell: Arc<FrontendCell>,
+}
+
+impl FrontendEntry {
+    /// Whether connections of it may pass to relay `splice`, as far as the configuration says: it is asked for, or `auto` takes it
+    /// for clients and backends that are not both, or one of them, on loopback only, where packets meet no program.
+    pub fn splices(&self) -> bool {
+        let Frontend { relay, protocol, forward, .. } = &*self.frontend;
+        if *relay != RelayChoice::Auto {
+            return relay.takes(KernelRelay::Splice);
+        }
+        let beyond = |ip: IpAddr| !ip.to_canonical().is_loopback();
+        *protocol == Protocol::Tcp
+            && forward.is_none()
+            && !self.frontend.on_loopback()
+            && self.pool.backends.iter().any(|backend| beyond(backend.id.ip))
+    }
 }
 
 /// A pool with its strategy and the backends that may be picked.

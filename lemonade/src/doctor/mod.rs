@@ -204,19 +204,31 @@ fn ports_line(frontend: &Frontend, host: &Host) -> Option<Line> {
 
 /// Which relay a frontend of the proxy plane gets, and why not a better one.
 fn route(frontend: &Frontend, relays: &[Section]) -> Route {
-    let passed = frontend.relay.kernel().is_some_and(|relay| bad(relay, relays).is_none());
-    let carried = frontend.protocol == Protocol::Tcp && passed;
-    let relay = if carried { frontend.relay.as_str() } else { "copy" };
+    let own = KernelRelay::ALL.into_iter().find(|relay| frontend.relay.takes(*relay));
+    let passed = own.is_some_and(|relay| bad(relay, relays).is_none());
+    let here = frontend.relay == RelayChoice::Auto && frontend.on_loopback();
+    let carried = frontend.protocol == Protocol::Tcp && passed && !here;
+    let relay = own.filter(|_| carried).map_or("copy", KernelRelay::as_str);
     let (asked, why, change) = match (frontend.protocol, frontend.relay) {
         (Protocol::Udp, _) => (
             "auto",
             "datagrams are always copied",
             "nothing: no command and no setting gives a better one in this version",
         ),
+        (Protocol::Tcp, RelayChoice::Auto) if here => (
+            "auto",
+            "packets of loopback meet no program, so connections stay with copy",
+            "an address of an interface, or `relay = \"sk_msg\"` for processes of this host",
+        ),
+        (Protocol::Tcp, RelayChoice::Auto) if !passed => (
+            "auto",
+            "splice would be taken, but its self-tests do not pass here: see above",
+            "what stands beside the first self-test of relay splice that did not pass",
+        ),
         (Protocol::Tcp, RelayChoice::Auto) => (
             "auto",
-            "relays in the kernel are taken by name in this version",
-            "`relay = \"splice\"` for connections between hosts that last, `relay = \"sk_msg\"` for processes of this host",
+            "connections begin with copy; those that last become flows of packets where their path allows",
+            "nothing: no command and no setting gives a better one in this version",
         ),
         (Protocol::Tcp, asked @ (RelayChoice::Sockmap | RelayChoice::SkMsg | RelayChoice::Splice))
             if !passed =>

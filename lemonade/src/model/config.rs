@@ -230,11 +230,18 @@ impl Protocol {
     }
 }
 
+impl Frontend {
+    /// Whether it listens on loopback only, where packets meet no program.
+    pub fn on_loopback(&self) -> bool {
+        self.listen.iter().all(|address| address.ip().to_canonical().is_loopback())
+    }
+}
+
 /// `relay` of a frontend, as far as this build carries it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum RelayChoice {
-    /// The best that this build and host offer.
+    /// `Splice` where packets meet its programs, `Copy` elsewhere.
     Auto,
     /// Userspace copy.
     Copy,
@@ -258,7 +265,18 @@ impl RelayChoice {
         }
     }
 
-    /// The relay in the kernel that is asked for; `auto` takes none in this version.
+    /// Whether connections may pass to `relay`: it is asked for, or `auto` takes it where that is possible.
+    pub const fn takes(self, relay: KernelRelay) -> bool {
+        match self {
+            Self::Auto => matches!(relay, KernelRelay::Splice),
+            Self::Copy => false,
+            Self::Sockmap => matches!(relay, KernelRelay::Sockmap),
+            Self::SkMsg => matches!(relay, KernelRelay::SkMsg),
+            Self::Splice => matches!(relay, KernelRelay::Splice),
+        }
+    }
+
+    /// The relay in the kernel that is asked for by name.
     pub const fn kernel(self) -> Option<KernelRelay> {
         match self {
             Self::Auto | Self::Copy => None,

@@ -139,7 +139,7 @@ impl Shared {
 
     /// Whether the frontend asks for `relay`, and it may be used.
     fn asked(&self, entry: &FrontendEntry, relay: KernelRelay) -> bool {
-        let asked = entry.frontend.relay.kernel() == Some(relay);
+        let asked = entry.frontend.relay.takes(relay);
         cfg!(target_os = "linux") && asked && self.process.relays[relay.index()].usable()
     }
 
