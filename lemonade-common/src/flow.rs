@@ -3,8 +3,10 @@
 use core::net::{IpAddr, SocketAddr};
 
 /// A flow's 5-tuple; IPv4 addresses are stored IPv4-mapped (RFC 4291, 2.5.5.2).
+///
+/// Programs in the kernel read and write it by whole words.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[repr(C)]
+#[repr(C, align(8))]
 pub struct FlowKey {
     /// Client address.
     pub src: [u8; 16],

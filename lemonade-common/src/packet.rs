@@ -432,5 +432,7 @@ pub const fn family(address: &[u8; 16]) -> Family {
 /// An IPv4 address as [`FlowKey`] holds it.
 #[inline(always)]
 const fn mapped([a, b, c, d]: [u8; 4]) -> [u8; 16] {
-    [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, a, b, c, d]
+    // As two words: programs in the kernel clear bytes one by one.
+    let low = u64::from_le_bytes([0, 0, 0xff, 0xff, a, b, c, d]);
+    ((low as u128) << 64).to_le_bytes()
 }

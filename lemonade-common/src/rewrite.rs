@@ -17,10 +17,8 @@ pub fn v4(packet: &Packet, flow: &Flow) -> [u8; 12] {
     let protocol = packet.key.protocol as u8;
     let hop = csum::delta(&[packet.ttl, protocol], &[packet.ttl - 1, protocol]);
     let checksum = csum::update(packet.checksum, flow.address_delta + hop);
-    let mut bytes = [packet.ttl - 1, protocol, checksum[0], checksum[1], 0, 0, 0, 0, 0, 0, 0, 0];
-    bytes[4..8].copy_from_slice(&flow.src[12..]);
-    bytes[8..].copy_from_slice(&flow.dst[12..]);
-    bytes
+    let ([.., a, b, c, d], [.., e, f, g, h]) = (flow.src, flow.dst);
+    [packet.ttl - 1, protocol, checksum[0], checksum[1], a, b, c, d, e, f, g, h]
 }
 
 /// End of an IPv6 header.

@@ -16,6 +16,7 @@ use lemonade_common::gate::TOLD;
 use lemonade_common::packet::{Bytes, BytesMut, ETHERNET, Family, Kind, Packet, family, read};
 use lemonade_common::{PacketReason, answer, rewrite};
 
+use crate::near::Near;
 use crate::packet::{BPF_F_IPV6, PACKET, SMALL, exceeded, tell_too_big};
 use crate::skb::Skb;
 use crate::tables::{Maps, admits, count, count_told, opened, told};
@@ -29,7 +30,7 @@ pub fn arrived(ctx: &TcContext) -> i32 {
     let Some(packet) = PACKET.get_ptr_mut(0) else { return TC_ACT_UNSPEC };
     // SAFETY: this core's own, and a softirq does not interrupt another of its kind.
     let packet = unsafe { &mut *packet };
-    if let Err(why) = read(&skb, packet) {
+    if let Err(why) = read(&Near(skb.0), packet) {
         return count(without_flow(why), TC_ACT_UNSPEC);
     }
     packet.tagged |= tagged;

@@ -20,11 +20,56 @@ use lemonade_common::forward::{DSR_IPIP, DSR_L2, Flow};
 use lemonade_common::packet::{Bytes, BytesMut, Family, Kind, Packet, family, read};
 use lemonade_common::{PacketReason, answer, rewrite};
 
+use crate::near::within;
 use crate::packet::PACKET;
 use crate::tables::{Maps, count, count_told, opened, told};
+use crate::word::zero;
 
 /// A packet in the driver's memory.
 struct Frame(*mut xdp_md);
+
+/// The same, whose bytes are read and written where they lie, if they lie in its first part: for what every packet needs.
+struct Near(*mut xdp_md);
+
+impl Near {
+    /// Where bytes lie, if all of them do in the packet's first part.
+    #[inline(always)]
+    fn place<const N: usize>(&self, at: usize) -> Option<*mut [u8; N]> {
+        // SAFETY: words of the context.
+        let (begin, end) = unsafe { ((*self.0).data as usize, (*self.0).data_end as usize) };
+        within(begin, end, at, N).map(|place| place as *mut [u8; N])
+    }
+}
+
+impl Bytes for Near {
+    #[inline(always)]
+    fn load<const N: usize>(&self, at: usize) -> Option<[u8; N]> {
+        match self.place::<N>(at) {
+            // SAFETY: it lies before the packet's end.
+            Some(place) => Some(unsafe { *place }),
+            None => Frame(self.0).load(at),
+        }
+    }
+
+    #[inline(always)]
+    fn length(&self) -> usize {
+        Frame(self.0).length()
+    }
+}
+
+impl BytesMut for Near {
+    #[inline(always)]
+    fn store<const N: usize>(&mut self, at: usize, bytes: &[u8; N]) -> bool {
+        match self.place::<N>(at) {
+            Some(place) => {
+                // SAFETY: it lies before the packet's end.
+                unsafe { *place = *bytes };
+                true
+            }
+            None => Frame(self.0).store(at, bytes),
+        }
+    }
+}
 
 impl Bytes for Frame {
     #[inline(always)]
@@ -69,7 +114,7 @@ pub fn arrived(ctx: &XdpContext) -> u32 {
     let Some(packet) = PACKET.get_ptr_mut(0) else { return XDP_PASS };
     // SAFETY: this core's own, and a softirq does not interrupt another of its kind.
     let packet = unsafe { &mut *packet };
-    if let Err(why) = read(&frame, packet) {
+    if let Err(why) = read(&Near(frame.0), packet) {
         return count(without_flow(why), XDP_PASS);
     }
     // SAFETY: it takes nothing.
@@ -109,15 +154,15 @@ fn send(frame: *mut xdp_md, packet: &Packet, flow: &Flow, reason: PacketReason) 
     if flow.mode == DSR_IPIP && !grown(frame, flow) {
         return leave(frame, packet, flow, PacketReason::LeftToTc);
     }
-    let frame = &mut Frame(frame);
+    let (frame, near) = (&mut Frame(frame), &mut Near(frame));
     let done = match (flow.mode, family(&flow.dst)) {
         (DSR_L2, _) => true,
-        (DSR_IPIP, Family::V4) => frame.store(12, &rewrite::outer_v4(packet, flow)),
-        (DSR_IPIP, Family::V6) => frame.store(12, &rewrite::outer_v6(packet, flow)),
+        (DSR_IPIP, Family::V4) => near.store(12, &rewrite::outer_v4(packet, flow)),
+        (DSR_IPIP, Family::V6) => near.store(12, &rewrite::outer_v6(packet, flow)),
         _ if packet.kind == Kind::IcmpError => rewrite::translate_error(frame, packet, flow),
-        _ => rewrite::translate(frame, packet, flow),
+        _ => rewrite::translate(near, packet, flow),
     };
-    if !done || !frame.store(0, &hop.addresses) {
+    if !done || !near.store(0, &hop.addresses) {
         return count_told(packet, PacketReason::NotSent, Some(flow), XDP_DROP);
     }
     // SAFETY: a word of the context.
@@ -161,8 +206,9 @@ fn route(frame: *mut xdp_md, packet: &Packet, flow: &Flow, hop: &mut Hop) -> u32
         [word(0), word(4), word(8), word(12)]
     };
     let (src, dst) = (words(&flow.src), words(&flow.dst));
+    let none = zero();
     let (family, src, dst, outer) = match family(&flow.dst) {
-        Family::V4 => (AF_INET, [src[3], 0, 0, 0], [dst[3], 0, 0, 0], 20),
+        Family::V4 => (AF_INET, [src[3], none, none, none], [dst[3], none, none, none], 20),
         Family::V6 => (AF_INET6, src, dst, 40),
     };
     let overhead = if flow.mode == DSR_IPIP { outer } else { 0 };

@@ -32,6 +32,8 @@ pub mod global;
     feature = "splice"
 ))]
 pub mod maps;
+#[cfg(feature = "forward")]
+pub mod near;
 #[cfg(any(feature = "forward", feature = "splice"))]
 pub mod packet;
 #[cfg(feature = "proxy")]

@@ -1,10 +1,11 @@
 //! Prints what a packet of an established flow costs in each mode; judged by people, since a timed test is none.
 //!
 //! A run of a program is repeated on the packet that the run before it left. So the flows here lead to the service's own
-//! address: the program does all its work, and only the time to live wanders, which bounds the repeats.
+//! address: the program does all its work, and only the time to live wanders, which bounds the repeats. A packet that is
+//! wrapped is another afterwards, so that mode is run once at a time, and so is what it is compared with.
 
 use lemonade::proxy::adapters::bpf::{Splice, Trial};
-use lemonade_common::forward::{DSR_L2, NAT_GATEWAY, Target};
+use lemonade_common::forward::{DSR_IPIP, DSR_L2, NAT_GATEWAY, Target};
 use lemonade_common::packet::{ACK, SYN};
 use lemonade_tests::netns::Network;
 use lemonade_tests::packets::Shape;
@@ -56,24 +57,25 @@ fn the_cost_of_each_mode_is_shown() {
         network.balancer.ip(&format!("route replace {to} via {hop} dev to_backends"));
     }
     let arp = [&[2; 12][..], &[8, 6], &[0; 46]].concat();
-    for mode in [NAT_GATEWAY, DSR_L2] {
+    for mode in [NAT_GATEWAY, DSR_L2, DSR_IPIP] {
         let mut tables = world_in(mode);
         own_backends(&mut tables, inside);
+        let repeats = if mode == DSR_IPIP { 1 } else { REPEATS };
         let mut forward = load(&tables);
         network.balancer.enter(|| forward.attach_xdp("to_client", true)).expect("veth takes programs");
         network.balancer.enter(|| {
-            let (least, middle) = told(|| forward.trial(&arp, REPEATS).expect("a trial"), PASS);
-            let (xdp, xdp_middle) = told(|| forward.trial_xdp(&arp, outside, REPEATS).expect("a trial"), 2);
+            let (least, middle) = told(|| forward.trial(&arp, repeats).expect("a trial"), PASS);
+            let (xdp, xdp_middle) = told(|| forward.trial_xdp(&arp, outside, repeats).expect("a trial"), 2);
             println!("not IP: tc {least} ns (middle {middle}), XDP {xdp} ns (middle {xdp_middle})");
             for (client, vip) in [("10.9.9.9:5000", VIP4), ("[fd09::9]:5000", VIP6)] {
                 let syn = Shape { ttl: 255, ..Shape::tcp(client, vip, SYN) };
                 forward.trial(&syn.build(), 1).expect("a trial");
                 let packet = Shape { flags: ACK, ..syn }.carrying(&[0; 64]).build();
-                let (tc, tc_middle) = told(|| forward.trial(&packet, REPEATS).expect("a trial"), 7);
+                let (tc, tc_middle) = told(|| forward.trial(&packet, repeats).expect("a trial"), 7);
                 // Over the link the next hop is the backend itself, which no route here leads to.
-                let xdp = if mode == NAT_GATEWAY {
+                let xdp = if mode != DSR_L2 {
                     let (xdp, middle) =
-                        told(|| forward.trial_xdp(&packet, outside, REPEATS).expect("a trial"), 4);
+                        told(|| forward.trial_xdp(&packet, outside, repeats).expect("a trial"), 4);
                     format!(", XDP {xdp} ns (middle {middle})")
                 } else {
                     String::new()

@@ -105,10 +105,9 @@ pub fn lower(table: &DispatchTable, ground: &Ground, previous: &Image) -> Lowere
 pub fn unsuited(entry: &FrontendEntry) -> Option<String> {
     let pool = &entry.pool;
     let sockets = entry.frontend.forward.as_ref().is_some_and(|asked| asked.hook == Hook::Connect);
-    let unseen = entry.frontend.forward.as_ref().and_then(|asked| match asked.mode {
-        _ if sockets => Some("hook connect".to_owned()),
-        mode if answers_pass_by(mode.number()) => Some(format!("mode {}", mode.as_str())),
-        _ => None,
+    let unseen = entry.frontend.forward.as_ref().and_then(|asked| {
+        let passing = answers_pass_by(asked.mode.number()).then(|| format!("mode {}", asked.mode.as_str()));
+        if sockets { Some("hook connect".to_owned()) } else { passing }
     });
     if let (Some(whose), Some(way)) = (limited(entry), unseen) {
         return Some(format!(

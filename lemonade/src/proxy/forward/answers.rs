@@ -96,7 +96,7 @@ mod tests {
         {
             let ratio = FailureRatio::default();
             for second in 1..30 {
-                super::note(&ratio, answers, refused, Moment(second * 1_000));
+                note(&ratio, answers, refused, Moment(second * 1_000));
             }
             let share = refused as f64 / (answers + refused) as f64;
             let noted = ratio.read(Moment(30_000));
