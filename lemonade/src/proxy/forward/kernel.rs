@@ -80,6 +80,8 @@ pub(super) struct Kernel {
     heard: bool,
     /// Packets that there was no room to tell of, at the last look.
     untold: u64,
+    /// Whether a round over the table is under way.
+    begun: bool,
     /// Whole rounds over the table since what is served has changed.
     rounds: u32,
 }
@@ -130,6 +132,7 @@ impl Kernel {
             full: Full::default(),
             heard: false,
             untold: 0,
+            begun: false,
             rounds: 0,
         })
     }
@@ -349,11 +352,16 @@ impl Kernel {
     pub(super) fn sweep(&mut self, table: &DispatchTable, cell: &ForwardCell) -> bool {
         let now = kernel_nanos();
         let down = down(table);
+        if !std::mem::replace(&mut self.begun, true) {
+            let forward = &self.forward;
+            self.tally.begin(|(frontend, backend)| forward.opened(frontend.0, backend.0));
+        }
         for _ in 0..CALLS {
             let (flows, last) = match self.forward.sweep() {
                 Ok(read) => read,
                 Err(error) => {
                     tracing::error!(%error, "the connection table cannot be read");
+                    self.begun = false;
                     return true;
                 }
             };
@@ -366,6 +374,7 @@ impl Kernel {
             let late = over.iter().zip(gone).filter(|(_, gone)| !gone).map(|(own, _)| *own);
             late.chain(stay).for_each(|(_, flow)| self.tally.see(flow));
             if last {
+                self.begun = false;
                 self.settle(table, cell);
                 return true;
             }

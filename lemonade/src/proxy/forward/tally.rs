@@ -40,6 +40,8 @@ impl Carried {
 struct Lined {
     /// In this round so far.
     counting: Round,
+    /// Flows that had been opened when the round began.
+    begun: Option<u64>,
     /// Flows that a process before this one opened, and that have ended.
     base: u64,
     /// As noted at the cells.
@@ -110,6 +112,14 @@ impl Tally {
         self.lanes.keys().any(|lane| lane.0 == frontend)
     }
 
+    /// Begins a round, given how many flows each lane has opened in all. Those that open while the table is read may be missed
+    /// there, and would be taken for ended.
+    pub(super) fn begin(&mut self, opened: impl Fn(Lane) -> u64) {
+        for (lane, lined) in &mut self.lanes {
+            lined.begun = Some(opened(*lane));
+        }
+    }
+
     /// Takes one direction of a flow in.
     pub(super) fn see(&mut self, flow: &Flow) {
         self.entries += 1;
@@ -127,8 +137,8 @@ impl Tally {
         self.lanes.iter().filter(|(lane, _)| such(**lane)).map(|(_, lined)| lined.noted.live()).sum()
     }
 
-    /// Ends a round: notes at the cells of `table` what has changed, given how many flows each lane has opened in all, and what
-    /// those carried whose entries are gone.
+    /// Ends a round: notes at the cells of `table` what has changed, given how many flows each lane that is new has opened in
+    /// all, and what those of each carried whose entries are gone.
     ///
     /// Lanes that are in no table and have no flow are forgotten; they are returned.
     pub(super) fn settle(
@@ -145,7 +155,7 @@ impl Tally {
         let mut left = Vec::new();
         for (lane, lined) in &mut self.lanes {
             let round = std::mem::take(&mut lined.counting);
-            let counted = opened(*lane);
+            let counted = lined.begun.take().unwrap_or_else(|| opened(*lane));
             let gone = gone(*lane);
             let sum = |way: usize| {
                 round.carried[way].plus(Carried { packets: gone.packets[way], bytes: gone.bytes[way] })
@@ -156,7 +166,7 @@ impl Tally {
             }
             let before = lined.noted;
             let opened = counted.saturating_sub(lined.base).max(before.opened);
-            // A flow that opens while the table is read may be missed, and one that ends be seen: what was noted stands.
+            // A flow that ends while the table is read may be seen: what was noted stands.
             let closed = opened.saturating_sub(round.live).max(before.closed);
             // What goes while the table is read may be in both sums for once.
             let carried = [0, 1].map(|way| sum(way).at_least(before.carried[way]));
@@ -288,6 +298,24 @@ mod tests {
         tally.see(&flow(own, 0, 70));
         tally.settle(&table, |_| 4, |_| gone([140 + 60, 1_400]));
         assert_eq!(cells()[2], 270);
+    }
+
+    #[test]
+    fn a_flow_that_opens_while_the_table_is_read_has_not_ended() {
+        let table = table();
+        let own = lane(&table);
+        let mut tally = Tally::default();
+        tally.follow(own);
+        let mut round = |begun: u64, seen: usize, opened: u64| {
+            tally.begin(|_| begun);
+            (0..seen).for_each(|_| tally.see(&flow(own, 0, 1)));
+            let (total, _) = tally.settle(&table, |_| opened, |_| gone([0, 0]));
+            (total.live, total.closed)
+        };
+        assert_eq!(round(1, 1, 2), (1, 0), "behind the reading");
+        assert_eq!(round(2, 3, 3), (2, 0), "before it");
+        assert_eq!(round(3, 3, 3), (3, 0));
+        assert_eq!(round(3, 1, 3), (1, 2));
     }
 
     #[test]
