@@ -128,7 +128,7 @@ impl Splices {
             }
         }
         self.attach(&relay);
-        self.explain(&relay);
+        self.state().explain(self.words(&relay));
     }
 
     fn let_others_go(&mut self, table: &DispatchTable) {
@@ -170,7 +170,8 @@ impl Splices {
         }
         let outlives = relay.programs().outlives();
         tracing::info!(tests = tests.len(), outlives, "relay splice is on: its self-tests passed");
-        self.state().set(true, Findings { why: "its self-tests passed".to_owned(), tests });
+        // Whoever sees that it is on sees all that there is to say of it.
+        self.state().set(true, Findings { why: self.words(&relay), tests });
         (self.offer)(Arc::clone(&relay));
         self.relay = Some(relay);
         Ok(())
@@ -188,8 +189,8 @@ impl Splices {
         }
     }
 
-    /// Keeps the interfaces and the programs' counters where `status` shows them.
-    fn explain(&self, relay: &Relay) {
+    /// What `status` shows of it while it is on: the interfaces and the programs' counters.
+    fn words(&self, relay: &Relay) -> String {
         let places = match &self.attached {
             Ok(names) if names.is_empty() => "to no interface".to_owned(),
             Ok(names) => format!("to {}", names.join(", ")),
@@ -201,10 +202,9 @@ impl Splices {
         let outlives = if relay.programs().outlives() { "; goes on if the process is killed" } else { "" };
         let (flows, each) = relay.spent().told();
         let counts = counts.join(", ");
-        let words = format!(
+        format!(
             "its self-tests passed; attached {places}{outlives}; {flows} hand-overs at {each:.1} us each; packets: {counts}"
-        );
-        self.state().explain(words);
+        )
     }
 
     fn state(&self) -> &RelayState {
