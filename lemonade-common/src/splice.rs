@@ -186,14 +186,15 @@ pub fn note(side: &Side, segment: &Segment, now: u64) -> bool {
     if side.seen.get() != now {
         side.seen.set(now);
     }
-    let mut marks = side.marks.get();
+    let marks = side.marks.get();
+    let mut fresh = 0;
     let owes = marks & ACKED == 0 || before(side.ack.get(), side.owed.get());
     if segment.flags & SYN != 0 {
         return owes;
     }
     if segment.flags & ACK != 0 && (marks & ACKED == 0 || before(side.ack.get(), segment.ack)) {
         side.ack.set(segment.ack);
-        marks |= ACKED;
+        fresh |= ACKED;
         let beyond = segment.ack.wrapping_sub(side.owed.get());
         if beyond > FAR && !before(segment.ack, side.owed.get()) {
             side.owed.set(segment.ack.wrapping_sub(FAR / 2));
@@ -203,21 +204,22 @@ pub fn note(side: &Side, segment: &Segment, now: u64) -> bool {
         && (marks & STAMPED == 0 || before(side.stamp.get(), value))
     {
         side.stamp.set(value);
-        marks |= STAMPED;
+        fresh |= STAMPED;
     }
     let end = segment.end();
-    if segment.flags & RST == 0 {
-        let highest = side.end.get();
-        if before(highest as u32, end) {
-            side.end.set(highest + u64::from(end.wrapping_sub(highest as u32)));
-        }
-        if segment.flags & FIN != 0 {
-            side.fin.set(end);
-            marks |= FINISHED;
-        }
+    if segment.flags & (RST | FIN) == FIN {
+        side.fin.set(end);
+        fresh |= FINISHED;
     }
-    if marks != side.marks.get() {
-        side.marks.set(marks);
+    // Added to what there is by now, so that a packet on another core rarely loses one; and before the end, in which FIN would
+    // count as a byte of data to who reads between the two.
+    let marks = side.marks.get();
+    if marks | fresh != marks {
+        side.marks.set(marks | fresh);
+    }
+    let highest = side.end.get();
+    if segment.flags & RST == 0 && before(highest as u32, end) {
+        side.end.set(highest + u64::from(end.wrapping_sub(highest as u32)));
     }
     owes
 }
