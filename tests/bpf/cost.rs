@@ -4,15 +4,19 @@
 //! address: the program does all its work, and only the time to live wanders, which bounds the repeats. A packet that is
 //! wrapped is another afterwards, so that mode is run once at a time, and so is what it is compared with.
 
+use std::time::Duration;
+
 use lemonade::proxy::adapters::bpf::{Splice, Trial};
+use lemonade_common::PacketReason;
 use lemonade_common::forward::{DSR_IPIP, DSR_L2, NAT_GATEWAY, Target};
 use lemonade_common::packet::{ACK, SYN};
 use lemonade_tests::netns::Network;
 use lemonade_tests::packets::Shape;
+use lemonade_tests::skip::full;
 use lemonade_tests::tables::Tables;
 use lemonade_tests::world::{VIP4, VIP6, parse_address, world_in};
 
-use crate::forward::{PASS, load};
+use crate::forward::{PASS, load, load_for};
 use crate::forwarding::interface_index;
 use crate::splice::{DATA, Flow, NEXT, V4, V6};
 
@@ -84,6 +88,54 @@ fn the_cost_of_each_mode_is_shown() {
             }
         });
         forward.detach_others(&[]);
+    }
+}
+
+/// What new flows cost, and packets of many established ones in an order that no cache knows. Each packet is run once, so the
+/// clock is read for each: what it costs alone is told as the floor.
+#[test]
+fn the_cost_of_many_flows_is_shown() {
+    let Some(network) = Network::start("the_cost_of_many_flows_is_shown") else { return };
+    let arp = [&[2; 12][..], &[8, 6], &[0; 46]].concat();
+    let mut random = fastrand::Rng::with_seed(41);
+    // A core writes down 125,000 flows a second in modes whose answers pass by.
+    let breath = || std::thread::sleep(Duration::from_millis(1_100));
+    for (mode, entries) in [(NAT_GATEWAY, 2), (DSR_IPIP, 1)] {
+        for many in if full() { &[1 << 16, 1 << 20][..] } else { &[1 << 12] } {
+            let many: u32 = *many;
+            let mut forward = load_for(&world_in(mode), many * entries + 1_000);
+            let packet = |n: u32, flags| {
+                let client = format!("10.{}.{}.9:{}", n >> 16 & 255, n >> 8 & 255, 2_000 + (n & 255));
+                Shape::tcp(&client, VIP4, flags).carrying(&[0; 64]).build()
+            };
+            network.balancer.enter(|| {
+                let mut times = |packets: &mut dyn Iterator<Item = Vec<u8>>, action: u32| {
+                    let mut all = Vec::new();
+                    for (n, packet) in packets.enumerate() {
+                        if n % 60_000 == 59_999 {
+                            breath();
+                        }
+                        let trial = forward.trial(&packet, 1).expect("a trial");
+                        assert_eq!(trial.action, action);
+                        all.push(trial.took.as_nanos());
+                    }
+                    all.sort_unstable();
+                    all[all.len() / 2]
+                };
+                breath();
+                let floor = times(&mut (0..1_000).map(|_| arp.clone()), PASS);
+                // From the middle of a flow, as after a restart: a handshake has room of its own, which is less.
+                let flags = if mode == DSR_IPIP { SYN } else { ACK };
+                let fresh = times(&mut (0..many).map(|n| packet(n, flags)), 7);
+                let mut order: Vec<u32> = (0..many).collect();
+                random.shuffle(&mut order);
+                let known = times(&mut order.into_iter().map(|n| packet(n, ACK)), 7);
+                println!("mode {mode}, {many} flows: new {fresh} ns, established {known} ns, floor {floor} ns (middle)");
+            });
+            let counted = forward.reasons();
+            let written = [PacketReason::Opened, PacketReason::Adopted].map(|reason| counted[reason.index()]);
+            assert_eq!(written.iter().sum::<u64>(), u64::from(many), "each is written down once");
+        }
     }
 }
 

@@ -22,7 +22,12 @@ pub const REDIRECT: u32 = 7;
 
 /// The tables of the model, in the kernel.
 pub fn load(tables: &Tables) -> Forward {
-    let mut forward = Forward::load(1 << 16, 2, tables.seed).expect("the program passes the verifier");
+    load_for(tables, 1 << 16)
+}
+
+/// With room for so many entries of flows.
+pub fn load_for(tables: &Tables, entries: u32) -> Forward {
+    let mut forward = Forward::load(entries, 2, tables.seed).expect("the program passes the verifier");
     for (ring, slots) in tables.rings.iter().enumerate() {
         forward.fill_ring(ring as u32, slots);
     }
