@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::sync::{Arc, OnceLock};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use axum::body::Bytes;
 
@@ -75,17 +75,17 @@ impl Feed {
         self.readers.iter().copied().max().unwrap_or_default().into()
     }
 
-    /// Makes room for what readers may get in the time since the last time, and in a second at most.
-    fn make_room(&mut self) {
-        let (now, most) = (Instant::now(), self.most());
+    /// Makes room for what readers may get in the time until `now`, and in a second at most.
+    fn make_room(&mut self, now: Instant) {
+        let most = self.most();
         let Some(tapped) = &self.tapped else { return };
-        let since = self.roomy.map_or(0, |then| now.duration_since(then).as_micros());
-        let more = u128::from(most) * since / 1_000_000;
-        // Less than one goes on waiting.
-        if more > 0 || self.roomy.is_none() {
-            self.roomy = Some(now);
-        }
-        tapped.make_room(u64::try_from(more).unwrap_or(most), most);
+        let then = *self.roomy.get_or_insert(now);
+        let since = now.saturating_duration_since(then).min(Duration::from_secs(1));
+        let more = (u128::from(most) * since.as_micros() / 1_000_000) as u64;
+        tapped.make_room(more, most);
+        // The time of a part of an event counts for the next.
+        let rest = since.saturating_sub(Duration::from_micros(more * 1_000_000 / most.max(1)));
+        self.roomy = now.checked_sub(rest);
     }
 
     /// Returns the events from number `from` on that are still here, how many are not, and the number after the last.
@@ -99,7 +99,7 @@ impl Feed {
 
     /// Takes what was told since the last time; only as much as the channel holds, so that it comes to an end.
     fn refresh(&mut self) {
-        self.make_room();
+        self.make_room(Instant::now());
         let Some(tapped) = &mut self.tapped else { return };
         for _ in 0..BACKLOG {
             match tapped.look() {
@@ -169,6 +169,24 @@ mod tests {
         (200..300).for_each(|id| tap.tell(EventKind::End, || ended(id)));
         let (here, missed, _) = ids(&mut feed, 200);
         assert!(here.len() < 50 && missed == 100 - here.len() as u64, "{here:?}");
+    }
+
+    #[test]
+    fn a_reader_of_few_events_gets_all_of_them_however_often_it_looks() {
+        let tap = Tap::new(broadcast::channel(BACKLOG).0);
+        let mut feed = Feed::default();
+        feed.join(&tap, 4);
+        (0..4).for_each(|id| tap.tell(EventKind::End, || ended(id)));
+        let began = feed.roomy.expect("it has joined");
+        let mut told = 0;
+        for look in 1..=50 {
+            feed.make_room(began + Duration::from_millis(200 * look));
+            tap.tell(EventKind::End, || {
+                told += 1;
+                ended(told)
+            });
+        }
+        assert!((39..=41).contains(&told), "{told} of 40 in ten seconds");
     }
 
     #[test]
