@@ -4,9 +4,11 @@ use std::net::TcpStream;
 use std::time::Duration;
 
 use lemonade_tests::backend::Backend;
+use lemonade_tests::http;
 use lemonade_tests::lemonade::Lemonade;
 use lemonade_tests::load::call;
 use lemonade_tests::setup::Setup;
+use lemonade_tests::view::Metrics;
 use lemonade_tests::wait;
 
 #[test]
@@ -32,8 +34,16 @@ fn want_of_descriptors_pauses_accepting_and_passes() {
     let lines = lemonade.output().lines().filter(|line| line.to_lowercase().contains("descriptor")).count();
     assert!(lines < 1000, "{lines} log lines about descriptors");
 
+    let arrived = 1 + crowd.len() as u64;
     drop(crowd);
-    wait::until("it serves again", wait::SOON, || call(web).is_ok());
+    // Those who waited behind the limit still want two descriptors each; who calls among them may be refused for it.
+    wait::until("the crowd is through", wait::SOON, || {
+        let answer = http::get_unix(&lemonade.socket(), "/metrics").ok();
+        answer.filter(|answer| answer.status == 200).is_some_and(|answer| {
+            let (opened, _, live) = Metrics::parse(&answer.body).connections();
+            opened >= arrived && live == 0
+        })
+    });
     for _ in 0..20 {
         assert_eq!(call(web).expect("it serves"), "a");
     }
