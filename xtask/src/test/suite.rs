@@ -24,6 +24,9 @@ const KERNEL: &str = "bpf";
 /// Feature that the test targets of the page tier require.
 const PAGE: &str = "page";
 
+/// Most failures of a step that are looked at once more; beyond, the change is broken.
+const SECOND_LOOKS: usize = 3;
+
 /// The tests, and where they note what they skipped and which known faults of the kernel they met.
 pub struct Suite {
     full: bool,
@@ -95,7 +98,20 @@ impl Suite {
         self.run(&[&["--features", "lemonade-tests/page"][..], &named(&targets)].concat())
     }
 
+    /// Runs tests, then once more and one by one the few that failed.
     fn run(&self, args: &[&str]) -> anyhow::Result<Tally> {
+        let mut tally = self.once(args, &[])?;
+        let failures = tally.failures.clone();
+        if (1..=SECOND_LOOKS).contains(&failures.len()) && tally.failed == failures.len() {
+            println!("==> once more, one by one: {}", failures.join(", "));
+            let names = failures.iter().map(String::as_str);
+            let alone: Vec<&str> = ["--exact", "--test-threads=1"].into_iter().chain(names).collect();
+            tally.look_again(self.once(args, &alone)?);
+        }
+        Ok(tally)
+    }
+
+    fn once(&self, args: &[&str], of_tests: &[&str]) -> anyhow::Result<Tally> {
         let lemonade = generate::build_with(self.objects.as_ref())?;
         for notes in [&self.skips, &self.known] {
             fs::write(notes, "").with_context(|| format!("cannot write {}", notes.display()))?;
@@ -110,6 +126,7 @@ impl Suite {
         if self.full {
             cargo.env("LEMONADE_FULL", "1");
         }
+        cargo.arg("--").args(of_tests);
         let mut child = cargo.stdin(Stdio::null()).stdout(Stdio::piped()).spawn()?;
         let mut tally = Tally::default();
         let stdout = child.stdout.take().context("the output of cargo is a pipe")?;

@@ -10,6 +10,8 @@ pub struct Tally {
     pub skipped: usize,
     /// Names of what failed.
     pub failures: Vec<String>,
+    /// Names of what failed beside other tests and passed when it ran once more alone; counted as passed.
+    pub flaky: Vec<String>,
     /// `test: reason` of what was skipped.
     pub skips: Vec<String>,
     /// Known faults that the kernel showed; no test failed of them.
@@ -68,12 +70,28 @@ impl Tally {
         }
     }
 
+    /// Takes in what a second run, of the failures alone, came to.
+    ///
+    /// Unless each of them ran and passed or failed there, the first run stands.
+    pub fn look_again(&mut self, alone: Self) {
+        self.known.extend(alone.known);
+        if alone.skipped > 0 || alone.passed + alone.failed != self.failed {
+            return;
+        }
+        self.passed += alone.passed;
+        self.failed = alone.failed;
+        let (failures, flaky) = self.failures.drain(..).partition(|name| alone.failures.contains(name));
+        self.failures = failures;
+        self.flaky = flaky;
+    }
+
     /// Adds another tally to this one.
     pub fn add(&mut self, other: Self) {
         self.passed += other.passed;
         self.failed += other.failed;
         self.skipped += other.skipped;
         self.failures.extend(other.failures);
+        self.flaky.extend(other.flaky);
         self.skips.extend(other.skips);
         self.known.extend(other.known);
     }
@@ -83,7 +101,7 @@ impl Tally {
         format!("{} passed, {} failed, {} skipped", self.passed, self.failed, self.skipped)
     }
 
-    /// Each skip, known fault and failure on a line, then the counts on the last.
+    /// Each skip, known fault, flaky test and failure on a line, then the counts on the last.
     pub fn summary(&self) -> String {
         let mut text = String::new();
         for skip in &self.skips {
@@ -91,6 +109,10 @@ impl Tally {
         }
         for known in &self.known {
             let _ = writeln!(text, "KNOWN {known}");
+        }
+        for flaky in &self.flaky {
+            let _ =
+                writeln!(text, "FLAKY {flaky}: failed beside other tests, passed alone; why stands above");
         }
         for failure in &self.failures {
             let _ = writeln!(text, "FAIL {failure}");
@@ -123,6 +145,28 @@ stray words test result: ok. 12 passed; 0 failed; 0 ignored; 0 measured; 3 filte
     #[test]
     fn counts_of_several_test_binaries_add_up() {
         assert_eq!(tally().counts(), "13 passed, 1 failed, 2 skipped");
+    }
+
+    #[test]
+    fn who_fails_alone_too_has_failed_and_who_passes_is_flaky() {
+        let mut first = tally();
+        first.add(Tally { failed: 1, failures: vec!["limits::of_time".to_owned()], ..Tally::default() });
+        let alone =
+            Tally { passed: 1, failed: 1, failures: vec!["drain::waits".to_owned()], ..Tally::default() };
+        first.look_again(alone);
+        assert_eq!(first.failures, ["drain::waits"]);
+        assert_eq!(first.flaky, ["limits::of_time"]);
+        assert_eq!(first.counts(), "14 passed, 1 failed, 2 skipped");
+        assert!(first.summary().contains("FLAKY limits::of_time: "), "{}", first.summary());
+    }
+
+    #[test]
+    fn a_second_run_that_did_not_run_them_all_changes_nothing() {
+        for alone in [Tally::default(), Tally { skipped: 1, ..Tally::default() }] {
+            let mut first = tally();
+            first.look_again(alone);
+            assert_eq!(first, tally());
+        }
     }
 
     #[test]
