@@ -38,6 +38,8 @@ pub enum Measure {
     Kill,
     /// A backend that falls silent under load.
     Silent,
+    /// The balancer killed and started again under load.
+    Killed,
     /// System calls per round trip.
     Syscalls,
     /// Requests and connections with and without somebody who watches, Lemonade only.
@@ -52,7 +54,7 @@ impl Measure {
     /// Says whether it is measured in one placement only.
     pub fn pinned_only(self) -> bool {
         match self {
-            Self::Start | Self::Memory | Self::Reload | Self::Kill | Self::Silent => true,
+            Self::Start | Self::Memory | Self::Reload | Self::Kill | Self::Silent | Self::Killed => true,
             Self::Syscalls | Self::Cost | Self::Scale | Self::HandOver => true,
             Self::Pingpong | Self::Small | Self::Medium | Self::Large | Self::Connections => false,
             Self::Down | Self::Up | Self::Lasting | Self::SameHost => false,
@@ -81,6 +83,7 @@ impl Measure {
             Self::Reload => "reload.",
             Self::Kill => "kill.",
             Self::Silent => "silent.",
+            Self::Killed => "killed.",
             Self::Syscalls => "syscalls",
             Self::Cost => "cost.",
             Self::SameHost => "same.",
@@ -101,6 +104,7 @@ impl Measure {
             Self::Reload => 7.0,
             Self::Kill => 7.0,
             Self::Silent => 9.0,
+            Self::Killed => 10.0,
             Self::Syscalls => 2.0,
             Self::Cost => 16.0 * (sample + 1.5),
             Self::SameHost => 2.0 * (sample + 0.7) + 1.5,
@@ -227,6 +231,15 @@ pub const FIGURES: &[Figure] = &[
     figure("kill.slowest", "- slowest answered", "ms", 0, Lower),
     goal(grain(figure("silent.failed", "backend silent: failed", "requests", 0, Lower), 2.0), 0.0),
     goal(figure("silent.slowest", "- slowest answered", "ms", 0, Lower), 300.0),
+    figure(
+        "killed.broken",
+        "balancer SIGKILL and start, 3 times: broken of 64 connections",
+        "in all",
+        0,
+        Lower,
+    ),
+    figure("killed.gap", "- longest wait for an answer", "ms", 1, Lower),
+    figure("killed.calm", "- the same before the first kill", "ms", 1, Lower),
 ];
 
 /// How busy the generator was, in percent of a core, by the words of its row: not rows of their own.

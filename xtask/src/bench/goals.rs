@@ -7,7 +7,7 @@ use super::figures::{Better, by_id};
 use super::peers::Peer;
 use super::results::{Cell, Results};
 
-/// A ratio of one peer of this project to the best of others.
+/// A ratio of one peer of this project to the best of others; a bound of its own figure if there are no others.
 struct Goal {
     ours: Peer,
     figure: &'static str,
@@ -36,6 +36,10 @@ const fn splice(figure: &'static str, against: &'static [Peer], ratio: f64) -> G
     Goal { ours: Peer::Splice, figure, against, ratio }
 }
 
+const fn bound(ours: Peer, figure: &'static str, most: f64) -> Goal {
+    Goal { ours, figure, against: &[], ratio: most }
+}
+
 /// At most the ratio where less is better, at least it where more is.
 const GOALS: &[Goal] = &[
     forward("small.machine", &[Peer::Direct], 1.10),
@@ -60,6 +64,9 @@ const GOALS: &[Goal] = &[
     splice("lasting.rate", &[Peer::Lemonade], 1.3),
     splice("lasting.rate", &[Peer::Envoy], 1.0),
     splice("connections.rate", &[Peer::Lemonade], 0.97),
+    bound(Peer::Splice, "killed.broken", 0.0),
+    bound(Peer::Splice, "killed.gap", 50.0),
+    bound(Peer::Forward, "killed.broken", 0.0),
 ];
 
 /// Writes a table of what was measured of it; nothing if nothing was.
@@ -73,7 +80,7 @@ pub fn markdown(results: &Results) -> String {
     if rows.is_empty() {
         return rows;
     }
-    let head = "\n### Planes in the kernel against what they replace\n\n| figure | plane | against | ratio | goal |\n";
+    let head = "\n### Planes in the kernel against what they replace\n\n| figure | plane | against | ratio, or itself | goal |\n";
     format!("{head}|---|---|---|---|---|\n{rows}")
 }
 
@@ -82,20 +89,23 @@ fn row(text: &mut String, results: &Results, placement: Placement, goal: &Goal) 
     let median = |peer: Peer| results.cell(figure.id, placement, peer).and_then(Cell::median);
     let ours = median(goal.ours)?;
     let lower = figure.better == Better::Lower;
-    let (theirs, best) = goal
-        .against
-        .iter()
-        .filter_map(|peer| Some((median(*peer).filter(|theirs| *theirs > 0.0)?, *peer)))
-        .min_by(|(a, _), (b, _)| if lower { a.total_cmp(b) } else { b.total_cmp(a) })?;
+    let (theirs, best) = if goal.against.is_empty() {
+        (1.0, "-")
+    } else {
+        goal.against
+            .iter()
+            .filter_map(|peer| Some((median(*peer).filter(|theirs| *theirs > 0.0)?, peer.name())))
+            .min_by(|(a, _), (b, _)| if lower { a.total_cmp(b) } else { b.total_cmp(a) })?
+    };
     let ratio = ours / theirs;
     let (bound, met) =
         if lower { ("at most", ratio <= goal.ratio) } else { ("at least", ratio >= goal.ratio) };
     let word = if met { "met" } else { "**MISSED**" };
-    let (ours, theirs) = (goal.ours.name(), best.name());
+    let ours = goal.ours.name();
     let (id, placement) = (figure.id, placement.name());
     writeln!(
         text,
-        "| {id}, {placement} | {ours} | {theirs} | {ratio:.2} | {bound} {bound_ratio:.2} {word} |",
+        "| {id}, {placement} | {ours} | {best} | {ratio:.2} | {bound} {bound_ratio:.2} {word} |",
         bound_ratio = goal.ratio
     )
     .ok()
@@ -117,6 +127,18 @@ mod tests {
         results.add("small.machine", Placement::Unpinned, Peer::Nft, 2.0);
         results.add("small.machine", Placement::Unpinned, Peer::Forward, 1.0);
         assert!(markdown(&results).ends_with("| nft | 0.50 | at most 0.85 met |\n"));
+    }
+
+    #[test]
+    fn a_figure_without_others_is_held_against_its_bound() {
+        let mut results = Results::default();
+        results.add("killed.gap", Placement::Pinned, Peer::Splice, 61.0);
+        results.add("killed.broken", Placement::Pinned, Peer::Splice, 0.0);
+        let text = markdown(&results);
+        assert!(
+            text.contains("| killed.gap, pinned | lemonade-splice | - | 61.00 | at most 50.00 **MISSED** |")
+        );
+        assert!(text.contains("| killed.broken, pinned | lemonade-splice | - | 0.00 | at most 0.00 met |"));
     }
 
     #[test]

@@ -20,7 +20,7 @@ use super::table::Setting;
 use super::world::{Background, Instance, World};
 
 /// Rows in the order in which one instance meets them: memory while it is fresh, failures last.
-const ORDER: [Measure; 16] = [
+const ORDER: [Measure; 17] = [
     Measure::Memory,
     Measure::Pingpong,
     Measure::Syscalls,
@@ -36,6 +36,7 @@ const ORDER: [Measure; 16] = [
     Measure::Reload,
     Measure::Kill,
     Measure::Silent,
+    Measure::Killed,
     Measure::SameHost,
 ];
 
@@ -142,7 +143,7 @@ fn visit(
             }
             first_start = false;
         }
-        let Some(current) = &instance else { continue };
+        let Some(current) = &mut instance else { continue };
         let mut trial = Trial { world, instance: current, sample: args.sample(), quick: args.quick };
         match trial.run(measure) {
             Ok(readings) => {

@@ -16,7 +16,7 @@ use super::install::Installed;
 use super::load::{First, now_ns};
 use super::net::{BALANCER_CORE, LOAD_CORE, Net, Side, Stage};
 use super::peers::{Admin, Peer, Place};
-use super::process::{Running, check_interrupted, inside, output, wait_until};
+use super::process::{Running, check_interrupted, inside, output, pause, send, wait_until};
 
 /// All backends by their numbers.
 pub const BACKENDS: [u8; 3] = [1, 2, 3];
@@ -247,6 +247,19 @@ impl Instance {
         let admin = Admin::of(&self.place);
         let serves = || admin.read("/api/v1/status").is_ok_and(|status| status.contains("messages: "));
         ensure!(wait_until(Duration::from_secs(10), serves)?, "relay sk_msg is off");
+        Ok(())
+    }
+
+    /// Kills all its processes, and starts it again a moment later; returns before it serves.
+    pub fn kill_and_start(&mut self, world: &World, after: Duration) -> Result<()> {
+        let running = self.running.take().context("no process")?;
+        for pid in running.tree() {
+            // A child may have ended with its parent.
+            let _ = send(pid, Signal::KILL);
+        }
+        drop(running);
+        pause(after)?;
+        self.running = Some(spawn(world, self.peer, &self.place)?);
         Ok(())
     }
 

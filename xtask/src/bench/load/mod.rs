@@ -9,6 +9,7 @@ mod poll;
 mod sample;
 mod serve;
 mod steady;
+mod talk;
 mod usage;
 mod watch;
 mod wire;
@@ -20,7 +21,7 @@ use anyhow::Result;
 use clap::Subcommand;
 use serde::Serialize;
 
-pub use sample::{Bulk, Closed, Direction, First, Held, Outcome, Steady};
+pub use sample::{Bulk, Closed, Direction, First, Held, Outcome, Steady, Talks};
 pub use usage::{cpu_seconds, machine_seconds, now_ns};
 
 /// What one process of the load side does.
@@ -51,6 +52,9 @@ pub enum Load {
     /// Opens connections at a fixed rate and records each.
     #[command(hide = true)]
     Steady(steady::Plan),
+    /// Asks now and then on connections that last.
+    #[command(hide = true)]
+    Talk(talk::Plan),
     /// Watches an admin interface as pages and a scraper do, until it is killed.
     #[command(hide = true)]
     Watch(watch::Plan),
@@ -69,6 +73,7 @@ impl Load {
             Self::Bulk(plan) => print(&bulk::run(&plan)?),
             Self::Hold(plan) => hold::run(&plan),
             Self::Steady(plan) => print(&steady::run(&plan)?),
+            Self::Talk(plan) => print(&talk::run(&plan)?),
             Self::Watch(plan) => watch::run(&plan),
             Self::First(plan) => print(&first::run(&plan)?),
         }

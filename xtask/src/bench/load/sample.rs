@@ -86,6 +86,26 @@ pub struct Steady {
     pub late: u64,
 }
 
+/// A time in which a conversation waited for an answer, over a millisecond.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct Silence {
+    /// Its beginning, nanoseconds of the monotonic clock.
+    pub since_ns: u64,
+    /// Its length in nanoseconds; it goes on over a new connection in place of one that broke.
+    pub took_ns: u64,
+}
+
+/// Conversations that last.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Talks {
+    /// Answers complete.
+    pub answers: u64,
+    /// Connections that broke after an answer had come on them.
+    pub broken: u64,
+    /// In order of their ends.
+    pub silences: Vec<Silence>,
+}
+
 /// The moment an answer came.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct First {

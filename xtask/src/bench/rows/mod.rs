@@ -28,7 +28,7 @@ pub struct Trial<'a> {
     /// What is around it.
     pub world: &'a mut World,
     /// The peer.
-    pub instance: &'a Instance,
+    pub instance: &'a mut Instance,
     /// Length of a steady sample.
     pub sample: Duration,
     /// Short waits: the run only shows that everything works.
@@ -52,6 +52,7 @@ impl Trial<'_> {
             Measure::Reload => reload::reload(self),
             Measure::Kill => failure::kill(self),
             Measure::Silent => failure::silent(self),
+            Measure::Killed => failure::killed(self),
             Measure::Cost => cost::cost(self),
             Measure::SameHost => traffic::same_host(self),
             Measure::Syscalls => syscalls::per_round_trip(self),
