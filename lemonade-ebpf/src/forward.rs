@@ -72,7 +72,7 @@ fn send(skb: *mut __sk_buff, packet: &Packet, flow: &Flow, reason: PacketReason)
     let skb = &mut Skb(skb);
     let interface = flow.interface;
     if skb.length() as u32 > SMALL {
-        let mtu = exceeded(skb, interface, overhead(flow));
+        let mtu = exceeded(skb, packet, interface, overhead(flow));
         if mtu != 0 {
             return count_told(packet, PacketReason::TooBig, Some(flow), tell(skb.0, packet, mtu));
         }

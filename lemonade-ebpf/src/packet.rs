@@ -8,7 +8,7 @@ use aya_ebpf::helpers::{bpf_check_mtu, bpf_redirect, bpf_skb_adjust_room, bpf_sk
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::PerCpuArray;
 use lemonade_common::answer;
-use lemonade_common::packet::{Bytes as _, Packet};
+use lemonade_common::packet::{Bytes as _, Family, Packet};
 
 use crate::skb::{Anew, Skb};
 
@@ -25,13 +25,16 @@ const BPF_MTU_CHK_SEGS: u64 = 1;
 /// Bytes that every link takes, so that smaller packets need no look at it.
 pub const SMALL: u32 = 576;
 
+/// Bytes of a hop-by-hop header with a jumbo payload option.
+const JUMBO: usize = 8;
+
 /// The packet that this core is about, which has no room on the stack.
 #[map]
 pub static PACKET: PerCpuArray<Packet> = PerCpuArray::with_max_entries(1, 0);
 
 /// The largest packet that goes through, if this one is larger; else 0.
 #[inline(always)]
-pub fn exceeded(skb: &Skb, interface: u32, overhead: i32) -> u32 {
+pub fn exceeded(skb: &Skb, packet: &Packet, interface: u32, overhead: i32) -> u32 {
     let mut mtu = 0;
     // SAFETY: `mtu` is one word. Only packets of one segment have a length to compare, the others have segments; these
     // shrink by what is put in front of them, so that they fit afterwards if they do before.
@@ -40,7 +43,22 @@ pub fn exceeded(skb: &Skb, interface: u32, overhead: i32) -> u32 {
         let (more, segments) = if cut { (0, BPF_MTU_CHK_SEGS) } else { (overhead, 0) };
         bpf_check_mtu(skb.0.cast::<c_void>(), interface, &raw mut mtu, more, segments)
     };
-    if told > 0 { mtu.saturating_sub(overhead as u32) } else { 0 }
+    if told > 0 && !fits_cut(skb, packet, mtu) { mtu.saturating_sub(overhead as u32) } else { 0 }
+}
+
+/// Whether the segments of a packet of IPv6 of more than 64 KiB fit: it says how long it is in a header (RFC 2675) that none of
+/// them will have, and that the kernel counts with each (`skb_gso_validate_network_len`).
+#[inline(always)]
+fn fits_cut(skb: &Skb, packet: &Packet, mtu: u32) -> bool {
+    let network = usize::from(packet.network);
+    if packet.family != Family::V6 || skb.load(network + 4) != Some([0; 2]) {
+        return false;
+    }
+    let transport = usize::from(packet.transport);
+    let Some([words]) = skb.load(transport + 12) else { return false };
+    let headers = transport.saturating_sub(network + JUMBO) + usize::from(words >> 4) * 4;
+    // SAFETY: a word of the context.
+    headers as u32 + unsafe { (*skb.0).gso_size } <= mtu
 }
 
 /// Makes of a packet the answer that it is larger than `mtu`, and sends that where it came from: an action of tc.

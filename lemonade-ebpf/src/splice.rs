@@ -219,7 +219,7 @@ fn renew(
 
 #[inline(always)]
 fn send(skb: &Skb, packet: &Packet, leg: &Leg, work: &Work, interface: u32) -> i32 {
-    let mtu = if skb.length() as u32 > SMALL { exceeded(skb, interface, 0) } else { 0 };
+    let mtu = if skb.length() as u32 > SMALL { exceeded(skb, packet, interface, 0) } else { 0 };
     if mtu > 0 {
         return count(Count::TooBig, tell(skb.0, packet, mtu));
     }
@@ -264,7 +264,7 @@ fn error(skb: *mut __sk_buff, packet: &mut Packet, leg: &Leg, slot: &Slot) -> i3
         Fate::Forward => {
             packet.ttl = TTL + 1;
             let interface = other.leaves_by.get();
-            if skb.length() as u32 > SMALL && exceeded(&skb, interface, 0) > 0 {
+            if skb.length() as u32 > SMALL && exceeded(&skb, packet, interface, 0) > 0 {
                 return count(Count::TooBig, TC_ACT_SHOT);
             }
             let Some(changes) = ERROR.get_ptr_mut(0) else { return TC_ACT_SHOT };
@@ -305,7 +305,7 @@ fn later(skb: *mut __sk_buff, packet: &Packet) -> i32 {
         return TC_ACT_UNSPEC;
     }
     let interface = slot.sides[1 - at].leaves_by.get();
-    if skb.length() as u32 > SMALL && exceeded(&skb, interface, 0) > 0 {
+    if skb.length() as u32 > SMALL && exceeded(&skb, packet, interface, 0) > 0 {
         return count(Count::TooBig, TC_ACT_SHOT);
     }
     if !readdress(&mut skb, packet, leg, TTL) {

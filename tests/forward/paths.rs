@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use lemonade_tests::datagrams::{Client, Echo};
 use lemonade_tests::load::{Header, Kind, Load};
 use lemonade_tests::netns::{Namespace, Network};
+use lemonade_tests::skip::skip;
 use lemonade_tests::{transfer, wait};
 use socket2::SockRef;
 
@@ -240,6 +241,37 @@ fn packets_of_9000_bytes_pass_whole_over_ipv6() {
     jumbo("packets_of_9000_bytes_pass_whole_over_ipv6", &V6, 40);
 }
 
+/// Packets of more than 64 KiB (BIG TCP), which are cut where they leave: each segment fits. Those of IPv4 have 0 in the field of
+/// their length, those of IPv6 say it in a header of its own.
+#[test]
+fn packets_of_more_than_64_kib_pass_whole() {
+    let test = "packets_of_more_than_64_kib_pass_whole";
+    for addresses in [&V4, &V6] {
+        let Some(network) = Network::start(test) else { return };
+        if let Err(error) = network.large_packets(185_000) {
+            return skip(test, &format!("this kernel makes no packets of IPv4 of more than 64 KiB: {error}"));
+        }
+        for namespace in [&network.client, &network.backends] {
+            namespace.filter("meta length > 70000 counter");
+        }
+        let backends = addresses.speaking(&network);
+        let lemonade = start(&network, &addresses.setup(&backends));
+        let mut plan = transfer::plan(7, 20, 64 << 20);
+        plan.iter_mut().for_each(|transfer| transfer.up = transfer.up.min(32 << 20));
+        let failures = network.client.enter(|| {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+            runtime.expect("a runtime").block_on(transfer::run(addresses.frontend(), &plan, 4))
+        });
+        assert_eq!(failures, [""; 0]);
+        let large = network.client.counted() + network.backends.counted();
+        println!("{large} packets of more than 70,000 bytes");
+        assert_eq!((packets(&lemonade, "too_big"), packets(&lemonade, "not_sent")), (0, 0));
+        if large == 0 {
+            return skip(test, "this kernel makes no packets of more than 64 KiB");
+        }
+    }
+}
+
 /// One datagram in a hundred is lost at either end: what comes is what was asked for, from where it was before.
 fn lossy(test: &str, addresses: &Addresses) {
     const ROUNDS: usize = 50;
@@ -327,7 +359,7 @@ fn a_frontends_address_answers_echo_requests() {
     let test = "a_frontends_address_answers_echo_requests";
     let Some(network) = Network::start(test) else { return };
     if std::process::Command::new("ping").arg("-V").output().is_err() {
-        return lemonade_tests::skip::skip(test, "needs ping");
+        return skip(test, "needs ping");
     }
     for addresses in [&V4, &V6] {
         let backends = addresses.backends(&network);

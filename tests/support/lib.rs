@@ -10,6 +10,7 @@ pub mod flood;
 pub mod http;
 pub mod kernel_log;
 pub mod lemonade;
+pub mod link;
 pub mod load;
 pub mod netns;
 pub mod packets;

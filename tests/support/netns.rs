@@ -11,6 +11,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
+use crate::link;
+
 /// Number of the next network of this process.
 static NUMBER: AtomicU32 = AtomicU32::new(0);
 
@@ -202,16 +204,33 @@ impl Network {
         Some(Self { client, balancer, backends })
     }
 
+    /// Lets packets of up to `bytes`, more than 64 KiB, leave to the links and arrive from them (BIG TCP).
+    ///
+    /// # Errors
+    /// When this kernel does not let those of IPv4.
+    pub fn large_packets(&self, bytes: u32) -> std::io::Result<()> {
+        for (namespace, device) in self.links() {
+            namespace.ip(&format!("link set {device} gso_max_size {bytes} gro_max_size {bytes}"));
+            namespace.enter(|| link::large_packets_of_v4(device, bytes))?;
+        }
+        Ok(())
+    }
+
     /// Sets the largest packet of every link.
     pub fn mtu(&self, bytes: u32) {
-        for (namespace, device) in [
-            (&self.client, "to_balancer"),
-            (&self.balancer, "to_client"),
-            (&self.balancer, "to_backends"),
-            (&self.backends, "to_balancer"),
-        ] {
+        for (namespace, device) in self.links() {
             namespace.ip(&format!("link set {device} mtu {bytes}"));
         }
+    }
+
+    fn links(&self) -> [(&Namespace, &'static str); 4] {
+        let Self { client, balancer, backends } = self;
+        [
+            (client, "to_balancer"),
+            (balancer, "to_client"),
+            (balancer, "to_backends"),
+            (backends, "to_balancer"),
+        ]
     }
 
     /// Lets packets between the balancer and clients, or backends, overtake each other and come twice, each of them no larger
