@@ -24,6 +24,9 @@ const MAX_BODY: usize = 64 * 1024;
 /// Time for one request, its body included.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// Time for a look at the host, for which the kernel checks every program.
+const DOCTOR_TIMEOUT: Duration = Duration::from_secs(30);
+
 /// How a request came in.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Door {
@@ -84,15 +87,20 @@ async fn within_bounds(door: Door, request: Request, next: Next) -> Response {
         let why = "the Host header is not an address of this interface: use its IP address or `localhost`\n";
         return (StatusCode::FORBIDDEN, why).into_response();
     }
-    // A reload has a limit of its own.
-    let limit = match request.uri().path() {
-        "/api/v1/reload" => steer::RELOAD_TIMEOUT + REQUEST_TIMEOUT,
-        _ => REQUEST_TIMEOUT,
-    };
+    let limit = time_for(request.uri().path());
     let answer = tokio::time::timeout(limit, next.run(request)).await;
     answer.unwrap_or_else(|_| {
-        (StatusCode::REQUEST_TIMEOUT, "the request took longer than 5 s\n").into_response()
+        let why = format!("the request took longer than {} s\n", limit.as_secs());
+        (StatusCode::REQUEST_TIMEOUT, why).into_response()
     })
+}
+
+fn time_for(path: &str) -> Duration {
+    match path {
+        "/api/v1/reload" => steer::RELOAD_TIMEOUT + REQUEST_TIMEOUT,
+        "/api/v1/doctor" => DOCTOR_TIMEOUT,
+        _ => REQUEST_TIMEOUT,
+    }
 }
 
 /// Whether `Host` is an address, so that no page can read this interface by a name that it controls (DNS rebinding).
