@@ -10,6 +10,7 @@ mod steer;
 mod top;
 mod trace;
 
+use std::ffi::OsString;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -43,6 +44,9 @@ nothing was changed.";
 #[command(name = "lemonade", version, about, long_about = None)]
 #[command(after_help = EXIT_CODES)]
 pub struct Cli {
+    /// Admin socket of the instance to ask; it may also follow the command
+    #[arg(long, value_name = "SOCKET")]
+    admin: Option<OsString>,
     #[command(subcommand)]
     command: Command,
 }
@@ -110,15 +114,19 @@ enum Document {
 
 /// Runs the command line of the process.
 pub fn main() -> ExitCode {
-    let cli = Cli::parse();
-    let done = match cli.command {
-        Command::Run { config, admin } => return run(&config, admin),
+    let Cli { admin: before, command } = Cli::parse();
+    if before.is_some() && !matches!(command, Command::Run { .. } | Command::Operate(_)) {
+        complain("--admin goes with run and with commands for a running Lemonade");
+        return ExitCode::from(BAD_INPUT);
+    }
+    let done = match command {
+        Command::Run { config, admin } => return run(&config, admin.or(before.map(PathBuf::from))),
         Command::Check { file } => return check(&file),
         Command::Schema { of: Document::Config } => print(config::schema().as_bytes()),
         Command::Schema { of: Document::Access } => print(access_format::schema().as_bytes()),
         Command::Schema { of: Document::Admin } => print(openapi::document().as_bytes()),
         Command::Operate(command) => {
-            return match command.run() {
+            return match command.run(before) {
                 Ok(()) => ExitCode::SUCCESS,
                 Err(trouble) => trouble.tell(),
             };
@@ -255,7 +263,7 @@ fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
 
 /// The environment variables that override keys of the configuration.
 fn environment() -> Vec<(String, String)> {
-    let text = |(name, value): (std::ffi::OsString, std::ffi::OsString)| {
+    let text = |(name, value): (OsString, OsString)| {
         Some((name.into_string().ok()?, value.to_string_lossy().into_owned()))
     };
     std::env::vars_os().filter_map(text).filter(|(name, _)| name.starts_with("LEMONADE__")).collect()

@@ -46,6 +46,16 @@ fn what_is_not_the_admin_socket_is_called_what_it_is() {
     let empty = String::from_utf8_lossy(&by_variable(Path::new(""), &[]).stderr).into_owned();
     assert!(!empty.contains("value is required"), "{empty}");
     // Before or behind the verb, as one writes it.
+    assert_eq!(run(&["--admin", named, "backend", "drain", "a"]).status.code(), Some(0));
+    let before = run_in(&["--admin", named, "log-level"], |command| {
+        command.env("LEMONADE_ADMIN", nowhere);
+    });
+    assert_eq!(before.status.code(), Some(0), "it goes before the variable there too");
+    let misplaced = run(&["--admin", named, "check", &config]);
+    assert_eq!(misplaced.status.code(), Some(2));
+    assert!(
+        String::from_utf8_lossy(&misplaced.stderr).contains("--admin goes with run and with commands for")
+    );
     assert_eq!(run(&["backend", "--admin", named, "drain", "a"]).status.code(), Some(0));
     assert_eq!(run(&["backend", "enable", "a", "--admin", named]).status.code(), Some(0));
 }

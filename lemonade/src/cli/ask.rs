@@ -67,6 +67,11 @@ impl Trouble {
 pub(super) type Answer<T = ()> = Result<T, Trouble>;
 
 impl Instance {
+    /// Takes what was named before the command. It goes before the variable, which looks the same from here.
+    pub(super) fn name(&mut self, before: Option<OsString>) {
+        self.admin = before.or(self.admin.take());
+    }
+
     pub(super) fn socket(&self) -> PathBuf {
         // A variable that is set to nothing says nothing.
         let named = self.admin.as_ref().filter(|name| !name.is_empty());

@@ -1,5 +1,6 @@
 //! Commands that look at, ask and steer a running Lemonade.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
@@ -223,8 +224,9 @@ fn weight(text: &str) -> Result<u32, String> {
 }
 
 impl Operate {
-    /// Does it.
-    pub(super) fn run(self) -> Answer {
+    /// Does it, at the admin socket that was named before the command if there was one.
+    pub(super) fn run(mut self, before: Option<OsString>) -> Answer {
+        self.instance().name(before);
         match self {
             Self::Status { json, watch, tcp, instance } => show::status(&instance, json, watch, tcp),
             Self::Top { instance } => top::top(&instance),
@@ -240,6 +242,23 @@ impl Operate {
             Self::Reload { instance } => steer::reload(&instance),
             Self::LogLevel { filter, instance } => steer::log_level(filter, &instance),
             Self::Dump { output, instance } => show::dump(output, &instance),
+        }
+    }
+
+    fn instance(&mut self) -> &mut Instance {
+        match self {
+            Self::Status { instance, .. }
+            | Self::Top { instance }
+            | Self::Why { instance, .. }
+            | Self::Explain { instance, .. }
+            | Self::Plan { instance, .. }
+            | Self::Backend { instance, .. }
+            | Self::Reload { instance }
+            | Self::LogLevel { instance, .. }
+            | Self::Dump { instance, .. } => instance,
+            Self::Connections(asked) => &mut asked.instance,
+            Self::Trace(asked) => &mut asked.instance,
+            Self::History(asked) => &mut asked.instance,
         }
     }
 }
