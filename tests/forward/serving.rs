@@ -140,6 +140,15 @@ fn trace_tells_what_the_kernel_decides_and_what_it_drops() {
         let _ = (&dying).write_all(b"?");
     });
     assert!(dropped.contains("DROPPED hop_limit: its time to live ended here"), "{dropped}");
+    let ended = traced(["--kind", "end"], &|| {
+        let reset = network.client.enter(|| TcpStream::connect(V4.frontend())).expect("a connection");
+        socket2::SockRef::from(&reset).set_linger(Some(Duration::ZERO)).expect("option of a live socket");
+    });
+    assert!(
+        ended.contains(": the client reset it (client_reset); ") && ended.contains(" at web/"),
+        "{ended}"
+    );
+    assert!(!ended.contains(" 0B up") && !ended.contains(" 0B down"), "both directions count: {ended}");
 }
 
 /// Exact transfers under loss, with these lines of the frontend after `prepare`; says what the status says of the plane.

@@ -104,7 +104,7 @@ fn sentence(event: &str, row: &Row) -> String {
             route.strategy,
             route.why
         ),
-        (_, _, Some(reason)) if row.plane == "forward" => format!("DROPPED {reason}: {}", why()),
+        ("refusal", _, Some(reason)) if row.plane == "forward" => format!("DROPPED {reason}: {}", why()),
         ("decision", Some(route), _) => format!(
             "{} because: {}, {}; connected in {:.2} ms{tried}",
             to.unwrap_or_default(),

@@ -14,6 +14,7 @@ use super::answers::Answers;
 use super::expiry::{Full, patience};
 use super::ground::{Site, Sites, look};
 use super::keeping::Keeping;
+use super::parting::{Parted, Parting};
 use super::tally::{Lane, Tally};
 use super::telling::Telling;
 use super::trial::{self, Proven};
@@ -80,6 +81,8 @@ pub(super) struct Kernel {
     heard: bool,
     /// Packets that there was no room to tell of, at the last look.
     untold: u64,
+    /// Flows that have ended since somebody listens.
+    parting: Parting,
     /// Whether a round over the table is under way.
     begun: bool,
     /// Whole rounds over the table since what is served has changed.
@@ -131,6 +134,7 @@ impl Kernel {
             scarce: false,
             full: Full::default(),
             heard: false,
+            parting: Parting::default(),
             untold: 0,
             begun: false,
             rounds: 0,
@@ -313,7 +317,7 @@ impl Kernel {
             while !self.forward.notices(NOTICES).is_empty() {}
             self.untold = self.forward.untold();
             match self.forward.listen(heard) {
-                Ok(()) => self.heard = heard,
+                Ok(()) => (self.heard, self.parting) = (heard, Parting::default()),
                 Err(error) => tracing::warn!("packets cannot be told of: {error}"),
             }
         }
@@ -323,6 +327,11 @@ impl Kernel {
         let untold = self.forward.untold();
         let before = std::mem::replace(&mut self.untold, untold);
         (self.forward.notices(NOTICES), untold.saturating_sub(before))
+    }
+
+    /// Flows that were forgotten since the last call, while somebody hears it.
+    pub(super) fn parted(&mut self) -> Vec<Parted> {
+        self.parting.take()
     }
 
     /// Notes how fast backends have answered, once in [`LEARN`].
@@ -365,16 +374,22 @@ impl Kernel {
                     return true;
                 }
             };
-            let over = |(key, flow): &&(FlowKey, Flow)| self.is_over(key, flow, table, &down, now);
-            let (over, stay): (Vec<_>, Vec<_>) = flows.iter().partition(over);
+            let over = |(key, flow): &(FlowKey, Flow)| self.is_over(key, flow, table, &down, now);
+            let (over, stay): (Vec<_>, Vec<_>) = flows.into_iter().partition(over);
             // A packet may come meanwhile: of a new flow with the same ports, say.
             let asked: Vec<Forgotten> =
                 over.iter().map(|(key, flow)| Forgotten { key: *key, seen: flow.seen.get() }).collect();
             let gone = self.forward.forget_unless_seen(&asked);
-            let late = over.iter().zip(gone).filter(|(_, gone)| !gone).map(|(own, _)| *own);
-            late.chain(stay).for_each(|(_, flow)| self.tally.see(flow));
+            let (gone, late): (Vec<_>, Vec<_>) = over.into_iter().zip(gone).partition(|(_, gone)| *gone);
+            let late = late.into_iter().map(|(own, _)| own);
+            late.chain(stay).for_each(|(_, flow)| self.tally.see(&flow));
+            if self.heard {
+                let gone = gone.into_iter().map(|(own, _)| own).collect();
+                self.parting.note(gone, |key| self.forward.flow(key));
+            }
             if last {
                 self.begun = false;
+                self.parting.turn();
                 self.settle(table, cell);
                 return true;
             }

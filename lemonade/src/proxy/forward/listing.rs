@@ -5,6 +5,7 @@ use lemonade_common::forward::{Flow, RESET, ended};
 use lemonade_common::{BackendIx, FlowKey, FrontendIx};
 
 use super::overhear::{decision, end, route};
+use super::parting::Parted;
 use crate::control::table::DispatchTable;
 use crate::metrics::port::End;
 use crate::model::forward::Mode;
@@ -46,18 +47,38 @@ impl<'a> Listing<'a> {
         if over != (self.which == Which::Ended) || self.found.len() >= MOST {
             return;
         }
-        let mut connection = self.view(key, flow);
-        if !such(&connection) {
-            return;
+        let connection = self.view(key, flow);
+        if such(&connection) {
+            let other = other();
+            let how = over.then(|| how(flow));
+            self.found.push(self.whole(connection, flow, other.as_ref(), how));
         }
+    }
+
+    /// A flow that the table has forgotten.
+    pub(super) fn parted(&self, Parted { key, flow, other }: &Parted) -> Connection {
+        // Datagrams have no end but silence.
+        let closed = flow.protocol == UDP || ended(flow.state());
+        let how = if closed { how(flow) } else { End::IdleTimeout };
+        self.whole(self.view(key, flow), flow, other.as_ref(), Some(how))
+    }
+
+    /// `connection` with what is known of both its directions.
+    fn whole(
+        &self,
+        mut connection: Connection,
+        flow: &Flow,
+        other: Option<&Flow>,
+        how: Option<End>,
+    ) -> Connection {
         let mut seen = flow.seen.get();
-        if let Some(other) = other() {
+        if let Some(other) = other {
             seen = seen.max(other.seen.get());
             connection.bytes_down = other.bytes.get();
         }
         connection.idle_seconds = u32::try_from(self.ago(seen) / 1_000_000).unwrap_or(u32::MAX);
-        connection.end = over.then(|| (how(flow), self.moment(seen)));
-        self.found.push(connection);
+        connection.end = how.map(|how| (how, self.moment(seen)));
+        connection
     }
 
     fn view(&self, key: &FlowKey, flow: &Flow) -> Connection {
@@ -112,7 +133,7 @@ mod tests {
     use std::cell::Cell;
 
     use lemonade_common::flow::TCP;
-    use lemonade_common::forward::{ANSWERED, FIN_DOWN, FIN_UP};
+    use lemonade_common::forward::{ANSWERED, ESTABLISHED, FIN_DOWN, FIN_UP};
 
     use super::*;
     use crate::control::compile::tests::{backend, config, frontend, next, pool};
@@ -174,5 +195,20 @@ mod tests {
             let over = listed(Which::Ended, state, told, &|_| true);
             assert_eq!(over[0].end, Some((how, Moment(96_000_000))));
         }
+    }
+
+    #[test]
+    fn what_was_forgotten_in_silence_ran_into_its_timeout_and_datagrams_just_end() {
+        let table = DispatchTable::default();
+        let listing = Listing::new(Which::Ended, [&table, &table], 7, Moment(100_000_000));
+        let how = |protocol, state: u32| {
+            let flow = Flow { protocol, state: Cell::new(state.into()), ..Flow::default() };
+            let key = FlowKey::tcp("192.0.2.7:5000".parse().unwrap(), "192.0.2.1:80".parse().unwrap());
+            listing.parted(&Parted { key, flow, other: None }).end.expect("an end").0
+        };
+        assert_eq!(how(TCP, ESTABLISHED), End::IdleTimeout);
+        assert_eq!(how(TCP, FIN_UP | FIN_DOWN), End::Closed);
+        assert_eq!(how(TCP, RESET), End::ClientReset);
+        assert_eq!(how(UDP, 0), End::Closed);
     }
 }

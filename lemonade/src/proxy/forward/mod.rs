@@ -16,6 +16,7 @@ mod kernel;
 mod listing;
 mod netlink;
 mod overhear;
+mod parting;
 mod tally;
 mod telling;
 mod trial;
@@ -34,7 +35,7 @@ use tokio_util::sync::CancellationToken;
 use super::clock::Clock;
 use super::error::{ApplyError, ForwardError};
 use super::port::{Connection, DrainScope, Which};
-use super::tap::Tap;
+use super::tap::{EventKind, Tap};
 use crate::control::image::Image;
 use crate::control::lower::{Lowered, unsuited};
 use crate::control::table::{BackendId, DispatchTable};
@@ -354,6 +355,12 @@ impl State {
             {
                 tap.tell(kind, || connection);
             }
+        }
+        let parted = kernel.parted();
+        if !parted.is_empty() {
+            let tables = [&*self.table, &*self.previous];
+            let listing = listing::Listing::new(Which::Ended, tables, self.seed, self.clock.now());
+            parted.iter().for_each(|own| tap.tell(EventKind::End, || listing.parted(own)));
         }
         heard
     }
