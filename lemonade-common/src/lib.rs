@@ -24,6 +24,7 @@ pub mod notice;
 mod open;
 pub mod packet;
 pub mod place;
+pub mod restore;
 pub mod rewrite;
 pub mod sk_msg;
 pub mod splice;

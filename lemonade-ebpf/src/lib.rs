@@ -4,7 +4,13 @@
 #![cfg_attr(
     all(
         target_arch = "bpf",
-        any(feature = "proxy", feature = "forward", feature = "sk_msg", feature = "splice")
+        any(
+            feature = "proxy",
+            feature = "forward",
+            feature = "sk_msg",
+            feature = "splice",
+            feature = "timing"
+        )
     ),
     feature(asm_experimental_arch)
 )]
@@ -32,15 +38,17 @@ pub mod global;
     feature = "splice"
 ))]
 pub mod maps;
-#[cfg(feature = "forward")]
+#[cfg(any(feature = "forward", feature = "timing"))]
 pub mod near;
 #[cfg(any(feature = "forward", feature = "splice"))]
 pub mod packet;
+#[cfg(feature = "timing")]
+pub mod restore;
 #[cfg(feature = "proxy")]
 pub mod signals;
 #[cfg(feature = "sk_msg")]
 pub mod sk_msg;
-#[cfg(any(feature = "decap", feature = "forward", feature = "splice"))]
+#[cfg(any(feature = "decap", feature = "forward", feature = "splice", feature = "timing"))]
 pub mod skb;
 #[cfg(feature = "proxy")]
 pub mod sockmap;

@@ -2,14 +2,18 @@
 //!
 //! A run of a program is repeated on the packet that the run before it left. So the flows here lead to the service's own
 //! address: the program does all its work, and only the time to live wanders, which bounds the repeats. A packet that is
-//! wrapped is another afterwards, so that mode is run once at a time, and so is what it is compared with.
+//! wrapped is another afterwards, so at tc that mode is run once at a time, and so is what it is compared with. At XDP another
+//! program puts the packet back before each run: what that one costs by itself is told as the floor.
 
+use std::path::Path;
 use std::time::Duration;
 
-use lemonade::proxy::adapters::bpf::{Splice, Trial};
+use lemonade::proxy::adapters::bpf::{Splice, Timed, Trial};
 use lemonade_common::PacketReason;
-use lemonade_common::forward::{DSR_IPIP, DSR_L2, NAT_GATEWAY, Target};
+use lemonade_common::forward::{DSR_IPIP, DSR_L2, NAT, NAT_GATEWAY, Target};
+use lemonade_common::maglev::SLOTS;
 use lemonade_common::packet::{ACK, SYN};
+use lemonade_common::restore::{Original, RESTORED};
 use lemonade_tests::netns::Network;
 use lemonade_tests::packets::Shape;
 use lemonade_tests::skip::full;
@@ -19,6 +23,7 @@ use lemonade_tests::world::{VIP4, VIP6, parse_address, world_in};
 use crate::forward::{PASS, load, load_for};
 use crate::forwarding::interface_index;
 use crate::splice::{DATA, Flow, NEXT, V4, V6};
+use crate::xdp::{Plane, REDIRECT, TX};
 
 /// Repeats that a time to live of 255 allows.
 const REPEATS: u32 = 250;
@@ -135,6 +140,85 @@ fn the_cost_of_many_flows_is_shown() {
             let counted = forward.reasons();
             let written = [PacketReason::Opened, PacketReason::Adopted].map(|reason| counted[reason.index()]);
             assert_eq!(written.iter().sum::<u64>(), u64::from(many), "each is written down once");
+        }
+    }
+}
+
+/// A packet to restore, which the program makes so much longer; from so many clients in turn, a power of two.
+fn original(packet: &[u8], grown: usize, clients: u32) -> Original {
+    let bytes = packet[..RESTORED].try_into().expect("a packet with data");
+    // Low half of the source address and source port, over IPv4; over IPv6 one client is enough.
+    let (length, varied_at) = (packet.len() as u32, [28, 34]);
+    Original { bytes, length, grown: grown as u32, varied_at, mask: clients - 1, runs: 0 }
+}
+
+/// The least averages of a few trials each in turn, in nanoseconds: without the program and with it. A trial takes the kernel
+/// some milliseconds more than it runs.
+fn floor_and_whole(
+    nothing: &mut Timed,
+    timed: &mut Timed,
+    repeat: u32,
+    trial: impl Fn(&mut Timed, u32) -> Trial,
+) -> (u128, u128) {
+    let rounds = if full() { 300 } else { 20 };
+    let [mut floor, mut whole] = [u128::MAX; 2];
+    for _ in 0..rounds {
+        for (timed, action, least) in [(&mut *nothing, TX, &mut floor), (&mut *timed, REDIRECT, &mut whole)] {
+            let trial = trial(timed, repeat);
+            assert_eq!(trial.action, action, "the last of the repeats took another way");
+            *least = trial.took.as_nanos().min(*least);
+        }
+    }
+    (floor, whole)
+}
+
+/// What packets cost at XDP that are the same in each run, and what many flows cost in turn.
+#[test]
+fn the_cost_of_restored_packets_is_shown() {
+    let Some(network) = Network::start("the_cost_of_restored_packets_is_shown") else { return };
+    let folder = std::env::var_os("LEMONADE_BPF_OBJECTS").expect("the folder of the objects");
+    let object = std::fs::read(Path::new(&folder).join("restore")).expect("the object that times others");
+    let mut nothing = Timed::load(&object, None).expect("the programs pass the verifier");
+    for (mode, name) in [(NAT, "nat"), (NAT_GATEWAY, "nat-gateway"), (DSR_IPIP, "dsr-ipip")] {
+        let mut plane = Plane::start_for(&network, &mut world_in(mode), 1 << 18);
+        plane.forward.limit_new_flows(0).expect("the map takes it");
+        let mut timed =
+            Timed::load(&object, Some(&mut plane.forward)).expect("the programs pass the verifier");
+        let outside = plane.outside;
+        for (client, vip) in [("10.9.9.9:5000", VIP4), ("[fd09::9]:5000", VIP6)] {
+            let syn = Shape::tcp(client, vip, SYN).carrying(&[0; 64]);
+            let grown = plane.leaves(&syn.build(), outside).len() - syn.build().len();
+            let packet = Shape { flags: ACK, ..syn }.build();
+            let one = original(&packet, grown, 1);
+            let (floor, whole) = network.balancer.enter(|| {
+                floor_and_whole(&mut nothing, &mut timed, 1_000, |timed, repeat| {
+                    timed.trial(&packet, &one, outside, repeat).expect("a trial")
+                })
+            });
+            println!("{name}, established, to {vip}: XDP {whole} ns, of which {floor} are the floor");
+        }
+        if mode == DSR_IPIP {
+            let many: u32 = 1 << 16;
+            let syn = Shape::tcp("10.9.9.9:5000", "192.0.2.10:80", SYN).carrying(&[0; 64]);
+            let [new, known] = [SYN, ACK].map(|flags| Shape { flags, ..syn.clone() }.build());
+            network.balancer.enter(|| {
+                // Outer headers of one family, since they are taken away by their length.
+                plane.forward.fill_ring(0, &(0..SLOTS).map(|slot| slot % 3).collect::<Vec<_>>());
+                let (part, mut least) = (1 << 12, u128::MAX);
+                for begin in (0..many).step_by(part) {
+                    let original = Original { runs: begin, ..original(&new, 20, many) };
+                    let trial = timed.trial(&new, &original, outside, part as u32).expect("a trial");
+                    assert_eq!(trial.action, REDIRECT, "the last of the repeats took another way");
+                    least = trial.took.as_nanos().min(least);
+                }
+                let all = original(&known, 20, many);
+                let (floor, whole) = floor_and_whole(&mut nothing, &mut timed, many, |timed, repeat| {
+                    timed.trial(&known, &all, outside, repeat).expect("a trial")
+                });
+                println!("{name}, {many} flows: XDP {least} ns new, {whole} established, {floor} the floor");
+            });
+            let flows = plane.forward.flows().expect("the table is read").len();
+            assert!(flows >= many as usize, "{flows} of {many} flows are written down");
         }
     }
 }

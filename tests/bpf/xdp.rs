@@ -13,23 +13,23 @@ use lemonade_tests::packets::{self, Shape, echo, icmp_error, translated, unwrapp
 use lemonade_tests::tables::Tables;
 use lemonade_tests::world::{VIP4, VIP6, any_shape, backend, balancer, decided, parse_address, world_in};
 
-use crate::forward::load;
+use crate::forward::load_for;
 use crate::forwarding::interface_index;
 
 const DROP: u32 = 1;
 const PASS: u32 = 2;
-const TX: u32 = 3;
-const REDIRECT: u32 = 4;
+pub const TX: u32 = 3;
+pub const REDIRECT: u32 = 4;
 
 /// Ethernet addresses of the next hop and of the balancer's interface, towards clients and towards backends.
 const TO_CLIENT: [[u8; 6]; 2] = [[2, 0, 0, 0, 1, 1], [2, 0, 0, 0, 1, 2]];
 const TO_BACKENDS: [[u8; 6]; 2] = [[2, 0, 0, 0, 2, 1], [2, 0, 0, 0, 2, 2]];
 
 /// The program in a namespace that knows its neighbours.
-struct Plane<'n> {
+pub struct Plane<'n> {
     network: &'n Network,
-    forward: Forward,
-    outside: u32,
+    pub forward: Forward,
+    pub outside: u32,
     inside: u32,
 }
 
@@ -39,6 +39,11 @@ fn text(address: [u8; 6]) -> String {
 
 impl<'n> Plane<'n> {
     fn start(network: &'n Network, tables: &mut Tables) -> Self {
+        Self::start_for(network, tables, 1 << 16)
+    }
+
+    /// With room for so many entries of flows.
+    pub fn start_for(network: &'n Network, tables: &mut Tables, entries: u32) -> Self {
         for (device, [far, own], net) in [("to_client", TO_CLIENT, 1), ("to_backends", TO_BACKENDS, 2)] {
             network.balancer.ip(&format!("link set {device} address {}", text(own)));
             for hop in [format!("10.77.{net}.1"), format!("fd77:{net}::1")] {
@@ -66,7 +71,7 @@ impl<'n> Plane<'n> {
         for target in tables.targets.values_mut() {
             target.interface = inside;
         }
-        let mut forward = load(tables);
+        let mut forward = load_for(tables, entries);
         network.balancer.enter(|| {
             for device in ["to_client", "to_backends"] {
                 forward.attach_xdp(device, true).expect("veth takes programs");
@@ -85,7 +90,7 @@ impl<'n> Plane<'n> {
 
     /// Runs a packet that must leave by the other interface; what is left of it behind its Ethernet addresses, which are
     /// checked.
-    fn leaves(&mut self, packet: &[u8], from: u32) -> Vec<u8> {
+    pub fn leaves(&mut self, packet: &[u8], from: u32) -> Vec<u8> {
         let (action, mut out) = self.run(packet, from);
         assert_eq!(action, REDIRECT, "{packet:02x?}");
         let [far, own] = if from == self.outside { TO_BACKENDS } else { TO_CLIENT };

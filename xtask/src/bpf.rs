@@ -233,13 +233,14 @@ fn llvm_of(sysroot: &Path, tools: &Path) -> anyhow::Result<PathBuf> {
 }
 
 /// Objects, and the features that they are built with: each has its own, since the maps of a module are in every object that
-/// it is linked into. Those with faults are for tests; nothing embeds them.
-const OBJECTS: [(&str, &str); 8] = [
+/// it is linked into. Those that time others or have faults are for tests; nothing embeds them.
+const OBJECTS: [(&str, &str); 9] = [
     ("proxy", "proxy"),
     ("sk_msg", "sk_msg"),
     ("forward", "forward"),
     ("decap", "decap"),
     ("splice", "splice"),
+    ("restore", "timing"),
     ("faulty", "proxy,faults"),
     ("faulty_sk_msg", "sk_msg,faults"),
     ("unruly", "faults"),

@@ -8,7 +8,7 @@ use std::time::Duration;
 use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray, PerCpuHashMap, PerCpuValues, RingBuf};
 use aya::programs::tc::SchedClassifierLinkId;
 use aya::programs::xdp::XdpLinkId;
-use aya::programs::{TestRun as _, TestRunOptions};
+use aya::programs::{TestRun as _, TestRunOptions, Xdp};
 use aya::{Ebpf, EbpfLoader};
 use lemonade_common::abi::{ABI_VERSION, ABI_VERSION_AT};
 use lemonade_common::forward::{Flow, Service, ServiceKey, Target, opened_key};
@@ -29,10 +29,12 @@ mod attach;
 mod kept;
 mod loads;
 mod sockets;
+mod timed;
 
 use kept::KEPT;
 
 pub use kept::Found;
+pub use timed::Timed;
 
 /// The programs of the forward plane.
 static FORWARD: &[u8] = aya::include_bytes_aligned!(env!("LEMONADE_BPF_FORWARD"));
@@ -355,21 +357,25 @@ impl Forward {
     /// # Errors
     /// As bpf(2), in words.
     pub fn trial_xdp(&mut self, packet: &[u8], interface: u32, repeat: u32) -> Result<Trial, Unavailable> {
-        let mut out = vec![0; packet.len() + 256];
-        // `struct xdp_md` of linux/bpf.h: data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex.
-        let words = [0, packet.len() as u32, 0, interface, 0, 0];
-        let context: Vec<u8> = words.into_iter().flat_map(u32::to_ne_bytes).collect();
-        let options = TestRunOptions {
-            data_in: Some(packet),
-            data_out: Some(&mut out),
-            ctx_in: Some(&context),
-            repeat,
-            ..TestRunOptions::default()
-        };
-        let result = self.xdp(true)?.test_run(options).map_err(|error| refused(&error))?;
-        out.truncate(result.data_size_out as usize);
-        Ok(Trial { action: result.return_value, packet: out, took: result.duration })
+        xdp_trial(self.xdp(true)?, packet, interface, repeat)
     }
+}
+
+fn xdp_trial(program: &Xdp, packet: &[u8], interface: u32, repeat: u32) -> Result<Trial, Unavailable> {
+    let mut out = vec![0; packet.len() + 256];
+    // `struct xdp_md` of linux/bpf.h: data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex.
+    let words = [0, packet.len() as u32, 0, interface, 0, 0];
+    let context: Vec<u8> = words.into_iter().flat_map(u32::to_ne_bytes).collect();
+    let options = TestRunOptions {
+        data_in: Some(packet),
+        data_out: Some(&mut out),
+        ctx_in: Some(&context),
+        repeat,
+        ..TestRunOptions::default()
+    };
+    let result = program.test_run(options).map_err(|error| refused(&error))?;
+    out.truncate(result.data_size_out as usize);
+    Ok(Trial { action: result.return_value, packet: out, took: result.duration })
 }
 
 pub(super) fn table<'a, T>(ebpf: &'a mut Ebpf, name: &str) -> Result<T, Unavailable>

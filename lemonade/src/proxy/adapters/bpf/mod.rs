@@ -54,6 +54,8 @@ pub use absent::{Kernel, Sockmap, cleanup};
 #[cfg(all(feature = "ebpf", target_os = "linux"))]
 pub use cgroup::cleanup;
 pub use decap::Decap;
+#[cfg(all(feature = "ebpf", target_os = "linux"))]
+pub use forward::Timed;
 pub use forward::{Forward, Found, Trial};
 #[cfg(all(feature = "ebpf", target_os = "linux"))]
 pub use loader::{Kernel, Verified};
