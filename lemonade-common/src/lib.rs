@@ -17,6 +17,7 @@ pub mod forward;
 pub mod gate;
 pub mod half_open;
 pub mod hash;
+pub mod hop;
 pub mod ids;
 pub mod least;
 pub mod maglev;

@@ -5,25 +5,22 @@ use core::ffi::c_void;
 use core::mem::MaybeUninit;
 
 use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_PASS, XDP_TX};
-use aya_ebpf::bindings::{
-    BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS, BPF_FIB_LOOKUP_OUTPUT, bpf_fib_lookup,
-    bpf_fib_lookup__bindgen_ty_1, bpf_fib_lookup__bindgen_ty_2, bpf_fib_lookup__bindgen_ty_3,
-    bpf_fib_lookup__bindgen_ty_4, bpf_fib_lookup__bindgen_ty_5, xdp_md,
-};
+use aya_ebpf::bindings::xdp_md;
 use aya_ebpf::helpers::{
-    bpf_fib_lookup as look_up_route, bpf_ktime_get_coarse_ns, bpf_redirect, bpf_xdp_adjust_head,
-    bpf_xdp_get_buff_len, bpf_xdp_load_bytes, bpf_xdp_store_bytes,
+    bpf_ktime_get_coarse_ns, bpf_redirect, bpf_xdp_adjust_head, bpf_xdp_get_buff_len, bpf_xdp_load_bytes,
+    bpf_xdp_store_bytes,
 };
 use aya_ebpf::programs::XdpContext;
 use lemonade_common::decide::{Arrival, Verdict, decide, without_flow};
 use lemonade_common::forward::{DSR_IPIP, DSR_L2, Flow};
-use lemonade_common::packet::{Bytes, BytesMut, Family, Kind, Packet, family, read};
+use lemonade_common::hop::length;
+use lemonade_common::packet::{Bytes, BytesMut, Kind, Packet, read};
 use lemonade_common::{PacketReason, answer, rewrite};
 
+use crate::hop;
 use crate::near::within;
 use crate::packet::PACKET;
 use crate::tables::{Maps, count, count_told, opened, told};
-use crate::word::zero;
 
 /// A packet in the driver's memory.
 struct Frame(*mut xdp_md);
@@ -38,6 +35,17 @@ impl Near {
         // SAFETY: words of the context.
         let (begin, end) = unsafe { ((*self.0).data as usize, (*self.0).data_end as usize) };
         within(begin, end, at, N).map(|place| place as *mut [u8; N])
+    }
+
+    /// Writes words as they lie in memory, by words; says whether the packet's first part has room there.
+    #[inline(always)]
+    fn store_words<const N: usize>(&mut self, at: usize, words: &[u16; N]) -> bool {
+        // SAFETY: words of the context.
+        let (begin, end) = unsafe { ((*self.0).data as usize, (*self.0).data_end as usize) };
+        let Some(place) = within(begin, end, at, 2 * N) else { return false };
+        // SAFETY: it lies before the packet's end, and packets begin at even addresses.
+        unsafe { *(place as *mut [u16; N]) = *words };
+        true
     }
 }
 
@@ -100,13 +108,6 @@ impl BytesMut for Frame {
     }
 }
 
-/// Where a packet leaves, and between which Ethernet addresses.
-struct Hop {
-    interface: u32,
-    /// Destination and source.
-    addresses: [u8; 12],
-}
-
 /// What becomes of a packet that has arrived: an action of XDP.
 #[inline(always)]
 pub fn arrived(ctx: &XdpContext) -> u32 {
@@ -135,7 +136,7 @@ pub fn arrived(ctx: &XdpContext) -> u32 {
             if reason == PacketReason::Opened {
                 told(packet, reason.index() as u32, flow.frontend, flow.backend);
             }
-            send(frame.0, packet, flow, reason)
+            send(frame.0, packet, flow, reason, now)
         }
     }
 }
@@ -143,34 +144,33 @@ pub fn arrived(ctx: &XdpContext) -> u32 {
 /// Changes a packet and sends it on.
 // A frame of its own: programs have 512 bytes of stack.
 #[inline(never)]
-fn send(frame: *mut xdp_md, packet: &Packet, flow: &Flow, reason: PacketReason) -> u32 {
-    let mut hop = Hop { interface: 0, addresses: [0; 12] };
-    match route(frame, packet, flow, &mut hop) {
-        // Over IPv6 the interface is no more than a wish.
-        BPF_FIB_LKUP_RET_SUCCESS if hop.interface == flow.interface => {}
-        BPF_FIB_LKUP_RET_NO_NEIGH => return leave(frame, packet, flow, PacketReason::NoNeighbour),
-        _ => return leave(frame, packet, flow, PacketReason::LeftToTc),
-    }
-    if flow.mode == DSR_IPIP && !grown(frame, flow) {
+fn send(frame: *mut xdp_md, packet: &Packet, flow: &Flow, reason: PacketReason, now: u64) -> u32 {
+    let way = hop::way(flow);
+    let v4 = way.is_v4();
+    let addresses = match hop::next(frame, flow, &way, length(packet, flow, v4), now) {
+        Ok(addresses) => addresses,
+        Err(why) => return leave(frame, packet, flow, why),
+    };
+    if flow.mode == DSR_IPIP && !grown(frame, v4) {
         return leave(frame, packet, flow, PacketReason::LeftToTc);
     }
     let (frame, near) = (&mut Frame(frame), &mut Near(frame));
-    let done = match (flow.mode, family(&flow.dst)) {
-        (DSR_L2, _) => true,
-        (DSR_IPIP, Family::V4) => near.store(12, &rewrite::outer_v4(packet, flow)),
-        (DSR_IPIP, Family::V6) => near.store(12, &rewrite::outer_v6(packet, flow)),
+    let done = match flow.mode {
+        DSR_L2 => true,
+        DSR_IPIP if v4 => near.store(12, &rewrite::outer_v4(packet, flow)),
+        DSR_IPIP => near.store(12, &rewrite::outer_v6(packet, flow)),
         _ if packet.kind == Kind::IcmpError => rewrite::translate_error(frame, packet, flow),
         _ => rewrite::translate(near, packet, flow),
     };
-    if !done || !near.store(0, &hop.addresses) {
+    if !done || !near.store_words(0, addresses) {
         return count_told(packet, PacketReason::NotSent, Some(flow), XDP_DROP);
     }
     // SAFETY: a word of the context.
-    if hop.interface == unsafe { (*frame.0).ingress_ifindex } {
+    if flow.interface == unsafe { (*frame.0).ingress_ifindex } {
         return count(reason, XDP_TX);
     }
     // SAFETY: numbers.
-    count(reason, (unsafe { bpf_redirect(hop.interface, 0) }) as u32)
+    count(reason, (unsafe { bpf_redirect(flow.interface, 0) }) as u32)
 }
 
 /// Leaves a packet to the program at tc, which counts it as one of its flow again.
@@ -185,58 +185,8 @@ fn leave(frame: *mut xdp_md, packet: &Packet, flow: &Flow, reason: PacketReason)
 
 /// Makes room for an outer header; says whether there is some.
 #[inline(always)]
-fn grown(frame: *mut xdp_md, flow: &Flow) -> bool {
-    let bytes = match family(&flow.dst) {
-        Family::V4 => 20,
-        Family::V6 => 40,
-    };
+fn grown(frame: *mut xdp_md, v4: bool) -> bool {
+    let bytes = if v4 { 20 } else { 40 };
     // SAFETY: numbers; the helper knows how much room there is in front.
     (unsafe { bpf_xdp_adjust_head(frame, -bytes) }) == 0
-}
-
-/// Finds the next hop of what a packet becomes: by its destination, in mode `dsr-l2` by the backend's address. What the
-/// helper said; it compares lengths with the way's MTU too.
-// A frame of its own: programs have 512 bytes of stack.
-#[inline(never)]
-fn route(frame: *mut xdp_md, packet: &Packet, flow: &Flow, hop: &mut Hop) -> u32 {
-    const AF_INET: u8 = 2;
-    const AF_INET6: u8 = 10;
-    let words = |at: &[u8; 16]| {
-        let word = |n: usize| u32::from_ne_bytes([at[n], at[n + 1], at[n + 2], at[n + 3]]);
-        [word(0), word(4), word(8), word(12)]
-    };
-    let (src, dst) = (words(&flow.src), words(&flow.dst));
-    let none = zero();
-    let (family, src, dst, outer) = match family(&flow.dst) {
-        Family::V4 => (AF_INET, [src[3], none, none, none], [dst[3], none, none, none], 20),
-        Family::V6 => (AF_INET6, src, dst, 40),
-    };
-    let overhead = if flow.mode == DSR_IPIP { outer } else { 0 };
-    let mut query = bpf_fib_lookup {
-        family,
-        l4_protocol: 0,
-        sport: 0,
-        dport: 0,
-        __bindgen_anon_1: bpf_fib_lookup__bindgen_ty_1 {
-            tot_len: u16::try_from(packet.length + overhead).unwrap_or(u16::MAX),
-        },
-        ifindex: flow.interface,
-        __bindgen_anon_2: bpf_fib_lookup__bindgen_ty_2 { rt_metric: 0 },
-        __bindgen_anon_3: bpf_fib_lookup__bindgen_ty_3 { ipv6_src: src },
-        __bindgen_anon_4: bpf_fib_lookup__bindgen_ty_4 { ipv6_dst: dst },
-        __bindgen_anon_5: bpf_fib_lookup__bindgen_ty_5 { tbid: 0 },
-        smac: [0; 6],
-        dmac: [0; 6],
-    };
-    // SAFETY: the query has the size that is told.
-    let found = unsafe {
-        let size = size_of::<bpf_fib_lookup>() as i32;
-        look_up_route(frame.cast(), &raw mut query, size, BPF_FIB_LOOKUP_OUTPUT)
-    };
-    hop.interface = query.ifindex;
-    let [a, b, c, d, e, f] = query.dmac;
-    let [g, h, i, j, k, l] = query.smac;
-    hop.addresses = [a, b, c, d, e, f, g, h, i, j, k, l];
-    // What is negative is no code of the kernel's either.
-    u32::try_from(found).unwrap_or(u32::MAX)
 }

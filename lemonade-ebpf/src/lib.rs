@@ -29,6 +29,8 @@ pub mod forward;
 pub mod forward_xdp;
 #[cfg(feature = "forward")]
 pub mod global;
+#[cfg(feature = "forward")]
+pub mod hop;
 // A network with faults has no maps, so that `tc` loads it.
 #[cfg(any(
     feature = "proxy",

@@ -1,5 +1,7 @@
 //! The program at XDP, between namespaces whose routes and neighbours are known: bytes are the model's.
 
+use std::time::Duration;
+
 use fastrand::Rng;
 use lemonade::proxy::adapters::bpf::Forward;
 use lemonade_common::PacketReason as Reason;
@@ -20,6 +22,9 @@ const DROP: u32 = 1;
 const PASS: u32 = 2;
 pub const TX: u32 = 3;
 pub const REDIRECT: u32 = 4;
+
+/// Longer than the program at XDP knows a next hop, whatever the kernel's clock.
+const TICK: Duration = Duration::from_millis(20);
 
 /// Ethernet addresses of the next hop and of the balancer's interface, towards clients and towards backends.
 const TO_CLIENT: [[u8; 6]; 2] = [[2, 0, 0, 0, 1, 1], [2, 0, 0, 0, 1, 2]];
@@ -221,10 +226,38 @@ fn at_xdp_what_cannot_be_sent_is_left_to_tc() {
     for hop in ["10.77.2.1", "fd77:2::1"] {
         network.balancer.ip(&format!("neigh del {hop} dev to_backends"));
     }
+    std::thread::sleep(TICK);
     assert_eq!(plane.reason(&syn.build()), (PASS, Reason::NoNeighbour));
     network.balancer.ip("route del 10.0.0.0/24");
     network.balancer.ip("route del fd00::/64");
+    // Nothing is known of what was no success.
     assert_eq!(plane.reason(&syn.build()), (PASS, Reason::LeftToTc));
+}
+
+#[test]
+fn at_xdp_a_change_of_the_way_is_seen_a_tick_later() {
+    let test = "at_xdp_a_change_of_the_way_is_seen_a_tick_later";
+    let Some(network) = Network::start(test) else { return };
+    let mut plane = Plane::start(&network, &mut world_in(NAT));
+    let outside = plane.outside;
+    for (client, vip, hop, other, to) in [
+        ("10.9.9.9:5000", VIP4, "10.77.2.1", "10.77.2.9", "10.0.0.0/24"),
+        ("[fd09::9]:5000", VIP6, "fd77:2::1", "fd77:2::9", "fd00::/64"),
+    ] {
+        let syn = Shape::tcp(client, vip, SYN).build();
+        plane.leaves(&syn, outside);
+        let changes = [
+            (format!("neigh replace {hop} lladdr 02:00:00:00:02:08 dev to_backends nud permanent"), 8),
+            (format!("neigh replace {other} lladdr 02:00:00:00:02:09 dev to_backends nud permanent"), 8),
+            (format!("route replace {to} via {other} dev to_backends"), 9),
+        ];
+        for (change, far) in changes {
+            network.balancer.ip(&change);
+            std::thread::sleep(TICK);
+            let (action, out) = plane.run(&syn, outside);
+            assert_eq!((action, &out[..6]), (REDIRECT, &[2, 0, 0, 0, 2, far][..]), "{change}");
+        }
+    }
 }
 
 #[test]
