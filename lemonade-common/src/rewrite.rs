@@ -24,7 +24,8 @@ pub fn v4(packet: &Packet, flow: &Flow) -> [u8; 12] {
 /// End of an IPv6 header.
 #[inline(always)]
 pub fn v6(packet: &Packet, flow: &Flow) -> [u8; 33] {
-    let mut bytes = [packet.ttl - 1; 33];
+    let mut bytes = [0; 33];
+    bytes[0] = packet.ttl - 1;
     bytes[1..17].copy_from_slice(&flow.src);
     bytes[17..].copy_from_slice(&flow.dst);
     bytes
@@ -152,22 +153,24 @@ const HOPS: u8 = 64;
 const IPV4_IN_IP: u8 = 4;
 const IPV6_IN_IP: u8 = 41;
 
-/// Ethernet type and IPv4 header that go in front of a packet (RFC 2003).
+/// Ethernet type and IPv4 header that go in front of a packet (RFC 2003), as words lie in memory: programs in the kernel write
+/// bytes one by one.
 ///
 /// It is never cut on the way, so it needs no number of its own (RFC 6864), and what is too big is told to the balancer.
 #[inline(always)]
-pub fn outer_v4(packet: &Packet, flow: &Flow) -> [u8; 22] {
-    let mut bytes = [0; 22];
+pub fn outer_v4(packet: &Packet, flow: &Flow) -> [u16; 11] {
     // An aggregate that is cut later may be longer than the field can say.
-    let length = u16::try_from(packet.length + 20).unwrap_or(0).to_be_bytes();
-    bytes[..4].copy_from_slice(&[0x08, 0x00, 0x45, packet.service]);
-    bytes[4..6].copy_from_slice(&length);
-    bytes[8..12].copy_from_slice(&[0x40, 0, HOPS, carried(packet.family)]);
-    bytes[14..18].copy_from_slice(&flow.src[12..]);
-    bytes[18..].copy_from_slice(&flow.dst[12..]);
-    let sum = csum::finish(csum::sum(&bytes[2..]));
-    bytes[12..14].copy_from_slice(&sum);
-    bytes
+    let length = u16::try_from(packet.length + 20).unwrap_or(0).to_be();
+    let first = u16::from_be(0x4500 | u16::from(packet.service));
+    let hops = u16::from_be(u16::from(HOPS) << 8 | u16::from(carried(packet.family)));
+    let ([.., a, b, c, d], [.., e, f, g, h]) = (flow.src, flow.dst);
+    let word = |high, low| u16::from_ne_bytes([high, low]);
+    let whole = u16::from_be(0x4000);
+    let ends = [word(a, b), word(c, d), word(e, f), word(g, h)];
+    let words = [first, length, whole, hops, ends[0], ends[1], ends[2], ends[3]];
+    let sum = words.iter().fold(0, |sum, word| sum + u32::from(*word));
+    let sum = u16::from_ne_bytes(csum::finish(sum));
+    [u16::from_be(0x0800), first, length, 0, whole, hops, sum, ends[0], ends[1], ends[2], ends[3]]
 }
 
 /// Ethernet type and IPv6 header that go in front of a packet (RFC 2473); the flow label spreads flows (RFC 6438).

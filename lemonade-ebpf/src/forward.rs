@@ -145,13 +145,21 @@ fn encapsulated(skb: *mut __sk_buff, packet: &Packet, flow: &Flow) -> bool {
     match family(&flow.dst) {
         Family::V4 => {
             grown(skb, 20, BPF_F_ADJ_ROOM_ENCAP_L3_IPV4)
-                && Skb(skb).store(at, &rewrite::outer_v4(packet, flow))
+                && Skb(skb).store::<22>(at, bytes(&rewrite::outer_v4(packet, flow)))
         }
         Family::V6 => {
             grown(skb, 40, BPF_F_ADJ_ROOM_ENCAP_L3_IPV6)
                 && Skb(skb).store(at, &rewrite::outer_v6(packet, flow))
         }
     }
+}
+
+/// Words as the bytes that they are.
+#[inline(always)]
+const fn bytes<const W: usize, const N: usize>(words: &[u16; W]) -> &[u8; N] {
+    const { assert!(N == 2 * W) };
+    // SAFETY: of the same size, and bytes may be anything and lie anywhere.
+    unsafe { &*core::ptr::from_ref(words).cast::<[u8; N]>() }
 }
 
 #[inline(always)]

@@ -13,7 +13,6 @@ use aya_ebpf::helpers::{
 use aya_ebpf::programs::XdpContext;
 use lemonade_common::decide::{Arrival, Verdict, decide, without_flow};
 use lemonade_common::forward::{DSR_IPIP, DSR_L2, Flow};
-use lemonade_common::hop::length;
 use lemonade_common::packet::{Bytes, BytesMut, Kind, Packet, read};
 use lemonade_common::{PacketReason, answer, rewrite};
 
@@ -79,6 +78,24 @@ impl BytesMut for Near {
     }
 }
 
+/// As [`Near`], of a length that is known: the kernel is asked for it once.
+struct Measured {
+    near: Near,
+    length: usize,
+}
+
+impl Bytes for Measured {
+    #[inline(always)]
+    fn load<const N: usize>(&self, at: usize) -> Option<[u8; N]> {
+        self.near.load(at)
+    }
+
+    #[inline(always)]
+    fn length(&self) -> usize {
+        self.length
+    }
+}
+
 impl Bytes for Frame {
     #[inline(always)]
     fn load<const N: usize>(&self, at: usize) -> Option<[u8; N]> {
@@ -115,14 +132,15 @@ pub fn arrived(ctx: &XdpContext) -> u32 {
     let Some(packet) = PACKET.get_ptr_mut(0) else { return XDP_PASS };
     // SAFETY: this core's own, and a softirq does not interrupt another of its kind.
     let packet = unsafe { &mut *packet };
-    if let Err(why) = read(&Near(frame.0), packet) {
+    let length = frame.length();
+    if let Err(why) = read(&Measured { near: Near(frame.0), length }, packet) {
         return count(without_flow(why), XDP_PASS);
     }
     // SAFETY: it takes nothing.
     let now = unsafe { bpf_ktime_get_coarse_ns() };
     // SAFETY: a word of the context.
     let interface = unsafe { (*frame.0).ingress_ifindex };
-    let arrival = Arrival { length: frame.length() as u64, now, interface };
+    let arrival = Arrival { length: length as u64, now, interface };
     match decide(&Maps { context: frame.0.cast() }, packet, &arrival) {
         Verdict::Pass(reason) => count_told(packet, reason, None, XDP_PASS),
         Verdict::Drop(reason) => count_told(packet, reason, None, XDP_DROP),
@@ -147,7 +165,7 @@ pub fn arrived(ctx: &XdpContext) -> u32 {
 fn send(frame: *mut xdp_md, packet: &Packet, flow: &Flow, reason: PacketReason, now: u64) -> u32 {
     let way = hop::way(flow);
     let v4 = way.is_v4();
-    let addresses = match hop::next(frame, flow, &way, length(packet, flow, v4), now) {
+    let addresses = match hop::next(frame, flow, &way, lemonade_common::hop::length(packet, flow, v4), now) {
         Ok(addresses) => addresses,
         Err(why) => return leave(frame, packet, flow, why),
     };
@@ -157,7 +175,7 @@ fn send(frame: *mut xdp_md, packet: &Packet, flow: &Flow, reason: PacketReason, 
     let (frame, near) = (&mut Frame(frame), &mut Near(frame));
     let done = match flow.mode {
         DSR_L2 => true,
-        DSR_IPIP if v4 => near.store(12, &rewrite::outer_v4(packet, flow)),
+        DSR_IPIP if v4 => near.store_words(12, &rewrite::outer_v4(packet, flow)),
         DSR_IPIP => near.store(12, &rewrite::outer_v6(packet, flow)),
         _ if packet.kind == Kind::IcmpError => rewrite::translate_error(frame, packet, flow),
         _ => rewrite::translate(near, packet, flow),

@@ -234,7 +234,10 @@ pub fn bytes_of(flow: &Flow) -> [u8; size_of::<Flow>()] {
 pub fn changed(bytes: &[u8], packet: &Packet, flow: &Flow) -> Vec<u8> {
     match (flow.mode, family(&flow.dst)) {
         (DSR_L2, _) => bytes.to_vec(),
-        (DSR_IPIP, Family::V4) => [&bytes[..12], &rewrite::outer_v4(packet, flow), &bytes[14..]].concat(),
+        (DSR_IPIP, Family::V4) => {
+            let outer = rewrite::outer_v4(packet, flow).map(u16::to_ne_bytes).concat();
+            [&bytes[..12], &outer, &bytes[14..]].concat()
+        }
         (DSR_IPIP, Family::V6) => [&bytes[..12], &rewrite::outer_v6(packet, flow), &bytes[14..]].concat(),
         _ => rewritten(bytes, packet, flow),
     }
