@@ -7,6 +7,7 @@
 pub mod errors;
 pub mod fragments;
 pub mod header;
+pub mod lull;
 pub mod sieve;
 #[cfg(test)]
 mod tests;
@@ -39,7 +40,7 @@ pub const REOPENED: u32 = 16;
 const FAR: u32 = 1 << 29;
 
 /// Words of [`Slot::memo`].
-pub const MEMO: usize = 7;
+pub const MEMO: usize = 5;
 
 /// One of the two connections of a flow as packets from its peer meet it: value of the map `LEGS`, whose key is the
 /// flow of these packets as they arrive.
@@ -117,6 +118,11 @@ pub struct Slot {
     pub state: Cell<u64>,
     /// What the proxy writes down for the process after it; programs leave it alone.
     pub memo: [Cell<u64>; MEMO],
+    /// What the proxy's own packets say of windows, see [`lull::Told`]. Set by the proxy.
+    pub lull: Cell<u64>,
+    /// Window that each side is told by [`lull::OPENS`] behind the hand-over, as it stands in a header; 0: none. Set by the
+    /// proxy.
+    pub windows: [Cell<u32>; 2],
     /// Client and backend.
     pub sides: [Side; 2],
 }

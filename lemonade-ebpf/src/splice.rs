@@ -20,6 +20,7 @@ use lemonade_common::packet::{Bytes as _, Family, Kind, Oddity, Packet, RST, rea
 use lemonade_common::splice::errors;
 use lemonade_common::splice::fragments::{Fragmented, fragmented, readdress};
 use lemonade_common::splice::header::{self, Header, Places, Shift};
+use lemonade_common::splice::lull::{self, set_window, tell as tell_window, told};
 use lemonade_common::splice::sieve::{self, Glance, glance};
 use lemonade_common::splice::{
     Count, FORWARD, Fate, HALT, Leg, Own, Slot, acknowledgement, fate, given_stamp, note, note_reset, own,
@@ -175,7 +176,8 @@ pub fn leaves(ctx: &TcContext) -> i32 {
     if now & FORWARD == 0 && side.leaves_by.get() != interface {
         side.leaves_by.set(interface);
     }
-    if now & FORWARD == 0 || reopened(now, leg, side, other, packet.flags) {
+    let lulled = lull_of(slot);
+    if now & FORWARD == 0 && lulled == lull::NONE || reopened(now, leg, side, other, packet.flags) {
         return TC_ACT_UNSPEC;
     }
     let Some(work) = HEADERS.get_ptr_mut(0) else { return TC_ACT_SHOT };
@@ -186,27 +188,31 @@ pub fn leaves(ctx: &TcContext) -> i32 {
     }
     header::places(&work.old, &mut work.places);
     let segment = header::read(&work.old, &work.places, data(&skb, packet, header::length(&work.old)));
+    work.new = work.old;
     match own(now, side, &segment) {
-        Own::Pass => TC_ACT_UNSPEC,
+        Own::Pass => {
+            // SAFETY: it takes nothing.
+            let what = told(lulled, side, &segment, unsafe { bpf_ktime_get_coarse_ns() });
+            tell_window(&mut work.new, what);
+            rewritten(&skb, packet, work)
+        }
         Own::Drop => count(Count::Held, TC_ACT_SHOT),
         Own::Renewed => {
-            let place = (now & HALT != 0).then(|| side.ack.get());
-            renew(&skb, packet, work, place, receipt(leg, side, other), given_stamp(other))
+            let mut place = (now & HALT != 0).then(|| side.ack.get());
+            if lull::opens(lulled, side, &segment) {
+                place = Some(side.owed.get());
+                set_window(&mut work.new, slot.windows[at].get() as u16);
+            }
+            let (ack, stamp) = (receipt(leg, side, other), given_stamp(other));
+            header::renew(&mut work.new, &work.places, place, ack, stamp);
+            rewritten(&skb, packet, work)
         }
     }
 }
 
+/// Sends a packet of the proxy's own socket with the new header.
 #[inline(always)]
-fn renew(
-    skb: &Skb,
-    packet: &Packet,
-    work: &mut Work,
-    place: Option<u32>,
-    ack: u32,
-    stamp: Option<u32>,
-) -> i32 {
-    work.new = work.old;
-    header::renew(&mut work.new, &work.places, place, ack, stamp);
+fn rewritten(skb: &Skb, packet: &Packet, work: &Work) -> i32 {
     if work.new == work.old {
         return TC_ACT_UNSPEC;
     }
@@ -419,6 +425,13 @@ fn data(skb: &Skb, packet: &Packet, header: usize) -> u32 {
 fn state(slot: &Slot) -> u64 {
     // SAFETY: an aligned word that the proxy may change.
     unsafe { read_volatile(slot.state.as_ptr()) }
+}
+
+/// What the slot says of windows now.
+#[inline(always)]
+fn lull_of(slot: &Slot) -> u64 {
+    // SAFETY: an aligned word that the proxy may change.
+    unsafe { read_volatile(slot.lull.as_ptr()) }
 }
 
 /// Counts a packet in the slot's state, which is told as it was; all that was noted before is seen before it.

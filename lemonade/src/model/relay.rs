@@ -185,6 +185,8 @@ pub struct RelayCell {
     pub resumed: AtomicU64,
     /// Bytes of both directions that did not pass through userspace.
     pub bytes: AtomicU64,
+    /// Times that windows were closed for a moment, so that a stream could be handed over.
+    pub lulls: AtomicU64,
     /// Of `kept`, those for which there is a reason, by [`Kept`].
     pub reasons: [AtomicU64; Kept::COUNT],
 }
@@ -199,6 +201,7 @@ pub struct RelayCounters {
     pub demoted: u64,
     pub resumed: u64,
     pub bytes: u64,
+    pub lulls: u64,
     #[serde(skip)]
     pub reasons: [u64; Kept::COUNT],
 }
@@ -219,6 +222,7 @@ impl RelayCell {
             demoted: self.demoted.load(Ordering::Relaxed),
             resumed: self.resumed.load(Ordering::Relaxed),
             bytes: self.bytes.load(Ordering::Relaxed),
+            lulls: self.lulls.load(Ordering::Relaxed),
             reasons: self.reasons.each_ref().map(|count| count.load(Ordering::Relaxed)),
         }
     }
@@ -233,6 +237,7 @@ impl RelayCounters {
         self.demoted += one.demoted;
         self.resumed += one.resumed;
         self.bytes += one.bytes;
+        self.lulls += one.lulls;
         for (sum, count) in self.reasons.iter_mut().zip(one.reasons) {
             *sum += count;
         }

@@ -335,7 +335,15 @@ impl copy::Meter for Watch<'_> {
     }
 
     #[cfg(target_os = "linux")]
+    fn waits(&self, unwritten: [u64; 2]) -> bool {
+        self.candidate().is_some_and(|candidate| candidate.press(self.shared.clock.now(), unwritten))
+    }
+
+    #[cfg(target_os = "linux")]
     fn settled(&self, direction: Direction) -> bool {
+        if let Some(Some(candidate)) = self.candidate.get() {
+            candidate.end_lull(self.shared.clock.now());
+        }
         self.ledger.as_ref().is_none_or(|ledger| ledger.settled(direction))
     }
 

@@ -310,6 +310,8 @@ fn each_relay<'a, 'b, const N: usize>(
     out.counters("frontend_relay_demoted", demoted, of(|own| own.demoted));
     out.counters("frontend_relay_resumed", "Of these, given back to the kernel", of(|own| own.resumed));
     out.counters("frontend_relay_bytes", "Bytes that did not pass through userspace", of(|own| own.bytes));
+    let lulls = "Times that windows were closed for a moment, so that a stream could be handed over";
+    out.counters("frontend_relay_lulls", lulls, of(|own| own.lulls));
 }
 
 fn each_backend<'a, 'b, L: Into<Labels<'a>>>(

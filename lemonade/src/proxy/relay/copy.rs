@@ -64,6 +64,12 @@ pub trait Meter {
         true
     }
 
+    /// The relay has read so many bytes up and down and not written them, and another does not go on yet. Whether to be asked
+    /// again in a moment, even if nothing happens.
+    fn waits(&self, _unwritten: [u64; 2]) -> bool {
+        false
+    }
+
     /// Whether another relay goes on with the connection, of which nothing is held here.
     fn hands_over(&self) -> bool {
         false
@@ -164,15 +170,8 @@ fn poll<'a>(
             return Poll::Ready(Stop::End(Broken::new(side, &error).end()));
         }
     }
-    if up.held || down.held {
-        let pause = watches.pause.get_or_insert_with(|| Box::pin(tokio::time::sleep(PAUSE)));
-        if pause.as_mut().poll(cx).is_ready() {
-            watches.pause = None;
-            cx.waker().wake_by_ref();
-        }
-    }
-    // A socket that is not ready said so in its last read: nothing of it is left half-read. The meter is asked last: what it
-    // says holds for a moment at which nothing is held here.
+    // A socket that is not ready said so in its last read: nothing of it is left half-read. The meter is asked when all is done:
+    // what it says holds for a moment at which nothing is held here.
     if up.reading()
         && down.reading()
         && client.poll_read_ready(cx).is_pending()
@@ -180,6 +179,13 @@ fn poll<'a>(
         && meter.hands_over()
     {
         return Poll::Ready(Stop::HandOver);
+    }
+    if meter.waits([up.unwritten(), down.unwritten()]) || up.held || down.held {
+        let pause = watches.pause.get_or_insert_with(|| Box::pin(tokio::time::sleep(PAUSE)));
+        if pause.as_mut().poll(cx).is_ready() {
+            watches.pause = None;
+            cx.waker().wake_by_ref();
+        }
     }
     Poll::Pending
 }
@@ -311,6 +317,11 @@ impl Half {
         if let Some(pending) = self.pending.take() {
             buffer::put(pending.buffer);
         }
+    }
+
+    /// Bytes that were read and not written.
+    fn unwritten(&self) -> u64 {
+        self.pending.as_ref().map_or(0, |pending| (pending.end - pending.start).into())
     }
 
     /// Whether the source is being waited for, so that its errors show as the result of a read.

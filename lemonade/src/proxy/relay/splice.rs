@@ -10,6 +10,7 @@
 mod candidate;
 mod check;
 mod left;
+mod lulls;
 mod memo;
 mod socket;
 pub mod trial;

@@ -258,6 +258,22 @@ impl Splice {
         self.word(slot).compare_exchange(state, state | FORWARD, Ordering::SeqCst, Ordering::SeqCst).is_ok()
     }
 
+    /// Says what the proxy's own packets tell of windows from now on, see [`lemonade_common::splice::lull`].
+    pub fn set_lull(&self, slot: u32, lull: u64) {
+        // SAFETY: within the mapping; programs read whole words.
+        unsafe { (&raw mut (*self.slots.at(slot)).lull).cast::<u64>().write_volatile(lull) };
+    }
+
+    /// Says which window each side is told behind the hand-over, as it stands in a header; 0: none.
+    pub fn set_windows(&self, slot: u32, windows: [u16; 2]) {
+        // SAFETY: within the mapping; programs read whole words.
+        unsafe {
+            (&raw mut (*self.slots.at(slot)).windows)
+                .cast::<[u32; 2]>()
+                .write_volatile(windows.map(u32::from))
+        };
+    }
+
     /// Lets nothing pass any more.
     pub fn halt(&self, slot: u32) {
         self.word(slot).fetch_or(HALT, Ordering::SeqCst);

@@ -141,6 +141,16 @@ impl Splice {
     }
 
     /// Never called.
+    pub fn set_lull(&self, _: u32, _: u64) {
+        match *self {}
+    }
+
+    /// Never called.
+    pub fn set_windows(&self, _: u32, _: [u16; 2]) {
+        match *self {}
+    }
+
+    /// Never called.
     pub fn halt(&self, _: u32) {
         match *self {}
     }

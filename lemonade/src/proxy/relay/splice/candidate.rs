@@ -2,6 +2,8 @@
 
 #![cfg(target_os = "linux")]
 
+mod bulk;
+
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::AsFd;
@@ -9,11 +11,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::check::{Anchor, Ends, Lacks, Place, Tcp, fits, legs, meets, ready};
+use super::lulls::Lulls;
 use super::socket::{held, info, place, stamp};
 use super::{Memo, Relay, Spliced, Watched, frontend_word};
 use crate::model::relay::{Kept, KernelRelay, RelayCell};
 use crate::proxy::adapters::bpf::Seen;
 use crate::proxy::flow::{Direction, Flow};
+use lemonade_common::splice::lull;
 
 /// Quiet moments after which programs that have not seen a side's packets will not.
 const BLIND: u32 = 64;
@@ -40,11 +44,13 @@ struct State {
     skip: u32,
     /// A moment was looked at that was none for a hand-over.
     missed: bool,
+    /// Turns of the relay that a busy connection is let alone for.
+    rest: u32,
 }
 
 impl State {
     const fn at(stage: Stage) -> Self {
-        Self { stage, tries: 0, skip: 0, missed: false }
+        Self { stage, tries: 0, skip: 0, missed: false, rest: 0 }
     }
 }
 
@@ -58,6 +64,7 @@ enum Stage {
         flow: Watched,
         anchors: [Anchor; 2],
         blind: u32,
+        lulls: Lulls,
     },
     Kept,
     Spliced(Spliced),
@@ -111,7 +118,8 @@ impl<'a, S: AsFd> Candidate<'a, S> {
         match stage {
             Stage::Kept | Stage::Spliced(_) => return false,
             Stage::Watched { flow, .. } if !flow.settled.load(Ordering::Acquire) => return false,
-            _ if *skip > 0 => {
+            // In a lull each moment may be the one that it is for.
+            _ if *skip > 0 && !stage.is_lulled() => {
                 *skip -= 1;
                 return false;
             }
@@ -122,7 +130,7 @@ impl<'a, S: AsFd> Candidate<'a, S> {
                 }
                 self.relay.spent.time(|| self.begin(&mut state));
             }
-            Stage::Watched { flow, anchors, blind } => match self.chance(flow, anchors) {
+            Stage::Watched { flow, anchors, blind, .. } => match self.chance(flow, anchors) {
                 Ok(chance) => self.relay.spent.time(|| self.attempt(&mut state, &chance)),
                 Err(Lacks::Quiet) => *missed = true,
                 Err(Lacks::Packets) if *blind < BLIND => *blind += 1,
@@ -135,7 +143,7 @@ impl<'a, S: AsFd> Candidate<'a, S> {
     fn begin(&self, state: &mut State) {
         let Stage::New(known) = &mut state.stage else { return };
         match self.look(known).and_then(|()| self.watch(known)) {
-            Ok(Some((flow, anchors))) => *state = State::at(Stage::Watched { flow, anchors, blind: 0 }),
+            Ok(Some((flow, anchors))) => *state = self.watched(flow, anchors),
             // Each moment may be the last one before a long pause.
             Ok(None) | Err(Failure::Later) => {}
             Err(failure) => self.failed(state, failure),
@@ -143,8 +151,9 @@ impl<'a, S: AsFd> Candidate<'a, S> {
     }
 
     fn attempt(&self, state: &mut State, chance: &Chance) {
+        let lulled = state.stage.is_lulled();
         let Stage::Watched { flow, anchors, .. } = &state.stage else { return };
-        if let Err(failure) = self.hand_over(flow, anchors, chance) {
+        if let Err(failure) = self.hand_over(flow, anchors, chance, lulled) {
             return self.failed(state, failure);
         }
         if let Stage::Watched { flow, .. } = std::mem::replace(&mut state.stage, Stage::Kept) {
@@ -167,6 +176,11 @@ impl<'a, S: AsFd> Candidate<'a, S> {
 
     fn keep(&self, stage: &mut Stage, why: Kept) {
         self.cell().keep(why);
+        if let Stage::Watched { flow, lulls, .. } = stage
+            && lulls.lasts()
+        {
+            self.open(flow);
+        }
         *stage = Stage::Kept;
     }
 
@@ -257,8 +271,14 @@ impl<'a, S: AsFd> Candidate<'a, S> {
         Ok(Chance { state, seen, places })
     }
 
-    /// Hands the flow over, if this is a moment for it.
-    fn hand_over(&self, flow: &Watched, anchors: &[Anchor; 2], chance: &Chance) -> Result<(), Failure> {
+    /// Hands the flow over, if this is a moment for it. Windows are opened that were closed because it was `lulled`.
+    fn hand_over(
+        &self,
+        flow: &Watched,
+        anchors: &[Anchor; 2],
+        chance: &Chance,
+        lulled: bool,
+    ) -> Result<(), Failure> {
         let Chance { state, seen, places } = chance;
         let programs = &self.relay.programs;
         let tcp = self.quiet()?;
@@ -280,6 +300,8 @@ impl<'a, S: AsFd> Candidate<'a, S> {
             };
             programs.promise(flow.slot, at, places[at].received, places[at].sent, delta);
         }
+        // Before the hand-over, behind which acknowledgements change one and not the other.
+        let windows = lulled.then(|| self.windows(&tcp));
         programs.set_memo(flow.slot, self.memo(seen.map(|side| side.end)).to_words());
         if !programs.hand_over(flow.slot, *state) {
             return Err(Failure::Later);
@@ -287,6 +309,9 @@ impl<'a, S: AsFd> Candidate<'a, S> {
         if cfg!(debug_assertions) {
             let looked = self.sockets.map(|socket| place(socket).ok());
             assert_eq!(looked, places.map(Some), "what was counted is not where the sockets stand");
+        }
+        if let Some(windows) = windows {
+            self.open_beyond(flow, windows);
         }
         Ok(())
     }
@@ -321,6 +346,13 @@ impl<'a, S: AsFd> Candidate<'a, S> {
     }
 }
 
+impl Stage {
+    /// Whether windows are closed for the hand-over.
+    const fn is_lulled(&self) -> bool {
+        matches!(self, Self::Watched { lulls, .. } if lulls.lasts())
+    }
+}
+
 impl<S> Candidate<'_, S> {
     fn cell(&self) -> &RelayCell {
         &self.flow.frontend.cell.relays[KernelRelay::Splice.index()]
@@ -330,6 +362,12 @@ impl<S> Candidate<'_, S> {
 impl<S> Drop for Candidate<'_, S> {
     fn drop(&mut self) {
         let state = self.state.get_mut().unwrap_or_else(PoisonError::into_inner);
+        if let Stage::Watched { flow, lulls, .. } = &state.stage
+            && lulls.lasts()
+        {
+            // What the sockets still say is theirs.
+            self.relay.programs.set_lull(flow.slot, lull::NONE);
+        }
         if matches!(state.stage, Stage::Watched { .. }) && state.missed {
             self.cell().keep(Kept::Busy);
         }

@@ -1,6 +1,7 @@
 //! Which pairs of connections can become one, and by which numbers packets pass between them. Nothing here touches a socket.
 
 use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
 
 use lemonade_common::FlowKey;
 use lemonade_common::csum::address_delta;
@@ -24,7 +25,7 @@ const FAST_OPEN: u8 = 128;
 const STAMP: u32 = 12;
 
 /// Bytes of `struct tcp_info` that are read.
-pub(super) const INFO: usize = 216;
+pub(super) const INFO: usize = 232;
 
 /// What `TCP_INFO` tells of a connection, as far as it matters.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -43,6 +44,12 @@ pub(super) struct Tcp {
     received: u64,
     /// Bytes sent since its start, each once; 0 before Linux 4.19.
     sent: u64,
+    /// Microseconds of a round trip, smoothed.
+    round_trip: u32,
+    /// Bytes in a second that the peer has lately acknowledged.
+    rate: u64,
+    /// Bytes that the peer takes from what it has acknowledged on; 0 before Linux 5.4.
+    window: u32,
 }
 
 impl Tcp {
@@ -60,6 +67,9 @@ impl Tcp {
             received: long(128),
             // What was sent again is in both.
             sent: long(200).wrapping_sub(long(208)),
+            round_trip: word(68),
+            rate: long(160),
+            window: word(228),
         }
     }
 
@@ -71,6 +81,43 @@ impl Tcp {
     /// Whether neither side has closed, and nothing waits to be sent.
     pub(super) const fn quiet(&self) -> bool {
         self.state == ESTABLISHED && self.unsent == 0
+    }
+
+    /// Whether neither side has closed.
+    pub(super) const fn open(&self) -> bool {
+        self.state == ESTABLISHED
+    }
+
+    /// Bytes that wait to be sent for the first time.
+    pub(super) const fn unsent(&self) -> u32 {
+        self.unsent
+    }
+
+    /// Bytes received in order since its start.
+    pub(super) const fn received(&self) -> u64 {
+        self.received
+    }
+
+    /// What it was when `unread` bytes that it has received were not, and what waits to be sent was.
+    pub(super) const fn settled(self, unread: u32) -> Self {
+        let (received, sent) =
+            (self.received.wrapping_sub(unread as u64), self.sent.wrapping_add(self.unsent as u64));
+        Self { received, sent, unsent: 0, ..self }
+    }
+
+    /// Time until all of `backlog` bytes are sent and acknowledged, and as long again as a round trip; `None` when it cannot
+    /// be told.
+    pub(super) fn drains_in(&self, backlog: usize) -> Option<Duration> {
+        let drain = (backlog as u64).saturating_mul(1_000_000).checked_div(self.rate);
+        let drain = if backlog == 0 { 0 } else { drain? };
+        Some(Duration::from_micros(drain.saturating_add(u64::from(self.round_trip).saturating_mul(2))))
+    }
+
+    /// The window that this side's peer leaves for what is sent behind `backlog` bytes, as the other side's peer, `reader`, reads
+    /// it in a header; rounded down.
+    pub(super) fn window_left(&self, backlog: usize, reader: &Self) -> u16 {
+        let left = (self.window as usize).saturating_sub(backlog) >> reader.scales[1];
+        u16::try_from(left).unwrap_or(u16::MAX)
     }
 
     /// Data of a segment that the peer may send.

@@ -37,11 +37,11 @@ impl Memo {
     }
 
     pub(super) const fn to_words(self) -> [u64; MEMO] {
-        [self.frontend, self.started.0, self.idle, self.origin[0], self.origin[1], 0, 0]
+        [self.frontend, self.started.0, self.idle, self.origin[0], self.origin[1]]
     }
 
     pub(super) const fn from_words(words: [u64; MEMO]) -> Self {
-        let [frontend, started, idle, up, down, ..] = words;
+        let [frontend, started, idle, up, down] = words;
         Self { frontend, started: Moment(started), idle, origin: [up, down] }
     }
 }

@@ -16,8 +16,9 @@ use crate::proxy::socket::{reset_on_close, set_int, unacknowledged};
 const RECEIVED: libc::c_int = 1;
 const SENT: libc::c_int = 2;
 
-/// Values of `TCP_REPAIR`; the last turns it off without a packet.
+/// Values of `TCP_REPAIR`; the last turns it off without a packet, the one before with a probe of the peer's window.
 const ON: libc::c_int = 1;
+const PROBE: libc::c_int = 0;
 const OFF: libc::c_int = -1;
 
 /// Reads `TCP_INFO`.
@@ -46,23 +47,66 @@ pub(super) fn held(socket: &impl AsFd) -> io::Result<u32> {
 /// # Errors
 /// As setsockopt(2): the process may not repair sockets, or this one is closed.
 pub(super) fn place(socket: &impl AsFd) -> io::Result<Place> {
+    in_repair(socket, OFF, || Ok(Place { received: queue(socket, RECEIVED)?, sent: queue(socket, SENT)? }))
+}
+
+/// As [`place`], of a socket to which bytes come, and which may have some that wait to be sent: where what was read of it ends,
+/// and the bytes behind that. `None`: a segment came meanwhile.
+///
+/// What waits to be sent must not be sent while the queue of sent bytes is chosen, since then it would be noted as sent and go
+/// nowhere, and be sent again a round trip later. That time is of one system call.
+///
+/// # Errors
+/// As [`place`].
+pub(super) fn place_busy(socket: &impl AsFd) -> io::Result<Option<(Place, u32)>> {
+    in_repair(socket, OFF, || {
+        let received = queue(socket, RECEIVED)?;
+        let unread = unread(socket)?;
+        if word(socket, libc::TCP_QUEUE_SEQ)? != received {
+            return Ok(None);
+        }
+        let place = Place { received: received.wrapping_sub(unread), sent: queue(socket, SENT)? };
+        Ok(Some((place, unread)))
+    })
+}
+
+/// Has a socket probe its peer's window: a packet without data from before what its peer has acknowledged.
+///
+/// # Errors
+/// As [`place`].
+pub(super) fn probe(socket: &impl AsFd) -> io::Result<()> {
+    in_repair(socket, PROBE, || Ok(()))
+}
+
+/// The sequence number at which a queue ends.
+fn queue(socket: &impl AsFd, which: libc::c_int) -> io::Result<u32> {
+    set_int(socket, libc::IPPROTO_TCP, libc::TCP_REPAIR_QUEUE, which)?;
+    word(socket, libc::TCP_QUEUE_SEQ)
+}
+
+/// Looks at a socket in repair, which it leaves by `end`.
+fn in_repair<T>(socket: &impl AsFd, end: libc::c_int, look: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
     let tcp = libc::IPPROTO_TCP;
     let reused = SockRef::from(socket).reuse_address()?;
     set_int(socket, tcp, libc::TCP_REPAIR, ON)?;
-    let read = || {
-        let queue = |which| {
-            set_int(socket, tcp, libc::TCP_REPAIR_QUEUE, which)?;
-            word(socket, libc::TCP_QUEUE_SEQ)
-        };
-        Ok(Place { received: queue(RECEIVED)?, sent: queue(SENT)? })
-    };
-    let read = read();
-    set_int(socket, tcp, libc::TCP_REPAIR, OFF)?;
+    let seen = look();
+    set_int(socket, tcp, libc::TCP_REPAIR, end)?;
     if reused {
         // Repair has taken it away.
         SockRef::from(socket).set_reuse_address(true)?;
     }
-    read
+    seen
+}
+
+/// Bytes that a socket has received and nobody has read.
+///
+/// # Errors
+/// As ioctl(2).
+pub(super) fn unread(socket: &impl AsFd) -> io::Result<u32> {
+    let mut bytes: libc::c_int = 0;
+    // SAFETY: FIONREAD writes one int through the pointer, which is valid for the call.
+    let result = unsafe { libc::ioctl(socket.as_fd().as_raw_fd(), libc::FIONREAD, &raw mut bytes) };
+    if result == 0 { Ok(bytes.cast_unsigned()) } else { Err(io::Error::last_os_error()) }
 }
 
 /// The timestamp that a segment sent now would have.
