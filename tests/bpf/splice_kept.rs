@@ -31,7 +31,7 @@ fn flows_that_were_handed_over_outlive_a_killed_process() {
         first.own();
         assert_eq!(first.attach().expect("root may"), ["to_backends", "to_client"]);
         let kept = kept.moved(first).watched();
-        kept.splice.set_memo(SLOT, [9; 7]);
+        kept.splice.set_memo(SLOT, [9; 5]);
         kept.hand_over();
         // Another one is begun and not handed over, in another slot.
         let [leg, other] = [0, 1].map(|at| {
@@ -61,7 +61,7 @@ fn flows_that_were_handed_over_outlive_a_killed_process() {
         let found = next.legs().expect("a list");
         assert_eq!(found.into_iter().collect::<Vec<_>>(), [(SLOT, legs[&SLOT])], "not what was only watched");
         assert_ne!(next.state(SLOT) & FORWARD, 0);
-        assert_eq!((next.memo(SLOT), next.seen(SLOT, 0).bytes), ([9; 7], 5));
+        assert_eq!((next.memo(SLOT), next.seen(SLOT, 0).bytes), ([9; 5], 5));
         assert_eq!(next.counts()[Count::Forwarded as usize], 1);
         assert_eq!(next.attach().expect("root may"), ["to_backends", "to_client"]);
         let trial = next.trial(false, &data.build()).expect("a trial");

@@ -24,7 +24,7 @@ fn leave_little_room(scene: &Scene) {
     left.begin(1, [0; 2], [0; 2]);
     left.join(&legs).expect("there is room");
     // Of no frontend, accepted when the host started, and it may be idle for longer than any test.
-    left.set_memo(1, [0, 0, 1 << 40, 0, 0, 0, 0]);
+    left.set_memo(1, [0, 0, 1 << 40, 0, 0]);
     assert!(left.hand_over(1, left.state(1)));
     // As if it were killed: nothing is undone.
     std::mem::forget(left);

@@ -3,6 +3,7 @@
 #![cfg(target_os = "linux")]
 
 mod auto;
+mod bulk;
 #[path = "../conformance/backend_failure.rs"]
 mod backend_failure;
 mod crowds;
