@@ -14,7 +14,7 @@ use crate::stage::V4;
 const BLOCK: usize = 1_000_003;
 
 /// Bytes of a stream.
-const BYTES: usize = 192 << 20;
+const BYTES: usize = 512 << 20;
 
 fn block() -> Vec<u8> {
     let mut random = fastrand::Rng::with_seed(5);

@@ -3,9 +3,9 @@
 #![cfg(target_os = "linux")]
 
 mod auto;
-mod bulk;
 #[path = "../conformance/backend_failure.rs"]
 mod backend_failure;
+mod bulk;
 mod crowds;
 mod demo;
 #[path = "../conformance/early_bytes.rs"]

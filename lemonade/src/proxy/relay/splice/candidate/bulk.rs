@@ -18,7 +18,10 @@ use crate::proxy::socket::unacknowledged;
 /// Bytes that a connection has carried when it is one that may never pause.
 const BULK: u64 = 256 * 1024;
 
-/// Turns of the relay between two looks at sockets that were not as they should be.
+/// Looks at busy sockets that wait for a moment at which nothing waits to be sent.
+const PATIENT: u32 = 4;
+
+/// Turns of the relay between later looks, each of up to a MiB.
 const REST: u32 = 16;
 
 impl<S: AsFd> Candidate<'_, S> {
@@ -87,7 +90,7 @@ impl<S: AsFd> Candidate<'_, S> {
     }
 
     fn begin_busy(&self, state: &mut State, unwritten: [u64; 2]) {
-        let patient = state.tries < REST;
+        let patient = state.tries < PATIENT;
         let Stage::New(known) = &mut state.stage else { return };
         let looked =
             (0..2).filter(|at| known[*at].is_none()).collect::<Vec<_>>().into_iter().try_for_each(|at| {
@@ -98,7 +101,7 @@ impl<S: AsFd> Candidate<'_, S> {
             Ok(Some((flow, anchors))) => *state = self.watched(flow, anchors),
             Ok(None) | Err(Failure::Later) => {
                 state.tries = state.tries.saturating_add(1);
-                state.rest = REST;
+                state.rest = if patient { 0 } else { REST };
             }
             Err(failure) => self.failed(state, failure),
         }
