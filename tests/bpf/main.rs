@@ -18,5 +18,6 @@ mod signals;
 mod splice;
 mod splice_beyond;
 mod splice_kept;
+mod splice_lull;
 mod too_big;
 mod xdp;

@@ -2,12 +2,16 @@
 
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
+use std::sync::PoisonError;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use lemonade_tests::skip::full;
 use lemonade_tests::wait;
+use rustix::process::Signal;
 
 use crate::ends::{Pair, Scene};
+use crate::killed::{TURN, restart, until_on};
 use crate::stage::V4;
 
 /// Bytes after which a stream repeats itself: a byte that is lost or comes twice shows, since no power of two divides it.
@@ -92,4 +96,117 @@ fn downloads_that_never_pause_are_handed_over_early() {
 #[test]
 fn uploads_that_never_pause_are_handed_over_early() {
     streams("uploads_that_never_pause_are_handed_over_early", true);
+}
+
+/// Segments that the client's host loses, and their bytes: while one is missing, the balancer holds what came behind it, and
+/// nothing can be handed over.
+const PARTS: usize = 10;
+const PART: usize = 777 - 20 - 32;
+
+/// A time without bytes that a window which is not opened costs: its sender asks after 200 ms.
+const FORGOTTEN: Duration = Duration::from_millis(150);
+
+/// Sends from the client what gets lost, and something behind it.
+fn leave_a_hole(client: &mut TcpStream, block: &[u8]) {
+    for part in block[..PARTS * PART].chunks(PART) {
+        client.write_all(part).expect("the connection lives");
+    }
+    client.write_all(&block[PARTS * PART..][..300]).expect("the connection lives");
+}
+
+#[test]
+fn a_lull_that_comes_to_nothing_is_over_soon() {
+    let test = "a_lull_that_comes_to_nothing_is_over_soon";
+    let Some(scene) = Scene::start(test, V4, |setup| setup) else { return };
+    let (block, stop) = (twice(), AtomicBool::new(false));
+    let Pair { mut client, mut backend } = scene.connect(V4[0]);
+    let lossy = scene.network.client.fault("to_balancer", "swallow");
+    leave_a_hole(&mut client, &block);
+    let (bytes, forgotten, vain) = std::thread::scope(|scope| {
+        let sender = scope.spawn(|| {
+            let mut at = 0;
+            while !stop.load(Ordering::Relaxed) {
+                let count = (&backend).write(&block[at % BLOCK..][..64 << 10]).expect("the connection lives");
+                at += count;
+            }
+            backend.shutdown(std::net::Shutdown::Write).expect("a live socket");
+            at
+        });
+        let receiver = scope.spawn(|| {
+            let (mut at, mut forgotten, mut buffer) = (0, 0, vec![0; 256 << 10]);
+            loop {
+                let began = Instant::now();
+                let count = (&client).read(&mut buffer).expect("the bytes arrive");
+                forgotten += u64::from(at > 0 && began.elapsed() > FORGOTTEN);
+                if count == 0 {
+                    return (at, forgotten);
+                }
+                assert!(buffer[..count] == block[at % BLOCK..][..count], "other bytes behind {at}");
+                at += count;
+            }
+        });
+        wait::until("lulls come to nothing", wait::SOON, || scene.relay("lulls_total") >= 3);
+        let vain = scene.relay("lulls_total");
+        assert_eq!(scene.relay("promoted_total"), 0, "it was handed over with a hole in a stream");
+        wait::until("the stream is spliced", wait::SOON, || scene.relay("promoted_total") == 1);
+        stop.store(true, Ordering::Relaxed);
+        let sent = sender.join().expect("it has sent");
+        let (received, forgotten) = receiver.join().expect("it has received");
+        assert_eq!(sent, received);
+        (sent, forgotten, vain)
+    });
+    println!("{bytes} bytes, {vain} lulls in vain, {forgotten} long waits");
+    assert!(forgotten < vain, "{forgotten} windows were not opened in time, of {vain}");
+    let mut got = vec![0; PARTS * PART + 300];
+    backend.read_exact(&mut got).expect("the bytes arrive");
+    assert!(got == block[..got.len()]);
+    drop(lossy);
+}
+
+#[test]
+fn killed_in_a_lull_it_leaves_nobody_waiting() {
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    let Some(mut scene) = Scene::start("killed_in_a_lull_it_leaves_nobody_waiting", V4, |setup| setup) else {
+        return;
+    };
+    let block = twice();
+    for round in 0..3 {
+        let Pair { mut client, backend } = scene.connect(V4[0]);
+        let lossy = scene.network.client.fault("to_balancer", "swallow");
+        leave_a_hole(&mut client, &block);
+        backend.set_write_timeout(Some(wait::SOON)).expect("a live socket");
+        let (ended, told) = std::thread::scope(|scope| {
+            let sender = scope.spawn(|| {
+                loop {
+                    if let Err(error) = (&backend).write(&block[..64 << 10]) {
+                        return error.kind();
+                    }
+                }
+            });
+            let receiver = scope.spawn(|| {
+                let mut buffer = vec![0; 256 << 10];
+                while matches!((&client).read(&mut buffer), Ok(1..)) {}
+                Instant::now()
+            });
+            // A lull in vain lasts for 20 ms.
+            while scene.relay("lulls_total") == 0 {
+                std::thread::yield_now();
+            }
+            assert_eq!(scene.relay("promoted_total"), 0);
+            scene.lemonade.signal(Signal::KILL);
+            let killed = Instant::now();
+            let told = sender.join().expect("it sees the end");
+            (receiver.join().expect("it sees the end").saturating_duration_since(killed), told)
+        });
+        println!("round {round}: the client saw the end {ended:?} later, the backend {told:?}");
+        assert!(
+            matches!(told, std::io::ErrorKind::ConnectionReset | std::io::ErrorKind::BrokenPipe),
+            "{told}"
+        );
+        assert!(ended < Duration::from_secs(5), "{ended:?}");
+        drop(lossy);
+        scene.lemonade.wait(wait::SOON);
+        restart(&mut scene);
+        until_on(&scene);
+    }
 }
