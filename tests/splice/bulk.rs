@@ -12,7 +12,7 @@ use rustix::process::Signal;
 
 use crate::ends::{Pair, Scene};
 use crate::killed::{TURN, restart, until_on};
-use crate::stage::V4;
+use crate::stage::{V4, V6};
 
 /// Bytes after which a stream repeats itself: a byte that is lost or comes twice shows, since no power of two divides it.
 const BLOCK: usize = 1_000_003;
@@ -61,41 +61,64 @@ fn receive(from: &mut TcpStream, block: &[u8], bytes: usize) -> Duration {
 }
 
 /// One stream on a new connection: bytes that were copied before the hand-over, and the longest time in which none came.
-fn stream(scene: &Scene, upload: bool, block: &[u8]) -> (u64, Duration) {
+fn stream(scene: &Scene, frontend: &str, upload: bool, bytes: usize, block: &[u8]) -> (u64, Duration) {
     let before = scene.relay("bytes_total");
-    let Pair { mut client, mut backend } = scene.connect(V4[0]);
+    let Pair { mut client, mut backend } = scene.connect(frontend);
     let (from, to) = if upload { (&mut client, &mut backend) } else { (&mut backend, &mut client) };
     let began = Instant::now();
     let gap = std::thread::scope(|scope| {
-        scope.spawn(|| send(from, block, BYTES));
-        receive(to, block, BYTES)
+        scope.spawn(|| send(from, block, bytes));
+        receive(to, block, bytes)
     });
     let took = began.elapsed();
     drop((client, backend));
     wait::until("its end is counted", wait::SOON, || scene.lemonade.metrics().connections().2 == 0);
-    let copied = BYTES as u64 - (scene.relay("bytes_total") - before);
-    println!("{copied} bytes copied, longest gap {gap:?}, {} MB/s", BYTES as u128 / took.as_micros());
+    let copied = bytes as u64 - (scene.relay("bytes_total") - before);
+    println!("{copied} bytes copied, longest gap {gap:?}, {} MB/s", bytes as u128 / took.as_micros());
     (copied, gap)
 }
 
 /// Streams of one direction: nearly all are handed over, and early.
-fn streams(test: &str, upload: bool) {
-    let Some(scene) = Scene::start(test, V4, |setup| setup) else { return };
+fn streams(test: &str, addresses: [&str; 2], upload: bool) {
+    let Some(scene) = Scene::start(test, addresses, |setup| setup) else { return };
     let (block, count) = (twice(), if full() { 60 } else { 12 });
-    let early = (0..count).filter(|_| stream(&scene, upload, &block).0 < BYTES as u64 / 2).count();
+    let streams: Vec<(u64, Duration)> =
+        (0..count).map(|_| stream(&scene, addresses[0], upload, BYTES, &block)).collect();
+    let early = streams.iter().filter(|(copied, _)| *copied < BYTES as u64 / 2).count();
+    let forgotten = streams.iter().filter(|(_, gap)| *gap > FORGOTTEN).count();
     println!("{early} of {count} early, {} lulls", scene.relay("lulls_total"));
     assert!(early * 100 >= count * 90, "{early} of {count} were handed over early");
+    assert!(forgotten * 4 <= count, "{forgotten} of {count} had to ask for their window");
     assert!(scene.relay("lulls_total") > 0, "blocked: no stream needed a lull");
 }
 
 #[test]
 fn downloads_that_never_pause_are_handed_over_early() {
-    streams("downloads_that_never_pause_are_handed_over_early", false);
+    streams("downloads_that_never_pause_are_handed_over_early", V4, false);
 }
 
 #[test]
 fn uploads_that_never_pause_are_handed_over_early() {
-    streams("uploads_that_never_pause_are_handed_over_early", true);
+    streams("uploads_that_never_pause_are_handed_over_early", V6, true);
+}
+
+#[test]
+fn streams_with_losses_arrive_exact() {
+    let Some(scene) = Scene::start("streams_with_losses_arrive_exact", V4, |setup| setup) else { return };
+    for namespace in [&scene.network.client, &scene.network.balancer, &scene.network.backends] {
+        namespace.filter("meta l4proto tcp numgen random mod 100 < 1 drop");
+    }
+    let block = twice();
+    let each = if full() { 20 } else { 4 };
+    for upload in [false, true] {
+        for _ in 0..each {
+            stream(&scene, V4[0], upload, 48 << 20, &block);
+        }
+    }
+    let spliced = scene.relay("promoted_total");
+    println!("{} lulls, {spliced} of {} handed over", scene.relay("lulls_total"), 2 * each);
+    // A lull in which a packet is lost comes to nothing.
+    assert!(spliced >= each, "{spliced} of {} were handed over", 2 * each);
 }
 
 /// Segments that the client's host loses, and their bytes: while one is missing, the balancer holds what came behind it, and

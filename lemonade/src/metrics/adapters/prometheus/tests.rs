@@ -88,9 +88,9 @@ prop_compose! {
 }
 
 prop_compose! {
-    fn relays()(n in prop::array::uniform6(0..MAX)) -> RelayCounters {
-        let [live, promoted, kept, demoted, resumed, bytes] = n;
-        RelayCounters { live, promoted, kept, demoted, resumed, bytes, ..RelayCounters::default() }
+    fn relays()(n in prop::array::uniform7(0..MAX)) -> RelayCounters {
+        let [live, promoted, kept, demoted, resumed, bytes, lulls] = n;
+        RelayCounters { live, promoted, kept, demoted, resumed, bytes, lulls, ..RelayCounters::default() }
     }
 }
 
