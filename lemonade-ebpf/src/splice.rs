@@ -186,16 +186,20 @@ pub fn leaves(ctx: &TcContext) -> i32 {
     if !load(&skb, packet, work) {
         return count(Count::NotSent, TC_ACT_SHOT);
     }
-    header::places(&work.old, &mut work.places);
-    let segment = header::read(&work.old, &work.places, data(&skb, packet, header::length(&work.old)));
     work.new = work.old;
+    let data = data(&skb, packet, header::length(&work.old));
+    if now & FORWARD == 0 {
+        // No option matters to it.
+        let segment = header::read(&work.old, &Places::default(), data);
+        // SAFETY: it takes nothing.
+        let what = told(lulled, side, &segment, unsafe { bpf_ktime_get_coarse_ns() });
+        tell_window(&mut work.new, what);
+        return rewritten(&skb, packet, work);
+    }
+    header::places(&work.old, &mut work.places);
+    let segment = header::read(&work.old, &work.places, data);
     match own(now, side, &segment) {
-        Own::Pass => {
-            // SAFETY: it takes nothing.
-            let what = told(lulled, side, &segment, unsafe { bpf_ktime_get_coarse_ns() });
-            tell_window(&mut work.new, what);
-            rewritten(&skb, packet, work)
-        }
+        Own::Pass => TC_ACT_UNSPEC,
         Own::Drop => count(Count::Held, TC_ACT_SHOT),
         Own::Renewed => {
             let mut place = (now & HALT != 0).then(|| side.ack.get());
