@@ -120,7 +120,7 @@ pub fn main() -> ExitCode {
         return ExitCode::from(BAD_INPUT);
     }
     let done = match command {
-        Command::Run { config, admin } => return run(&config, admin.or(before.map(PathBuf::from))),
+        Command::Run { config, admin } => return run(&config, admin.or_else(|| before.map(PathBuf::from))),
         Command::Check { file } => return check(&file),
         Command::Schema { of: Document::Config } => print(config::schema().as_bytes()),
         Command::Schema { of: Document::Access } => print(access_format::schema().as_bytes()),

@@ -69,7 +69,7 @@ pub(super) type Answer<T = ()> = Result<T, Trouble>;
 impl Instance {
     /// Takes what was named before the command. It goes before the variable, which looks the same from here.
     pub(super) fn name(&mut self, before: Option<OsString>) {
-        self.admin = before.or(self.admin.take());
+        self.admin = before.or_else(|| self.admin.take());
     }
 
     pub(super) fn socket(&self) -> PathBuf {
