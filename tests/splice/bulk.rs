@@ -104,7 +104,9 @@ fn uploads_that_never_pause_are_handed_over_early() {
 
 #[test]
 fn streams_with_losses_arrive_exact() {
-    let Some(scene) = Scene::start("streams_with_losses_arrive_exact", V4, |setup| setup) else { return };
+    let patient = ["connect_timeout = \"30s\"", "user_timeout = \"2m\""];
+    let test = "streams_with_losses_arrive_exact";
+    let Some(scene) = Scene::start(test, V4, |setup| setup.frontend(&patient)) else { return };
     for namespace in [&scene.network.client, &scene.network.balancer, &scene.network.backends] {
         namespace.filter("meta l4proto tcp numgen random mod 100 < 1 drop");
     }
