@@ -282,6 +282,11 @@ impl<'a, S: AsFd> Candidate<'a, S> {
         let Chance { state, seen, places } = chance;
         let programs = &self.relay.programs;
         let tcp = self.quiet()?;
+        // Of the last bytes of a full queue some may be lost: a socket to which few acknowledgements come would take long to send
+        // them again, and keep what comes behind them.
+        if lulled && !tcp.iter().all(Tcp::paid) {
+            return Err(Failure::Later);
+        }
         for (at, socket) in self.sockets.into_iter().enumerate() {
             let (anchor, copied) = (&anchors[at], self.copied(at));
             if !anchor.received(&tcp[at], copied) {
@@ -301,7 +306,7 @@ impl<'a, S: AsFd> Candidate<'a, S> {
             programs.promise(flow.slot, at, places[at].received, places[at].sent, delta);
         }
         // Before the hand-over, behind which acknowledgements change one and not the other.
-        let windows = lulled.then(|| self.windows(&tcp));
+        let windows = lulled.then(|| Self::windows(&tcp));
         programs.set_memo(flow.slot, self.memo(seen.map(|side| side.end)).to_words());
         if !programs.hand_over(flow.slot, *state) {
             return Err(Failure::Later);

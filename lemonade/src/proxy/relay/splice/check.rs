@@ -44,6 +44,8 @@ pub(super) struct Tcp {
     received: u64,
     /// Bytes sent since its start, each once; 0 before Linux 4.19.
     sent: u64,
+    /// Segments sent and not acknowledged.
+    unacked: u32,
     /// Microseconds of a round trip, smoothed.
     round_trip: u32,
     /// Bytes in a second that the peer has lately acknowledged.
@@ -67,6 +69,7 @@ impl Tcp {
             received: long(128),
             // What was sent again is in both.
             sent: long(200).wrapping_sub(long(208)),
+            unacked: word(24),
             round_trip: word(68),
             rate: long(160),
             window: word(228),
@@ -86,6 +89,11 @@ impl Tcp {
     /// Whether neither side has closed.
     pub(super) const fn open(&self) -> bool {
         self.state == ESTABLISHED
+    }
+
+    /// Whether the peer has all that was written.
+    pub(super) const fn paid(&self) -> bool {
+        self.unsent == 0 && self.unacked == 0
     }
 
     /// Bytes that wait to be sent for the first time.
@@ -113,11 +121,10 @@ impl Tcp {
         Some(Duration::from_micros(drain.saturating_add(u64::from(self.round_trip).saturating_mul(2))))
     }
 
-    /// The window that this side's peer leaves for what is sent behind `backlog` bytes, as the other side's peer, `reader`, reads
-    /// it in a header; rounded down.
-    pub(super) fn window_left(&self, backlog: usize, reader: &Self) -> u16 {
-        let left = (self.window as usize).saturating_sub(backlog) >> reader.scales[1];
-        u16::try_from(left).unwrap_or(u16::MAX)
+    /// The window of this side's peer, who has all that was written, as that of the other side, `reader`, reads it in a header;
+    /// rounded down.
+    pub(super) fn window_for(&self, reader: &Self) -> u16 {
+        u16::try_from(self.window >> reader.scales[1]).unwrap_or(u16::MAX)
     }
 
     /// Data of a segment that the peer may send.
@@ -357,9 +364,16 @@ mod tests {
         for (at, word) in [(128, 1_u64 << 40), (200, 900), (208, 100)] {
             info[at..at + 8].copy_from_slice(&word.to_ne_bytes());
         }
+        info[228..].copy_from_slice(&70_000_u32.to_ne_bytes());
         let read = Tcp::read(&info);
+        assert_eq!(
+            [read.window_for(&tcp()), read.window_for(&Tcp { scales: [9, 0], ..tcp() })],
+            [273, 65_535]
+        );
+        let read = Tcp { window: 0, ..read };
         assert_eq!(read, Tcp { unsent: 5, received: 1 << 40, sent: 800, ..tcp() });
         assert!(!read.quiet() && tcp().quiet());
+        assert!(!read.paid() && tcp().paid() && !Tcp { unacked: 1, ..tcp() }.paid());
         assert!(!Tcp { state: 8, ..tcp() }.quiet(), "the peer has closed");
     }
 

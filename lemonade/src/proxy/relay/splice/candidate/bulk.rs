@@ -147,8 +147,8 @@ impl<S: AsFd> Candidate<'_, S> {
     }
 
     /// The window that each side's peer is to be told when the other side's takes what it sends.
-    pub(super) fn windows(&self, tcp: &[Tcp; 2]) -> [u16; 2] {
-        [0, 1].map(|at| tcp[1 - at].window_left(unacknowledged(self.sockets[1 - at]), &tcp[at]))
+    pub(super) fn windows(tcp: &[Tcp; 2]) -> [u16; 2] {
+        [0, 1].map(|at| tcp[1 - at].window_for(&tcp[at]))
     }
 
     /// Opens the windows of a flow that was handed over. Where there is none to tell, the other side's peer opens it.
